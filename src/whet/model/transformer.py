@@ -1,0 +1,99 @@
+"""One decoder for the Llama, Qwen2, Qwen3 and SmolLM families: RMSNorm, rotary positions, grouped queries, SwiGLU.
+
+It works on a flat list of N tokens. What a token may look at is decided by the `attend` it is called with (attention.py), so
+training on packs, prefill and decoding from a cache are the same code over the same weights.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from whet.model.attention import Attention, Packed
+from whet.model.config import ModelConfig
+from whet.model.rope import Rotary
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 (arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*n w"]) -> Float[Tensor, "*n w"]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and a gated feed-forward net, each with a norm before it and a residual around it."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        c = config
+        self.index = index
+        self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
+        self.uses_rope = index not in c.no_rope_layers
+        self.norm_attention = RMSNorm(c.hidden, c.norm_eps)
+        self.qkv = nn.Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = nn.Linear(c.heads * c.head_dim, c.hidden, bias=c.out_bias)
+        self.norm_q = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.norm_ffn = RMSNorm(c.hidden, c.norm_eps)
+        self.gate_up = nn.Linear(c.hidden, 2 * c.ffn, bias=c.mlp_bias)
+        self.down = nn.Linear(c.ffn, c.hidden, bias=c.mlp_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
+        n = len(x)
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(self.norm_attention(x)).view(n, sum(sizes), self.head_dim).split(sizes, dim=1)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if self.uses_rope:
+            q, k = Rotary.turn(q, cos, sin), Rotary.turn(k, cos, sin)
+        x = x + self.out(attend(self.index, q, k, v).reshape(n, -1))
+        gate, up = self.gate_up(self.norm_ffn(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    """Tokens in, hidden states out; `logits` projects the rows one needs."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab, config.hidden)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.rotary = Rotary(config)
+        self.head = nn.Linear(config.hidden, config.vocab, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], attend: Attention
+    ) -> Float[Tensor, "n h"]:
+        x = self.embed(tokens)
+        cos, sin = self.rotary(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return self.norm(x)
+
+    def packed(self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]) -> Tensor:
+        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]."""
+        return self(tokens, positions, Packed(starts))
+
+    def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
+        return self.head(hidden)
+
+    def initialize(self, generator: torch.Generator) -> "Transformer":
+        """Fresh weights: normal with deviation 0.02, residual outputs scaled down by sqrt(2 layers); norms 1, biases 0."""
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.ndim < 2:
+                    p.fill_(1.0 if "norm" in name else 0.0)
+                    continue
+                residual = name.endswith(("out.weight", "down.weight"))
+                p.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02, generator=generator)
+        return self
