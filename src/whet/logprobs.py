@@ -57,12 +57,14 @@ def chosen_logprobs(
     tokens: Int[Tensor, " n"],
     chosen: Int[Tensor, " m"],
     shape: Callable[[Tensor, Tensor], Tensor],
+    entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """log pi(tokens[chosen]) [M] and the entropy [M] of the distributions they were drawn from.
 
     `head` turns hidden rows into logits; `shape(logits [m, V], target [m])` turns those into log-probabilities (`processed`,
     with the sampling's settings). Only the M rows that predict a chosen token are projected, in chunks of at most MAX_LOGITS
-    numbers that are computed again in the backward pass, so that [N x V] is never held. The entropy carries gradient.
+    numbers that are computed again in the backward pass, so that [N x V] is never held. The entropy carries gradient only
+    where `entropy_grad` asks for it.
     Raises ValueError where a chosen token has no predecessor in the pack.
     """
     if len(chosen) and int(chosen.min()) < 1:
@@ -71,8 +73,9 @@ def chosen_logprobs(
 
     def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logp = shape(head(rows), targets)
-        finite = logp.masked_fill(logp == -torch.inf, 0.0)
-        return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * finite).sum(-1)
+        spread = logp if entropy_grad else logp.detach()
+        finite = spread.masked_fill(spread == -torch.inf, 0.0)
+        return logp.gather(1, targets[:, None]).squeeze(1), -(spread.exp() * finite).sum(-1)
 
     with torch.no_grad():
         vocabulary = head(rows[:1]).shape[-1] if len(rows) else 1

@@ -151,7 +151,13 @@ class Task(Protocol):
     name: str
     modes: tuple[str, ...]  # ways of answering that the task can tell apart; empty where it cannot
 
-    def problems(self, split: Literal["train", "test"], n: int, seed: int) -> list[Problem]: ...
+    def size(self, split: Literal["train", "test"]) -> int | None:
+        """How many different problems there are; None where they are made as needed and will not run out."""
+        ...
+
+    def problems(self, split: Literal["train", "test"], n: int, seed: int) -> list[Problem]:
+        """n different problems, in an order that the seed fixes. Raises DataError where there are fewer."""
+        ...
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]: ...
 

@@ -1,0 +1,66 @@
+"""Rewards -> advantages, in float64. Pure: a list of groups' rewards in, a list of groups' advantages out.
+
+Equal rewards give exactly 0, whatever rounding does to their mean: a group without signal has no gradient.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Rewards = Float[Tensor, " g"]  # of one group, float64
+Advantage = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def _equal(rewards: Tensor) -> bool:
+    return len(rewards) == 0 or bool(rewards.max() == rewards.min())
+
+
+def centred(groups: Sequence[Rewards]) -> list[Rewards]:
+    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, eq. 3 (no division by the deviation).
+
+    >>> [a.tolist() for a in centred([torch.tensor([1.0, 0.0, 0.0, 0.0])])]
+    [[0.75, -0.25, -0.25, -0.25]]
+    """
+    return [torch.zeros_like(r) if _equal(r) else r - r.mean() for r in groups]
+
+
+def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
+    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group, std over all G (no correction). GRPO, arXiv:2402.03300, sec. 4.1.2.
+
+    >>> [[round(x, 4) for x in a.tolist()] for a in zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])]
+    [[1.732, -0.5773, -0.5773, -0.5773]]
+    """
+    return [a / (r.std(correction=0) + eps) for r, a in zip(groups, centred(groups), strict=True)]
+
+
+def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
+    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO, arXiv:2402.14740, sec. 2.2. A group of one has no other: 0.
+
+    >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
+    [[1.0, -0.5, -0.5]]
+    """
+    return [
+        torch.zeros_like(r) if _equal(r) else (len(r) * r - r.sum()) / (len(r) - 1)
+        for r in groups
+    ]
+
+
+def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:
+    """A_i = r_i - mean over all samples of the batch: one baseline for all prompts. REINFORCE, Williams 1992.
+
+    >>> [a.tolist() for a in batch_centred([torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])])]
+    [[0.5, 0.5], [-0.5, -0.5]]
+    """
+    rewards = torch.cat(list(groups))
+    baseline = rewards[0] if _equal(rewards) else rewards.mean()
+    return [r - baseline for r in groups]
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "centred": centred,
+    "zscored": zscored,
+    "leave_one_out": leave_one_out,
+    "batch_centred": batch_centred,
+}

@@ -1,0 +1,113 @@
+"""The command line. Mistakes that a user can mend are one line and exit code 2; `--debug` shows the traceback."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from whet.errors import RecipeError, WhetError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.call(arguments) or 0
+    except WhetError as error:
+        if arguments.debug:
+            raise
+        print(f"whet: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("whet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="whet", description="Sharpens a language model's reasoning with reinforcement learning.")
+    root.add_argument("--version", action="version", version=f"whet {metadata.version('whet')}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, call: object, about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(call=call)
+        return command
+
+    run = add("run", run_command, "Run a recipe's stages into runs/NAME/.")
+    run.add_argument("recipe", type=Path)
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds")
+    run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
+    run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+
+    evaluate = add("eval", eval_command, "Measure a model on a task's test problems.")
+    evaluate.add_argument("model", help="a Hugging Face directory or Hub id")
+    evaluate.add_argument("--task", required=True, help="as `whet tasks` lists it")
+    evaluate.add_argument("options", nargs="*", metavar="key=value", help="options of the task")
+    evaluate.add_argument("--n", type=int, default=1, help="samples a problem (default 1)")
+    evaluate.add_argument("--problems", type=int, default=1000)
+    evaluate.add_argument("--temperature", type=float, default=1.0)
+    evaluate.add_argument("--top-p", type=float, default=1.0)
+    evaluate.add_argument("--top-k", type=int, default=0)
+    evaluate.add_argument("--max-tokens", type=int, default=128)
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--system", help="a system message before each problem")
+    evaluate.add_argument("--thinking", choices=("on", "off"), help="the chat template's thinking switch")
+    evaluate.add_argument("--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    show = add("show", show_command, "Print a recipe as it resolves, every key filled in.")
+    show.add_argument("recipe", type=Path)
+    show.add_argument("overrides", nargs="*", metavar="key=value")
+
+    report = add("report", report_command, "Write a run's report.html again.")
+    report.add_argument("run", type=Path)
+    add("tasks", tasks_command, "List the tasks.")
+    add("algorithms", algorithms_command, "Print the table of algorithms.")
+    return root
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import run
+
+    return run(arguments.recipe, arguments.overrides, arguments.runs, arguments.overwrite)
+
+
+def eval_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import evaluate
+
+    return evaluate(arguments)
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import show
+
+    return show(arguments.recipe, arguments.overrides)
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    from whet import report
+
+    if not arguments.run.is_dir():
+        raise RecipeError(f"no run at {arguments.run}")
+    print(report.write(arguments.run))
+    return 0
+
+
+def tasks_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import tasks
+
+    return tasks()
+
+
+def algorithms_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import algorithms
+
+    return algorithms()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What the commands do. Imported only when one runs, so that `whet --help` stays quick."""
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from whet import config, display
+from whet.errors import RecipeError
+
+SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")
+
+
+def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool) -> int:
+    """One run, or one a seed where an override says seed=1..5."""
+    ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
+    plain = [o for o in overrides if not SEEDS.fullmatch(o)]
+    if not ranges:
+        recipe = config.load(path, plain)
+        one_run(recipe, runs / recipe.name, overwrite)
+        return 0
+    first, last = int(ranges[-1].group(1)), int(ranges[-1].group(2))
+    if not 0 <= last - first < 1000:
+        raise RecipeError(f"{ranges[-1].group(0)}: give a rising range, such as seed=1..5")
+    recipes = [config.load(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
+    summaries = [one_run(r, runs / f"{r.name}-seed{r.seed}", overwrite) for r in recipes]
+    Console().print(display.seeds_table(list(summaries)))
+    return 0
+
+
+def one_run(recipe: config.Recipe, directory: Path, overwrite: bool) -> dict[str, Any]:
+    from whet import pipeline, report
+
+    console = Console()
+    pipeline.prepare(directory, overwrite)
+    terminal = display.Terminal(console)
+    try:
+        summary = pipeline.run(recipe, directory, terminal)
+    finally:
+        terminal.end()
+    report.write(directory)
+    display.closing(console, summary, directory)
+    return summary
+
+
+def show(path: Path, overrides: Sequence[str]) -> int:
+    """The recipe with every key filled in, and each algorithm's row as it resolves."""
+    from whet.algorithms import algorithm
+
+    recipe = config.load(path, overrides)
+    print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
+    for stage in recipe.stage:
+        if isinstance(stage, config.RL):
+            print(f"\n# stage {stage.name}: {algorithm(stage.algorithm, stage.override)}")
+    return 0
+
+
+def tasks() -> int:
+    from whet.tasks import names
+
+    table = Table("task", "what it is", box=None, pad_edge=False)
+    for name, about in names():
+        table.add_row(f"[bold]{name}[/]", about)
+    Console().print(table)
+    return 0
+
+
+def algorithms() -> int:
+    from dataclasses import fields
+
+    from whet.algorithms import TABLE, Algorithm
+
+    cells = [f.name for f in fields(Algorithm) if f.name not in ("name", "source")]
+    table = Table(title="ALGORITHMS: a row of choices each; a recipe overrides any cell", title_justify="left")
+    table.add_column("")
+    for row in TABLE.values():
+        table.add_column(row.name, overflow="fold")
+    for cell in cells:
+        table.add_row(cell, *(str(getattr(row, cell)) for row in TABLE.values()))
+    table.add_row("source", *(row.source for row in TABLE.values()))
+    Console().print(table)
+    return 0
+
+
+def evaluate(a: argparse.Namespace) -> int:
+    """`whet eval`: one model, or two on the same problems."""
+    from whet import pipeline
+    from whet.measure import paired
+
+    given = {"problems": a.problems, "samples": a.n, "temperature": a.temperature, "top_p": a.top_p}
+    given |= {"top_k": a.top_k, "max_tokens": a.max_tokens, "seed": a.seed}
+    try:
+        spec = config.Evaluation(**given)
+    except ValidationError as error:
+        faults = "; ".join(f"{f['loc'][0]}: {f['msg']} (given: {f['input']!r})" for f in error.errors())
+        raise RecipeError(faults) from None
+    ask = config.Ask(system=a.system, thinking=None if a.thinking is None else a.thinking == "on")
+    task = config.Task(name=a.task, **options(a.options))
+    console = Console(stderr=True)
+    with console.status(f"measuring {a.model}"):
+        one = pipeline.evaluate(a.model, task, ask, spec)
+    told: dict[str, Any] = {"model": a.model, "task": a.task, **one.figures}
+    if a.against is not None:
+        with console.status(f"measuring {a.against}"):
+            other = pipeline.evaluate(a.against, task, ask, spec)
+        told["against"] = {"model": a.against, **other.figures}
+        told["paired"] = paired(other, one)
+    if a.json:
+        print(json.dumps(told, indent=1))
+    else:
+        print_evaluation(told)
+    return 0
+
+
+def options(words: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, raw = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise RecipeError(f"task option {word!r}: write key=value")
+        try:
+            found[key] = tomllib.loads(f"x = {raw}")["x"]
+        except tomllib.TOMLDecodeError:
+            found[key] = raw
+    return found
+
+
+def print_evaluation(told: dict[str, Any]) -> None:
+    table = Table(title=f"task {told['task']}", title_justify="left")
+    sides = [told, *([told["against"]] if "against" in told else [])]
+    table.add_column("")
+    for side in sides:
+        table.add_column(side["model"], justify="right", overflow="fold")
+
+    def row(label: str, cell: Any) -> None:
+        table.add_row(label, *(cell(side) for side in sides))
+
+    row("pass@1", lambda s: display.percent(s["accuracy"]))
+    row("95 % interval", lambda s: "–" if s["low"] is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f} %")
+    row("problems × samples", lambda s: f"{s['n']} × {s['sampling']['n']}")
+    for k in sides[0]["pass_at"]:
+        if k != "1":
+            row(f"pass@{k}", lambda s, k=k: display.percent(s["pass_at"].get(k)))
+    if "majority" in sides[0]:
+        row(f"majority@{sides[0]['sampling']['n']}", lambda s: display.percent(s.get("majority")))
+    row("cut off", lambda s: display.percent(s["truncated"]))
+    row("unparsed", lambda s: display.percent(s["unparsed"]))
+    row("length, all · right · wrong", lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")))
+    for mode in sides[0]["modes"]:
+        row(f"{mode}: share · accuracy", lambda s, m=mode: " · ".join(display.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")))
+    sampling = ", ".join(f"{k} {v}" for k, v in sides[0]["sampling"].items())
+    console = Console()
+    console.print(table)
+    console.print(f"sampling: {sampling}", highlight=False)
+    if "paired" in told:
+        console.print(f"paired on the same problems: {told['paired']}", highlight=False)

@@ -1,0 +1,304 @@
+"""Recipes: TOML in, validated data out. An unknown key is refused with the nearest right one."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from whet.errors import RecipeError, did_you_mean
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Shape(Table):
+    """A decoder made from nothing (its vocabulary is the task's alphabet, a character a token)."""
+
+    family: Literal["llama", "qwen2", "qwen3"] = "qwen3"
+    hidden: Positive = 96
+    layers: Positive = 2
+    heads: Positive = 4
+    kv_heads: Positive = 4
+    ffn: Positive = 224
+    max_positions: Positive = 512
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of 2 x heads ({self.heads}), and heads of kv_heads ({self.kv_heads})"
+            )
+        return self
+
+
+class Model(Table):
+    """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing."""
+
+    path: str | None = None
+    shape: Shape = Shape()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Task(BaseModel):
+    """`name` as `whet tasks` lists it; every other key is an option of that task, checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Ask(Table):
+    """How a problem becomes a prompt: an optional system message, and the template's thinking switch."""
+
+    system: str | None = None
+    thinking: bool | None = None
+
+
+class Reward(BaseModel):
+    """One part of the reward: `task` (the task's own verifier), a built-in, or your own `module:function`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "task"
+    weight: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Evaluation(Table):
+    """How models are measured, on the test split."""
+
+    problems: Positive = 1000
+    samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Positive = 128
+    seed: int = 0
+
+
+class Optimizer(Table):
+    """muon: matrices by Muon, all else by AdamW at `lr_rest`; adamw: everything by AdamW."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    lr: Rate = 1e-5
+    lr_rest: Rate | None = None  # of what Muon leaves to AdamW; lr where not given
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0  # steps
+    max_grad_norm: Rate = 1.0
+
+
+class Gate(Table):
+    """What a model must reach before the pipeline goes on: accuracy of the answers given in one mode."""
+
+    mode: str
+    accuracy: Share
+    above: str | None = None  # another mode whose accuracy must be lower
+    every: Positive = 100  # steps between measurements
+    samples: Positive = 512
+
+
+class Stage(Table):
+    name: Annotated[str, Field(pattern=NAME)]
+    start: str = "previous"  # previous | new | a stage's name | a directory or Hub id
+    optimizer: Optimizer = Optimizer()
+    micro_tokens: Positive = 16384  # tokens a forward pass
+    evaluate: bool = True
+
+
+class SFT(Stage):
+    kind: Literal["sft"]
+    shape: Shape | None = None  # a model of its own, made from nothing
+    data: str = "corpus"  # corpus (the task's) | a reject stage's name
+    mix: dict[str, Share] = {}  # share of each mode in the corpus
+    steps: Positive
+    batch: Positive = 16
+    gate: Gate | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.shape is not None and self.start not in ("previous", "new"):
+            raise ValueError(f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one")
+        return self
+
+
+class RL(Stage):
+    kind: Literal["rl"]
+    algorithm: str = "dr_grpo"
+    override: dict[str, Any] = {}  # cells of the algorithm's row
+    steps: Positive
+    prompts: Positive = 32
+    samples: Annotated[int, Field(ge=1)] = 8
+    temperature: Rate = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_tokens: Positive = 128
+    draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
+    max_errors: Share = 0.2  # of a step's scores, above which the run stops
+
+
+class Reject(Table):
+    """Draws samples and keeps the verified ones, as data for a later sft stage."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    kind: Literal["reject"]
+    start: str = "previous"
+    problems: Positive
+    samples: Positive = 1
+    temperature: Rate = 1.0
+    max_tokens: Positive = 128
+    per_prompt: Positive = 1
+    choose: Literal["first", "shortest"] = "first"
+
+
+class Evaluate(Evaluation):
+    name: Annotated[str, Field(pattern=NAME)]
+    kind: Literal["evaluate"]
+    start: str = "previous"
+
+
+AnyStage = Annotated[SFT | RL | Reject | Evaluate, Field(discriminator="kind")]
+
+
+class Recipe(Table):
+    name: Annotated[str, Field(pattern=NAME)]
+    about: str = ""
+    seed: int = 1
+    result: str | None = None  # the stage whose model becomes model/; the last trained one where not given
+    model: Model = Model()
+    task: Task
+    ask: Ask = Ask()
+    reward: list[Reward] = [Reward()]
+    evaluation: Evaluation = Evaluation()
+    stage: Annotated[list[AnyStage], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        seen: list[str] = []
+        kinds: dict[str, str] = {}
+        for stage in self.stage:
+            if stage.name in seen:
+                raise ValueError(f"two stages are named {stage.name!r}")
+            if stage.name in ("samples", "model", "previous", "new", "corpus"):
+                raise ValueError(f"a stage cannot be named {stage.name!r}: the word has a meaning of its own")
+            if isinstance(stage, SFT) and stage.data != "corpus" and kinds.get(stage.data) != "reject":
+                rejects = [name for name, kind in kinds.items() if kind == "reject"]
+                raise ValueError(
+                    f"stage {stage.name}: data = {stage.data!r} is neither corpus nor an earlier reject stage{did_you_mean(stage.data, ['corpus', *rejects])}"
+                )
+            seen.append(stage.name)
+            kinds[stage.name] = stage.kind
+        trained = [name for name, kind in kinds.items() if kind in ("sft", "rl")]
+        if self.result is not None and self.result not in trained:
+            raise ValueError(f"result = {self.result!r} is no training stage{did_you_mean(self.result, trained)}")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with `key=value` overrides (`seed=3`, `stage.rl.steps=10`). Raises RecipeError."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
+    for text in overrides:
+        override(data, text)
+    return parse(data, str(path))
+
+
+def parse(data: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Raises RecipeError with every fault in one line."""
+    try:
+        return Recipe.model_validate_json(_json(data))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {'; '.join(_faults(error, data))}") from None
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def _json(data: dict[str, Any]) -> str:
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError:
+        raise ValueError("nan and inf are no values for a recipe") from None
+
+
+def override(data: dict[str, Any], text: str) -> None:
+    """Sets one dotted key of a recipe's data; stages are addressed by name. Raises RecipeError."""
+    key, equals, raw = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        raise RecipeError(f"override {text!r}: write key=value, such as seed=3 or stage.rl.steps=10")
+    try:
+        value = tomllib.loads(f"x = {raw}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    at: Any = data
+    *path, last = key.split(".")
+    for word in path:
+        if isinstance(at, list):
+            at = _named(at, word, key)
+        elif isinstance(at, dict):
+            at = at.setdefault(word, {})
+        if not isinstance(at, (dict, list)):
+            raise RecipeError(f"override {text!r}: {word!r} is a value, not a table")
+    if not isinstance(at, dict):
+        raise RecipeError(f"override {text!r}: name a key of one stage, such as {key}.NAME.steps=10")
+    at[last] = value
+
+
+def _named(stages: list[Any], word: str, key: str) -> Any:
+    names = {str(s.get("name", i)): s for i, s in enumerate(stages) if isinstance(s, dict)}
+    if word not in names:
+        raise RecipeError(f"override {key}: no {word!r} there{did_you_mean(word, names)}")
+    return names[word]
+
+
+def _faults(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
+    for fault in error.errors(include_url=False):
+        where = _readable(fault["loc"], data)
+        dotted = ".".join(where)
+        if fault["type"] == "extra_forbidden":
+            yield f"unknown key {dotted!r}{did_you_mean(where[-1], _keys_beside(fault['loc']))}"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
+            yield f"{dotted}: {message}{given}" if dotted else message
+
+
+def _readable(loc: tuple[int | str, ...], data: dict[str, Any]) -> list[str]:
+    """A fault's place in the user's words: stages by name, without the tag that told their kind."""
+    words = [str(part) for part in loc]
+    if len(loc) > 1 and loc[0] == "stage" and isinstance(loc[1], int):
+        words[1] = str(data["stage"][loc[1]].get("name", loc[1])) if isinstance(data["stage"][loc[1]], dict) else words[1]
+        del words[2:3]
+    return words
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of the table in which an unknown key stands."""
+    table: type[BaseModel] = Recipe
+    kinds: dict[str, type[BaseModel]] = {"sft": SFT, "rl": RL, "reject": Reject, "evaluate": Evaluate}
+    tables: dict[str, type[BaseModel]] = {
+        "model": Model, "shape": Shape, "ask": Ask, "evaluation": Evaluation, "optimizer": Optimizer, "gate": Gate,
+    }  # fmt: skip
+    for part in loc[:-1]:
+        table = kinds.get(str(part)) or tables.get(str(part)) or table
+    return list(table.model_fields)

@@ -1,0 +1,120 @@
+"""What a person sees in the terminal: a bar a stage with the numbers that matter, warnings, the table at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+SHOWN = {
+    "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}")),
+    "rl": (
+        ("reward", "reward", "{:.2f}"),
+        ("accuracy", "right", "{:.0%}"),
+        ("length", "length", "{:.0f}"),
+        ("groups_with_signal", "signal", "{:.0%}"),
+        ("entropy", "entropy", "{:.2f}"),
+    ),
+    "reject": (("kept", "kept", "{:.0f}"),),
+}
+
+
+class Terminal:
+    """Draws a run on a rich console; where that is no terminal, plain lines at every tenth of a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.stage, self.kind, self.total = "", "", 0
+
+    def begin(self, stage: str, kind: str, total: int) -> None:
+        self.stage, self.kind, self.total = stage, kind, total
+        if not self.console.is_terminal:
+            self.console.print(f"{stage} ({kind}) …")
+            return
+        self.bar = Progress(
+            TextColumn("[bold]{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[numbers]}"), console=self.console,
+        )  # fmt: skip
+        self.bar.start()
+        self.task = self.bar.add_task(escape(stage), total=total or None, numbers=kind)
+
+    def step(self, done: int, values: Mapping[str, float]) -> None:
+        shown = SHOWN.get(self.kind, ())
+        numbers = "  ".join(f"{label} {form.format(values[key])}" for key, label, form in shown if key in values)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, numbers=numbers)
+        elif self.total and (done == self.total or done % max(1, self.total // 10) == 0):
+            self.console.print(f"  {self.stage} {done}/{self.total}  {numbers}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]warning[/] {escape(text)}", highlight=False)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None, form: str = "{:.1f}") -> str:
+    return "–" if value is None else form.format(value)
+
+
+def stages_table(summary: Mapping[str, Any]) -> Table:
+    """Stage by stage: accuracy with its 95 % interval, length, truncation, time."""
+    table = Table(title=f"{summary['name']} · task {summary['task']} · seed {summary['seed']}", title_justify="left")
+    for column in ("stage", "kind", "accuracy", "95 % interval", "problems", "length", "cut off", "seconds", "parameters"):
+        table.add_column(column, justify="left" if column in ("stage", "kind") else "right", overflow="fold")
+    for s in summary["stages"]:
+        interval = "–" if s.get("low") is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f}"
+        name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
+        table.add_row(
+            name, s["kind"], percent(s.get("accuracy")), interval, str(s.get("n") or "–"), number(s.get("length")),
+            percent(s.get("truncated")), number(s.get("seconds")), f"{s['parameters']:,}",
+        )  # fmt: skip
+    return table
+
+
+def closing(console: Console, summary: Mapping[str, Any], directory: Path) -> None:
+    """The end of a run: before -> after, what the gain is made of, and where things are."""
+    console.print(stages_table(summary))
+    told = summary.get("gain")
+    if told:
+        line = f"[bold]{told['before']} → {told['after']}: {100 * told['total']:+.1f} points[/]"
+        if "choosing" in told:
+            line += f" — {100 * told['choosing']:+.1f} from choosing another mode of answering, {100 * told['reasoning']:+.1f} from answering better within a mode"
+        console.print(line, highlight=False)
+    console.print(f"model   {directory / 'model'}", highlight=False, soft_wrap=True)
+    console.print(f"report  {directory / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
+    """One row a seed, and mean ± standard deviation, for runs of one recipe."""
+    names = [s["name"] for s in summaries[0]["stages"] if s["accuracy"] is not None]
+    table = Table(title=f"accuracy over {len(summaries)} seeds", title_justify="left")
+    for column in ("seed", *names, "gain", "seconds"):
+        table.add_column(column, justify="right")
+    for s in summaries:
+        row = [percent(next(x["accuracy"] for x in s["stages"] if x["name"] == n)) for n in names]
+        table.add_row(str(s["seed"]), *row, number(100 * s["gain"]["total"] if s["gain"] else None, "{:+.1f}"), number(s["seconds"], "{:.0f}"))
+    columns = [[next(x["accuracy"] for x in s["stages"] if x["name"] == n) for s in summaries] for n in names]
+    table.add_section()
+    table.add_row("mean ± sd", *(mean_sd(c) for c in columns), mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]), "")
+    return table
+
+
+def mean_sd(values: list[float]) -> str:
+    from statistics import mean, stdev
+
+    if not values:
+        return "–"
+    spread = stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * mean(values):.1f} ± {100 * spread:.1f}"

@@ -1,0 +1,105 @@
+"""The trained side: log-probabilities of a pack, gradients over micro-batches, and the optimizer's step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whet import config
+from whet.batch import PolicyBatch
+from whet.errors import WhetError
+from whet.logprobs import chosen_logprobs, processed
+from whet.model.policy import Policy
+from whet.types import Sampling
+
+Loss = Callable[[Float[Tensor, " m"], Float[Tensor, " m"], PolicyBatch], Float[Tensor, " m"]]
+
+
+def policy_logprobs(
+    policy: Policy, batch: PolicyBatch, sampling: Sampling, entropy_grad: bool = False
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """log pi of the chosen tokens [M] under the distribution `sampling` draws from, and its entropy [M]."""
+
+    def shape(logits: Tensor, targets: Tensor) -> Tensor:
+        return processed(logits, sampling.temperature, sampling.top_p, sampling.top_k, keep=targets)
+
+    hidden = policy.packed(batch.tokens, batch.positions, batch.starts)
+    return chosen_logprobs(hidden, policy.logits, batch.tokens, batch.chosen, shape, entropy_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+class Learner:
+    """A policy and its optimizers; the only thing in a run that changes."""
+
+    def __init__(self, policy: Policy, settings: config.Optimizer, steps: int) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.steps = max(steps, 1)
+        self.done = 0
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizers = _optimizers(policy, settings)
+        self.base_lr = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    @property
+    def lr_scale(self) -> float:
+        """What the schedule makes of the learning rate at the next step."""
+        s, at = self.settings, self.done
+        warm = min(1.0, (at + 1) / s.warmup) if s.warmup else 1.0
+        left = 1 - min(1.0, max(0, at - s.warmup) / max(1, self.steps - s.warmup))
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+        return warm * shape[s.schedule]
+
+    def step(self, batch: PolicyBatch, micro_tokens: int, loss_of: Callable[[PolicyBatch], Float[Tensor, " m"]]) -> Stepped:
+        """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
+
+        `loss_of(micro)` gives the per-token loss [M]. Raises WhetError before the weights change if the gradient is not finite.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for micro in batch.split(micro_tokens):
+            loss = (loss_of(micro) * micro.weight).sum()
+            loss.backward()
+            total += loss.detach().double().cpu()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            self.forget()
+            raise WhetError(f"the gradient is {float(norm)} at optimizer step {self.done + 1}: lower the learning rate; the weights are as before the step")
+        for optimizer, rates in zip(self.optimizers, self.base_lr, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self.lr_scale
+            optimizer.step()
+        self.forget()
+        self.done += 1
+        return Stepped(float(total), float(norm))
+
+    def forget(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _optimizers(policy: Policy, s: config.Optimizer) -> list[torch.optim.Optimizer]:
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if p.ndim == 2 and not name.startswith(("embed", "head"))]
+    matrices = inner if s.kind == "muon" else []
+    taken = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in taken]
+    decayed = [p for p in rest if p.ndim >= 2]
+    plain = [p for p in rest if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    lr_rest = s.lr if s.kind == "adamw" or s.lr_rest is None else s.lr_rest
+    fused = bool(named) and named[0][1].device.type in ("cuda", "cpu")
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused)
+    ]
+    if matrices:
+        found.append(torch.optim.Muon(matrices, lr=s.lr, weight_decay=s.weight_decay))
+    return found

@@ -1,0 +1,217 @@
+"""Runs a recipe's stages into runs/NAME/, measures each model, and leaves a summary, a report and a model behind."""
+
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module, metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import tomli_w
+import torch
+
+from whet import config
+from whet.chat import Chat
+from whet.checkpoint import committed
+from whet.context import Context
+from whet.engines import engine_for
+from whet.errors import ModelError, RecipeError
+from whet.measure import Measured, gain, measure
+from whet.model import hub
+from whet.model.config import ModelConfig
+from whet.model.policy import Policy
+from whet.model.transformer import Transformer
+from whet.rewards import combined
+from whet.runlog import Display, RunLog
+from whet.tasks import load as load_task
+from whet.types import Task
+
+
+def prepare(directory: Path, overwrite: bool) -> None:
+    """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise RecipeError(f"{directory} exists; give another name=..., or --overwrite to replace it")
+    if any(directory.iterdir()) and not (directory / "recipe.toml").exists():
+        raise RecipeError(f"{directory} holds no run, so --overwrite will not remove it")
+    shutil.rmtree(directory)
+
+
+def run(recipe: config.Recipe, directory: Path, display: Display | None = None) -> dict[str, Any]:
+    """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the user can mend."""
+    return Pipeline.of(recipe, directory, display).run()
+
+
+@dataclass
+class Pipeline:
+    recipe: config.Recipe
+    directory: Path
+    context: Context
+    policy: Policy | None = None  # the newest model
+    records: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @staticmethod
+    def of(recipe: config.Recipe, directory: Path, display: Display | None) -> "Pipeline":
+        task = load_task(recipe.task.name, **recipe.task.options)
+        reward = combined([(r.name, r.weight, r.options) for r in recipe.reward], task)
+        chat, path = tokenizer(recipe, task)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
+        log = RunLog(directory, display)
+        if chat.note:
+            log.warn("start", 0, chat.note)
+        context = Context(task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {})
+        pipeline = Pipeline(recipe, directory, context)
+        if path is not None:
+            pipeline.policy = pipeline.place(hub.load(str(path), dtype=getattr(torch, recipe.model.dtype)))
+        return pipeline
+
+    def run(self) -> dict[str, Any]:
+        if self.policy is not None and self.recipe.model.path is not None:
+            self.record("start", "model", 0.0, self.policy, measure_it=True)
+        for stage in self.recipe.stage:
+            self.stage(stage)
+        result = self.recipe.result or [s.name for s in self.recipe.stage if s.kind in ("sft", "rl")][-1:]
+        result = result if isinstance(result, str) else (result[0] if result else None)
+        if result is not None:
+            with committed(self.directory / "model") as folder:
+                shutil.copytree(self.directory / result / "model", folder, dirs_exist_ok=True)
+        return self.summarize(result)
+
+    def stage(self, stage: config.AnyStage) -> None:
+        """One stage: its start, its work, its model on disk, its measurement."""
+        policy = self.start(stage)
+        began = time.perf_counter()
+        log = self.context.log
+        log.display.begin(stage.name, stage.kind, getattr(stage, "steps", 0))
+        if isinstance(stage, config.Evaluate):
+            self.record(stage.name, stage.kind, 0.0, policy, measure_it=True, spec=stage)
+        else:
+            context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
+            import_module(f"whet.stages.{stage.kind}").run(policy, stage, context)
+            seconds = time.perf_counter() - began
+            trained = isinstance(stage, (config.SFT, config.RL))
+            if trained:
+                self.policy = policy
+                save(policy, self.context.chat, self.directory / stage.name / "model")
+            self.record(stage.name, stage.kind, seconds, policy, measure_it=trained and stage.evaluate)
+        log.display.end()
+        self.summarize(None)
+
+    def start(self, stage: config.AnyStage) -> Policy:
+        """The model a stage begins with."""
+        shape = stage.shape if isinstance(stage, config.SFT) else None
+        if shape is not None or stage.start == "new" or (stage.start == "previous" and self.policy is None):
+            if self.recipe.model.path is not None:
+                raise RecipeError(f"stage {stage.name}: a new model needs the task's own alphabet; drop model.path")
+            return self.place(fresh(shape or self.recipe.model.shape, self.context.chat, self.recipe.seed))
+        if stage.start == "previous" and self.policy is not None:
+            return self.policy
+        own = self.directory / stage.start / "model"
+        source = str(own) if own.exists() else stage.start
+        return self.place(hub.load(source, dtype=getattr(torch, self.recipe.model.dtype)))
+
+    def place(self, policy: Policy) -> Policy:
+        wanted = self.recipe.model.device
+        return policy.to(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+
+    def record(
+        self, name: str, kind: str, seconds: float, policy: Policy, measure_it: bool, spec: config.Evaluation | None = None
+    ) -> None:
+        """A stage's line in the summary."""
+        line: dict[str, Any] = {"name": name, "kind": kind, "seconds": round(seconds, 3)}
+        line |= {"accuracy": None, "low": None, "high": None, "n": None}
+        line["parameters"] = sum(p.numel() for p in policy.parameters())
+        if measure_it:
+            found = measure(policy, self.context, spec or self.recipe.evaluation)
+            self.measured[name] = found
+            line |= found.figures
+            self.context.log.samples(f"{name}-test", 0, found.groups[:200], self.context.chat, self.context.task)
+        self.records.append(line)
+
+    def summarize(self, result: str | None) -> dict[str, Any]:
+        summary: dict[str, Any] = {
+            "name": self.recipe.name,
+            "task": self.recipe.task.name,
+            "seed": self.recipe.seed,
+            "result": result,
+            "seconds": round(time.perf_counter() - self.began, 2),
+            "versions": {"whet": metadata.version("whet"), "torch": torch.__version__, "python": platform.python_version()},
+            "device": str(next(self.policy.parameters()).device) if self.policy is not None else None,
+            "stages": self.records,
+            "gain": self.gain(result),
+        }
+        self.context.log.summary(summary)
+        return summary
+
+    def gain(self, result: str | None) -> dict[str, Any] | None:
+        """From the model the result's stage began with to the result."""
+        order = [s.name for s in self.recipe.stage if s.kind in ("sft", "rl")]
+        if result is None or result not in self.measured:
+            return None
+        stage = next(s for s in self.recipe.stage if s.name == result)
+        earlier = [n for n in ["start", *order[: order.index(result)]] if n in self.measured]
+        before = stage.start if stage.start in self.measured else (earlier[-1] if earlier else None)
+        return None if before is None else gain(before, self.measured[before], result, self.measured[result])
+
+
+def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
+    """The tokenizer of the model's directory, or one made from the task's alphabet."""
+    if recipe.model.path is not None:
+        path = hub.resolve(recipe.model.path)
+        return Chat.load(path), path
+    return Chat.from_characters(task.alphabet()), None
+
+
+def fresh(shape: config.Shape, chat: Chat, seed: int) -> Transformer:
+    """A model from nothing, its weights fixed by the seed."""
+    model = ModelConfig(
+        family=shape.family,
+        vocab=chat.vocab,
+        hidden=shape.hidden,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        ffn=shape.ffn,
+        qk_norm=shape.family == "qwen3",
+        qkv_bias=shape.family == "qwen2",
+        max_positions=shape.max_positions,
+        bos=chat.bos,
+        eos=chat.eos,
+        pad=chat.pad,
+    )
+    return Transformer(model).initialize(torch.Generator().manual_seed(seed))
+
+
+def save(policy: Policy, chat: Chat, directory: Path) -> None:
+    """Weights and tokenizer in one commit: a Hugging Face directory, whole or absent."""
+    with committed(directory) as folder:
+        hub.write(policy, folder)
+        chat.save(folder)
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Every stage draws from its own stream, so that a stage added before it does not change it."""
+    return seed * 1_000_003 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
+
+
+def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.Evaluation) -> Measured:
+    """One model on a task's test problems, outside any run."""
+    path = hub.resolve(model)
+    task = load_task(spec.name, **spec.options)
+    chat = Chat.load(path)
+    policy = hub.load(str(path))
+    if torch.cuda.is_available():
+        policy = policy.to("cuda")
+    reward = combined([("task", 1.0, {})], task)
+    with TemporaryDirectory() as scratch:
+        log = RunLog(Path(scratch))
+        return measure(policy, Context(task, reward, chat, ask, log, evaluation.seed, engine_for, {}), evaluation)

@@ -1,0 +1,82 @@
+"""engine + reward -> groups. The path of a sample from a problem to a score."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+from whet.errors import DataError
+from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Sampling, Score, Task
+
+
+class Reward(Protocol):
+    def score(
+        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+    ) -> list[Score]: ...
+
+
+def rollout(
+    engine: Engine, reward: Reward, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+) -> list[Group]:
+    """P prompts -> P groups of `sampling.n` scored samples. All scores are asked for at once."""
+    drawn = engine.generate(prompts, sampling, progress)
+    return score_groups(reward, prompts, drawn)
+
+
+def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]) -> list[Group]:
+    flat = [(p.problem, s) for p, samples in zip(prompts, drawn, strict=True) for s in samples]
+    scores = iter(reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat]))
+    groups = [
+        Group(p, tuple(samples), tuple(next(scores) for _ in samples))
+        for p, samples in zip(prompts, drawn, strict=True)
+    ]
+    if next(scores, None) is not None:
+        raise ValueError("rollout: the reward returned more scores than there are samples")
+    return groups
+
+
+def endless(task: Task, split: Literal["train", "test"], seed: int, block: int = 4096) -> Iterator[Problem]:
+    """Training problems without end, in an order that the seed fixes: blocks of new ones, or epochs where they are few."""
+    size = task.size(split)
+    if size == 0:
+        raise DataError(f"task {task.name}: its {split} split is empty")
+    count = block if size is None else size
+    epoch = 0
+    while True:
+        yield from task.problems(split, count, seed * 100_003 + epoch)
+        epoch += 1
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
+    """The numbers that say how a rollout went. Lengths are in tokens; a key is absent where nothing has it.
+
+    Samples whose verifier failed are counted in `errors` and in nothing else.
+    """
+    total = sum(len(g.samples) for g in groups)
+    usable = [g.usable for g in groups]
+    rows = [(g.prompt.problem, s, c) for g in usable for s, c in zip(g.samples, g.scores, strict=True)]
+    figures = {"samples": float(total), "errors": (total - len(rows)) / total if total else 0.0}
+    if not rows:
+        return figures
+    right = [s.length for _, s, c in rows if c.correct]
+    wrong = [s.length for _, s, c in rows if not c.correct]
+    figures |= {
+        "reward": mean([c.value for _, _, c in rows]),
+        "accuracy": len(right) / len(rows),
+        "length": mean([s.length for _, s, _ in rows]),
+        "truncated": mean([float(s.finish == "length") for _, s, _ in rows]),
+        "unparsed": mean([float(c.status == "unparsed") for _, _, c in rows]),
+        "groups_with_signal": mean([float(g.has_signal) for g in usable]),
+    }
+    if right:
+        figures["length_right"] = mean(right)
+    if wrong:
+        figures["length_wrong"] = mean(wrong)
+    for part in sorted({name for _, _, c in rows for name in c.parts}):
+        figures[f"part_{part}"] = mean([c.parts.get(part, 0.0) for _, _, c in rows])
+    if task.modes:
+        modes = [task.mode(p, s.text) for p, s, _ in rows]
+        figures |= {f"share_{mode}": modes.count(mode) / len(modes) for mode in task.modes}
+    return figures

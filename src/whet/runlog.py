@@ -1,0 +1,110 @@
+"""What a run leaves behind: metrics.jsonl, samples/, summary.json; and what a person sees while it runs."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from whet.chat import Chat
+from whet.types import Group, Task, Update
+
+
+class Display(Protocol):
+    """A person's view of a run; the command line draws it, tests record it."""
+
+    def begin(self, stage: str, kind: str, total: int) -> None: ...
+    def step(self, done: int, values: Mapping[str, float]) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class Silent:
+    def begin(self, stage: str, kind: str, total: int) -> None: ...
+    def step(self, done: int, values: Mapping[str, float]) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def end(self) -> None: ...
+
+
+class RunLog:
+    """Writes one run's directory. Lines are appended whole; summary.json is replaced by one rename."""
+
+    def __init__(self, directory: Path, display: Display | None = None) -> None:
+        self.directory = directory
+        self.display: Display = display or Silent()
+        self.warnings: list[dict[str, Any]] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def update(self, update: Update, kind: str) -> None:
+        line = {"stage": update.stage, "kind": kind, "step": update.step}
+        line |= {"values": dict(update.values), "seconds": {k: round(v, 4) for k, v in update.seconds.items()}}
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.display.step(update.step, update.values)
+
+    def warn(self, stage: str, step: int, text: str) -> None:
+        """Says it once a stage."""
+        if any(w["stage"] == stage and w["text"] == text for w in self.warnings):
+            return
+        self.warnings.append({"stage": stage, "step": step, "text": text})
+        self.display.warn(f"{stage}, step {step}: {text}")
+
+    def samples(
+        self, stage: str, step: int, groups: Sequence[Group], chat: Chat, task: Task,
+        advantages: Sequence[Sequence[float | None]] | None = None,
+    ) -> None:  # fmt: skip
+        """Every sample of a step, one line a group: samples/STAGE/STEP.jsonl."""
+        folder = self.directory / "samples" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for i, group in enumerate(groups):
+                given = advantages[i] if advantages is not None else [None] * len(group.samples)
+                file.write(json.dumps(_group_line(stage, step, group, chat, task, given)) + "\n")
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        write_json(self.directory / "summary.json", {**figures, "warnings": self.warnings})
+
+
+def _group_line(
+    stage: str, step: int, group: Group, chat: Chat, task: Task, advantages: Sequence[float | None]
+) -> dict[str, Any]:  # fmt: skip
+    problem = group.prompt.problem
+    first = len(group.prompt.tokens)
+    samples = []
+    for sample, score, advantage in zip(group.samples, group.scores, advantages, strict=True):
+        ids = sample.tokens[first:].tolist()
+        samples.append(
+            {
+                "text": sample.text,
+                "finish": sample.finish,
+                "status": score.status,
+                "reward": score.value,
+                "correct": score.correct,
+                "parts": dict(score.parts),
+                "mode": task.mode(problem, sample.text) if task.modes else None,
+                "advantage": advantage,
+                "version": sample.version,
+                "ids": ids,
+                "pieces": chat.pieces(ids),
+                "mask": sample.mask[first:].astype(int).tolist(),
+                "logp": [round(float(x), 5) for x in sample.logp[first:]],
+            }
+        )
+    prompt = {"id": problem.id, "messages": list(problem.messages), "answer": problem.answer}
+    return {
+        "stage": stage,
+        "step": step,
+        "prompt": prompt,
+        "prompt_tokens": chat.pieces(list(group.prompt.tokens)),
+        "samples": samples,
+    }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """All of it or nothing: a temporary file, synced, then one rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

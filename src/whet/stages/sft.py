@@ -1,0 +1,85 @@
+"""Supervised fine-tuning: next-token loss on the response only. It also trains a tiny base model from nothing."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from whet import config
+from whet.batch import PolicyBatch, pack
+from whet.context import Context
+from whet.errors import DataError, GateError
+from whet.learner import Learner, policy_logprobs
+from whet.losses import policy_gradient
+from whet.measure import accuracy_by_mode
+from whet.model.policy import Policy
+from whet.types import Problem, Sample, Sampling, Update
+
+PLAIN = Sampling(n=1, temperature=1.0)
+
+
+def run(policy: Policy, stage: config.SFT, context: Context) -> None:
+    """Trains `policy` in place for `stage.steps` steps, or until its gate holds. Raises GateError if it never does."""
+    learner = Learner(policy, stage.optimizer, stage.steps)
+    device = next(policy.parameters()).device
+    pairs = documents(stage, context)
+    began = time.perf_counter()
+    for step in range(1, stage.steps + 1):
+        examples = [example(problem, response, context) for problem, response in (next(pairs) for _ in range(stage.batch))]
+        tokens = sum(e.length for e in examples)
+        batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
+
+        def loss_of(micro: PolicyBatch):  # noqa: ANN202
+            return policy_gradient(policy_logprobs(policy, micro, PLAIN)[0], micro.advantage)
+
+        lr = stage.optimizer.lr * learner.lr_scale
+        stepped = learner.step(batch, stage.micro_tokens, loss_of)
+        values = {"loss": stepped.loss, "grad_norm": stepped.grad_norm, "lr": lr, "tokens": float(tokens)}
+        context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "sft")
+        began = time.perf_counter()
+        if stage.gate is not None and (step % stage.gate.every == 0 or step == stage.steps):
+            if holds(stage.gate, policy, context, step, last=step == stage.steps):
+                return
+            began = time.perf_counter()
+
+
+def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
+    """(problem, response) without end: the task's corpus, new each block, or a reject stage's samples, epoch by epoch."""
+    if stage.data == "corpus":
+        block = 0
+        while True:
+            pairs = context.task.corpus(stage.mix, 4096, context.seed * 100_003 + block)
+            if not pairs:
+                raise DataError(f"task {context.task.name} has no corpus to train on")
+            yield from pairs
+            block += 1
+    pairs = context.data[stage.data]
+    if not pairs:
+        raise DataError(f"stage {stage.name}: the reject stage {stage.data!r} kept no sample to train on")
+    rng = np.random.default_rng(context.seed)
+    while True:
+        for i in rng.permutation(len(pairs)):
+            yield pairs[i]
+
+
+def example(problem: Problem, response: str, context: Context) -> Sample:
+    """A document as a sample whose response the policy is to choose: trained on, end of turn included."""
+    prompt = context.prompts([problem])[0].tokens
+    answer = context.chat.response(response)
+    mask = np.concatenate([np.zeros(len(prompt), bool), np.ones(len(answer), bool)])
+    return Sample(np.array([*prompt, *answer]), mask, np.zeros(len(mask), np.float32), response, "stop")
+
+
+def holds(gate: config.Gate, policy: Policy, context: Context, step: int, last: bool) -> bool:
+    """Whether the model answers well enough in the gate's mode. Raises GateError where it does not and no step is left."""
+    found = accuracy_by_mode(policy, context, gate.samples, seed=context.seed * 7919 + step)
+    right, n = found.get(gate.mode, (0.0, 0))
+    rival, _ = found.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
+    if n and right >= gate.accuracy and (gate.above is None or right > rival):
+        return True
+    if last:
+        above = f" and above {gate.above} ({rival:.2f})" if gate.above else ""
+        raise GateError(
+            f"the gate was not reached in {step} steps: accuracy given {gate.mode} is {right:.2f} of {n} answers; it must be {gate.accuracy}{above}. Give the stage more steps"
+        )
+    return False

@@ -1,0 +1,135 @@
+"""Left-to-right arithmetic modulo 10: the smallest task on which thinking pays.
+
+    3+5*2-7  ->  3+5=8, 8*2=6, 6-7=9  ->  9          (no precedence; every result is its last digit)
+
+A response thinks between <think> and </think>, then answers with one digit. Three modes of answering can be told apart:
+direct (no thinking), coarse (two operations a step, hard to get right in one go) and careful (one operation a step). A base
+model trained on a corpus that mixes them mostly guesses; reinforcement learning can find out that careful pays.
+"""
+
+import itertools
+import random
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from whet.errors import RecipeError
+from whet.tasks.corpus import draw_modes, training_problems
+from whet.tasks.split import Split, demand, distinct, is_test
+from whet.types import Problem, Score
+
+OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
+RESPONSE = re.compile(r"<think>([0-9+\-*=;]*)</think>([0-9])")
+
+
+def evaluate(expression: str) -> int:
+    """Left to right, modulo 10.
+
+    >>> evaluate("3+5*2-7")
+    9
+    """
+    value = int(expression[0])
+    for op, digit in zip(expression[1::2], expression[2::2], strict=True):
+        value = OPERATIONS[op](value, int(digit))
+    return value
+
+
+def scratchpad(expression: str, stride: int) -> str:
+    """The working, `stride` operations a step.
+
+    >>> scratchpad("3+5*2-7", 1), scratchpad("3+5*2-7", 2)
+    ('3+5=8;8*2=6;6-7=9', '3+5*2=6;6-7=9')
+    """
+    steps, value = [], expression[0]
+    for i in range(1, len(expression), 2 * stride):
+        piece = value + expression[i : i + 2 * stride]
+        value = str(evaluate(piece))
+        steps.append(f"{piece}={value}")
+    return ";".join(steps)
+
+
+class Chain:
+    """`operations` operations on digits. Train and test problems are split by a hash of the expression."""
+
+    name = "chain"
+    modes = ("direct", "coarse", "careful")
+
+    def __init__(self, operations: int = 6) -> None:
+        if not 1 <= operations <= 30:
+            raise RecipeError(f"task chain: operations = {operations}; it must be between 1 and 30")
+        self.operations = operations
+
+    @cached_property
+    def _pool(self) -> dict[str, list[str]] | None:
+        """Every expression of each split; None where there are too many to list."""
+        if self.operations > 2:
+            return None
+        pieces = [op + str(digit) for op in "+-*" for digit in range(10)]
+        pool: dict[str, list[str]] = {"train": [], "test": []}
+        for first, *rest in itertools.product("0123456789", *[pieces] * self.operations):
+            expression = first + "".join(rest)
+            pool["test" if is_test(expression) else "train"].append(expression)
+        return pool
+
+    def size(self, split: Split) -> int | None:
+        return None if self._pool is None else len(self._pool[split])
+
+    def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
+        rng = random.Random(f"chain {self.operations} {split} {seed}")
+        what, cure = f"task chain: {split} problems", f"ask for fewer, or more than operations = {self.operations}"
+
+        def draw() -> str | None:
+            expression = str(rng.randrange(10)) + "".join(
+                rng.choice("+-*") + str(rng.randrange(10)) for _ in range(self.operations)
+            )
+            return expression if is_test(expression) == (split == "test") else None
+
+        if self._pool is None:
+            return [self._problem(expression) for expression in distinct(draw, n, what, cure)]
+        demand(n, len(self._pool[split]), what, cure)
+        return [self._problem(expression) for expression in rng.sample(self._pool[split], n)]
+
+    def _problem(self, expression: str) -> Problem:
+        return Problem(
+            id=f"chain:{expression}",
+            messages=({"role": "user", "content": expression + "="},),
+            answer=str(evaluate(expression)),
+            task=self.name,
+        )
+
+    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+        """1 where the digit after </think> is right; unparsed where the response has another form."""
+        scores = []
+        for problem, text in zip(problems, texts, strict=True):
+            match = RESPONSE.fullmatch(text)
+            if match is None:
+                scores.append(Score(0.0, "unparsed"))
+            else:
+                right = match.group(2) == problem.answer
+                scores.append(Score(float(right), "scored" if right else "wrong"))
+        return scores
+
+    def mode(self, problem: Problem, text: str) -> str:
+        """By form alone, right or wrong: `other` where a step is neither one nor two operations."""
+        match = RESPONSE.fullmatch(text)
+        if match is None:
+            return "other"
+        if not match.group(1):
+            return "direct"
+        lengths = [len(step.split("=")[0]) for step in match.group(1).split(";")]
+        if all(n == 3 for n in lengths):
+            return "careful"
+        return "coarse" if all(n in (3, 5) for n in lengths) else "other"
+
+    def alphabet(self) -> str:
+        return "0123456789+-*=;"
+
+    def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
+        rng = random.Random(f"chain corpus {seed}")
+        modes = draw_modes(self, mix, n, rng)
+        pairs = []
+        for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
+            expression = problem.question.rstrip("=")
+            working = "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
+            pairs.append((problem, f"<think>{working}</think>{problem.answer}"))
+        return pairs
