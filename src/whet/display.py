@@ -70,15 +70,17 @@ def number(value: float | None, form: str = "{:.1f}") -> str:
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
     """Stage by stage: accuracy with its 95 % interval, length, truncation, time."""
-    table = Table(title=f"{summary['name']} · task {summary['task']} · seed {summary['seed']}", title_justify="left")
-    for column in ("stage", "kind", "accuracy", "95 % interval", "problems", "length", "cut off", "seconds", "parameters"):
-        table.add_column(column, justify="left" if column in ("stage", "kind") else "right", overflow="fold")
+    title = f"{summary['name']} · task {summary['task']} · seed {summary['seed']}"
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for column in ("accuracy", "95 % interval", "problems", "length", "cut off", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for s in summary["stages"]:
         interval = "–" if s.get("low") is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
         table.add_row(
-            name, s["kind"], percent(s.get("accuracy")), interval, str(s.get("n") or "–"), number(s.get("length")),
-            percent(s.get("truncated")), number(s.get("seconds")), f"{s['parameters']:,}",
+            name, percent(s.get("accuracy")), interval, str(s.get("n") or "–"), number(s.get("length")),
+            percent(s.get("truncated")), number(s.get("seconds")),
         )  # fmt: skip
     return table
 

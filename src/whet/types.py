@@ -175,6 +175,8 @@ class Task(Protocol):
 class Engine(Protocol):
     """Draws completions. One call, all prompts: the engine batches, drops finished rows and refills."""
 
+    version: int  # of the weights, stamped on samples
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:

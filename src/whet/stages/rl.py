@@ -33,6 +33,7 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     history: list[dict[str, float]] = []
     for step in range(1, stage.steps + 1):
         began = time.perf_counter()
+        engine.version = learner.done
         groups, trained = collect(engine, problems, replace(sampling, seed=context.seed * 1_000_003 + step), stage, context)
         sampled = time.perf_counter()
         advantages = row.advantages([g.usable.rewards for g in trained])
