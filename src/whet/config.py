@@ -113,6 +113,7 @@ class Gate(Table):
     above: str | None = None  # another mode whose accuracy must be lower
     every: Positive = 100  # steps between measurements
     samples: Positive = 512
+    max_tokens: Positive = 64
 
 
 class Stage(Table):

@@ -95,10 +95,12 @@ def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, floa
     return table
 
 
-def accuracy_by_mode(policy: Policy, context: Context, samples: int, seed: int) -> dict[str, tuple[float, int]]:
+def accuracy_by_mode(policy: Policy, context: Context, gate: config.Gate, seed: int) -> dict[str, tuple[float, int]]:
     """For gates: mode -> (accuracy, answers), over training problems at temperature 1."""
-    prompts = context.prompts(context.task.problems(GATE_SPLIT, samples, seed))
-    sampling = Sampling(n=1, temperature=1.0, max_tokens=128, seed=seed)
+    size = context.task.size(GATE_SPLIT)
+    count = gate.samples if size is None else min(gate.samples, size)
+    prompts = context.prompts(context.task.problems(GATE_SPLIT, count, seed))
+    sampling = Sampling(n=1, temperature=1.0, max_tokens=gate.max_tokens, seed=seed)
     groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
     return {m: (float(t["accuracy"] or 0.0), int(t["n"] or 0)) for m, t in modes(groups, context).items()}
 

@@ -72,7 +72,7 @@ def example(problem: Problem, response: str, context: Context) -> Sample:
 
 def holds(gate: config.Gate, policy: Policy, context: Context, step: int, last: bool) -> bool:
     """Whether the model answers well enough in the gate's mode. Raises GateError where it does not and no step is left."""
-    found = accuracy_by_mode(policy, context, gate.samples, seed=context.seed * 7919 + step)
+    found = accuracy_by_mode(policy, context, gate, seed=context.seed * 7919 + step)
     right, n = found.get(gate.mode, (0.0, 0))
     rival, _ = found.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
     if n and right >= gate.accuracy and (gate.above is None or right > rival):

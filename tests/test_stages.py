@@ -1,0 +1,265 @@
+"""The stages, on models small enough to train inside a test."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from whet import config
+from whet.algorithms import algorithm
+from whet.chat import Chat
+from whet.context import Context
+from whet.engines import engine_for
+from whet.errors import DataError, GateError, RewardError, WhetError
+from whet.learner import Learner
+from whet.model.config import ModelConfig
+from whet.model.transformer import Transformer
+from whet.rollout import describe, endless, rollout
+from whet.runlog import RunLog
+from whet.stages import reject, rl, sft
+from whet.tasks.chain import Chain
+from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
+from whet.watch import concerns
+
+
+class Verifier:
+    """The task's own, or what a test puts in its place."""
+
+    def __init__(self, task, judge=None):
+        self.task, self.judge = task, judge
+
+    def score(self, problems, texts, samples=None):
+        return self.judge(problems, texts) if self.judge else self.task.score(problems, texts)
+
+
+def world(tmp_path, judge=None, seed=3):
+    task = Chain(operations=1)
+    chat = Chat.from_characters(task.alphabet())
+    shape = ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True, max_positions=64, eos=chat.eos)
+    model = Transformer(shape).initialize(torch.Generator().manual_seed(seed))
+    log = RunLog(tmp_path)
+    return model, Context(task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, {})
+
+
+def sft_stage(**keys):
+    given = {"mix": {"direct": 1.0}, "steps": 60, "batch": 32, "optimizer": config.Optimizer(kind="muon", lr=0.02, lr_rest=0.01)}
+    return config.SFT(name="base", kind="sft", **{**given, **keys})
+
+
+def rl_stage(**keys):
+    given = {"steps": 3, "prompts": 8, "samples": 4, "max_tokens": 8, "temperature": 0.8, "optimizer": config.Optimizer(lr=3e-3)}
+    return config.RL(name="rl", kind="rl", **{**given, **keys})
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def sample(tokens, mask, logp=None, finish="stop", text=""):
+    chosen = np.array(mask, bool)
+    return Sample(np.array(tokens), chosen, np.array(logp or [-0.1 * m for m in mask], np.float32), text, finish)
+
+
+def test_sft_learns_and_trains_the_response_only(tmp_path):
+    model, context = world(tmp_path)
+    made = sft.example(Problem("p", ({"role": "user", "content": "1+1="},), "2"), "<think></think>2", context)
+    prompt = context.prompts([Problem("p", ({"role": "user", "content": "1+1="},), "2")])[0].tokens
+    assert made.mask.tolist() == [False] * len(prompt) + [True] * 4 and made.tokens[-1] == context.chat.turn_end
+    sft.run(model, sft_stage(), context)
+    losses = [line["values"]["loss"] for line in lines(tmp_path)]
+    assert len(losses) == 60 and np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_a_gate_ends_the_stage_when_it_holds_and_fails_it_when_it_never_does(tmp_path):
+    model, context = world(tmp_path)
+    easy = config.Gate(mode="direct", accuracy=0.01, every=20, samples=64, max_tokens=8)
+    sft.run(model, sft_stage(steps=200, gate=easy), context)
+    assert 0 < len(lines(tmp_path)) < 200 and len(lines(tmp_path)) % 20 == 0
+    with pytest.raises(GateError, match="accuracy given careful is 0.00 of 0 answers"):
+        sft.run(model, sft_stage(steps=5, gate=config.Gate(mode="careful", accuracy=0.5, every=5, samples=32, max_tokens=8)), context)
+
+
+def test_rl_raises_the_reward(tmp_path):
+    """A reward for short answers: easy enough that a minute model must find it."""
+
+    def judge(problems, texts):
+        return [Score(float(t.startswith("<think>"))) for t in texts]
+
+    model, context = world(tmp_path, judge)
+    rl.run(model, rl_stage(steps=40, prompts=16, samples=8, optimizer=config.Optimizer(lr=1e-2)), context)
+    rewards = [line["values"]["reward"] for line in lines(tmp_path)]
+    assert np.mean(rewards[:3]) < 0.3 < 0.8 < np.mean(rewards[-5:])
+    assert all(line["values"].get("gap", 0) < 1e-4 for line in lines(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "rloo", "reinforce"])
+def test_every_row_trains_and_stays_near_its_sampler(tmp_path, name):
+    model, context = world(tmp_path)
+    sft.run(model, sft_stage(steps=20), context)
+    before = copy.deepcopy(model.state_dict())
+    rl.run(model, rl_stage(algorithm=name, override={"updates": 2}), context)
+    assert any((before[k] != v).any() for k, v in model.state_dict().items())
+    told = [line["values"] for line in lines(tmp_path) if line["stage"] == "rl"]
+    assert len(told) == 3 and max(v.get("gap", 0.0) for v in told) < 1e-4
+    assert ("kl" in told[-1]) == (name == "grpo")
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    weights = []
+    for place in ("a", "b"):
+        model, context = world(tmp_path / place)
+        sft.run(model, sft_stage(steps=10), context)
+        rl.run(model, rl_stage(), context)
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+    first, second = ([{**x, "seconds": 0} for x in lines(tmp_path / place)] for place in ("a", "b"))
+    assert first == second
+
+
+def test_what_the_verifier_failed_on_never_reaches_the_update(tmp_path):
+    """Timeouts score 0 but are no wrong answers: with them left out, equal rewards leave nothing to learn."""
+
+    def judge(problems, texts):
+        return [Score(0.0, "timeout") if i % 4 == 0 else Score(1.0) for i in range(len(texts))]
+
+    model, context = world(tmp_path, judge)
+    before = copy.deepcopy(model.state_dict())
+    rl.run(model, rl_stage(max_errors=0.5), context)
+    assert all((before[k] == v).all() for k, v in model.state_dict().items())
+    assert [line["values"]["errors"] for line in lines(tmp_path)] == [0.25] * 3
+    assert context.log.warnings
+    with pytest.raises(RewardError, match="failed on 25%"):
+        rl.run(model, rl_stage(max_errors=0.2), context)
+
+
+def test_dynamic_sampling_draws_again_until_groups_have_signal(tmp_path):
+    calls = []
+
+    def judge(problems, texts):
+        calls.append(len(texts))
+        signal = len(calls) % 3 == 0
+        return [Score(float(signal and i % 2)) for i in range(len(texts))]
+
+    model, context = world(tmp_path, judge)
+    rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=3), context)
+    told = [line["values"] for line in lines(tmp_path)]
+    assert len(calls) == 6 and [v["samples"] for v in told] == [96, 96] and all(v["tokens"] > 0 for v in told)
+    calls.clear()
+    rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=2), context)
+    assert len(calls) == 3  # two for the first step, which ends without signal; one for the second
+
+
+def test_samples_are_kept_with_what_is_needed_to_look_at_them(tmp_path):
+    model, context = world(tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))])
+    rl.run(model, rl_stage(), context)
+    kept = [json.loads(x) for x in (tmp_path / "samples/rl/000002.jsonl").read_text().splitlines()]
+    assert len(kept) == 8 and all(len(g["samples"]) == 4 for g in kept)
+    one = kept[0]["samples"][0]
+    assert len(one["ids"]) == len(one["pieces"]) == len(one["mask"]) == len(one["logp"]) and one["version"] == 1
+    assert kept[0]["prompt"]["answer"] and "".join(kept[0]["prompt_tokens"]).endswith("=")
+
+
+def test_reject_keeps_verified_finished_different_answers(tmp_path):
+    problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
+    texts = ["<think>1+1=2</think>2", "<think></think>2", "<think></think>2", "<think></think>3", "<think></think>2"]
+    finish = ["stop", "stop", "stop", "stop", "length"]
+    samples = tuple(
+        sample([0] * (len(t) + 1), [False] + [True] * len(t), finish=f, text=t) for t, f in zip(texts, finish, strict=True)
+    )
+    group = Group(Prompt(problem, (0,)), samples, tuple(Score(float(t.endswith("2"))) for t in texts))
+    stage = config.Reject(name="r", kind="reject", problems=1, per_prompt=4)
+    assert reject.kept(group, stage) == texts[:2]
+    assert reject.kept(group, stage.model_copy(update={"choose": "shortest", "per_prompt": 1})) == texts[1:2]
+
+
+def test_reject_hands_its_data_to_sft(tmp_path):
+    model, context = world(tmp_path, judge=lambda p, t: [Score(1.0) for _ in t])
+    sft.run(model, sft_stage(steps=60), context)
+    reject.run(model, config.Reject(name="kept", kind="reject", problems=16, max_tokens=8), context)
+    assert context.data["kept"] and (tmp_path / "kept/data.jsonl").exists()
+    sft.run(model, sft_stage(data="kept", steps=2), context)
+    context.data["kept"] = []
+    with pytest.raises(DataError, match="kept no sample"):
+        sft.run(model, sft_stage(data="kept", steps=2), context)
+
+
+def test_a_broken_gradient_leaves_the_weights_alone(tmp_path):
+    model, context = world(tmp_path)
+    learner = Learner(model, config.Optimizer(lr=1.0), 1)
+    before = copy.deepcopy(model.state_dict())
+    from whet.batch import pack
+
+    batch = pack([sample([1, 2, 3], [False, True, True])], [float("nan")], [1.0])
+    with pytest.raises(WhetError, match="gradient is nan"):
+        learner.step(batch, 100, lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage)
+    assert all((before[k] == v).all() for k, v in model.state_dict().items())
+
+
+def test_schedules():
+    model, _ = Transformer(ModelConfig("qwen3", 5, 8, 1, 2, 2, 4, 8)), None
+    rates = {}
+    for schedule in ("constant", "linear", "cosine"):
+        learner = Learner(model, config.Optimizer(lr=1.0, schedule=schedule, warmup=2), 6)
+        rates[schedule] = []
+        for learner.done in range(6):
+            rates[schedule].append(round(learner.lr_scale, 4))
+    assert rates["constant"] == [0.5, 1.0, 1, 1, 1, 1]
+    assert rates["linear"] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert rates["cosine"] == [0.5, 1.0, 1.0, 0.8536, 0.5, 0.1464]
+
+
+def test_problems_never_run_out_and_epochs_differ():
+    class Few(Chain):
+        def size(self, split):
+            return 5
+
+        def problems(self, split, n, seed):
+            assert n == 5
+            order = np.random.default_rng(seed).permutation(5)
+            return [Problem(str(i), ()) for i in order]
+
+    stream = endless(Few(), "train", 1)
+    epochs = [[next(stream).id for _ in range(5)] for _ in range(4)]
+    assert all(sorted(e) == list("01234") for e in epochs) and len({tuple(e) for e in epochs}) > 1
+
+
+def test_describe_counts_failures_apart():
+    problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
+    long, short = sample([0, 1, 1, 1], [0, 1, 1, 1], text="<think></think>2"), sample([0, 1], [0, 1], finish="length", text="x")
+    group = Group(Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error")))
+    told = describe([group], Chain())
+    assert told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
+    assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
+    assert told["share_direct"] == 0.5 and told["groups_with_signal"] == 1.0
+
+
+def test_a_reward_of_the_wrong_length_is_refused(tmp_path):
+    model, context = world(tmp_path, judge=lambda p, t: [Score(1.0)] * (len(t) + 1))
+    prompts = context.prompts(context.task.problems("train", 2, 0))
+    with pytest.raises(ValueError, match="more scores"):
+        rollout(context.engine(model, context.chat), context.reward, prompts, Sampling(n=2, max_tokens=4))
+
+
+def test_concerns_are_in_plain_words():
+    fine = {"groups_with_signal": 0.5, "truncated": 0.0, "entropy": 1.0, "accuracy": 0.3, "unparsed": 0.0, "gap": 1e-6, "errors": 0.0}
+    assert concerns([fine] * 8) == []
+    for change, word in (
+        ({"groups_with_signal": 0.0, "reward": 0.0}, "too hard"),
+        ({"groups_with_signal": 0.0, "reward": 1.0}, "solved"),
+        ({"truncated": 0.3}, "cut off"),
+        ({"entropy": 0.05}, "collapsing"),
+        ({"unparsed": 0.95}, "cannot be parsed"),
+        ({"gap": 0.5}, "disagree"),
+        ({"errors": 0.1}, "verifier failed"),
+    ):
+        told = concerns([fine] * 3 + [fine | change] * 5)
+        assert len(told) == 1 and word in told[0]
+
+
+def test_the_algorithm_of_a_stage_may_be_overridden(tmp_path):
+    model, context = world(tmp_path)
+    rl.run(model, rl_stage(algorithm="grpo", override={"beta": 0.0, "clip_high": 0.28}, steps=1), context)
+    assert "kl" not in lines(tmp_path)[0]["values"]
+    assert algorithm("grpo", {"beta": 0.0}).needs_reference is False
