@@ -11,7 +11,7 @@ from whet.errors import RecipeError, WhetError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parsed(argv)
     try:
         return arguments.call(arguments) or 0
     except WhetError as error:
@@ -24,6 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse, which gives up on key=value words that stand after an option, helped out."""
+    root = parser()
+    arguments, left = root.parse_known_args(argv)
+    pairs = [word for word in left if "=" in word and not word.startswith("-")]
+    if len(pairs) < len(left) or (pairs and not hasattr(arguments, "pairs")):
+        root.error(f"unrecognized arguments: {' '.join(word for word in left if word not in pairs) or pairs[0]}")
+    if pairs:
+        arguments.pairs = [*arguments.pairs, *pairs]
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,14 +51,14 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_command, "Run a recipe's stages into runs/NAME/.")
     run.add_argument("recipe", type=Path)
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds")
+    run.add_argument("pairs", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
     evaluate = add("eval", eval_command, "Measure a model on a task's test problems.")
     evaluate.add_argument("model", help="a Hugging Face directory or Hub id")
     evaluate.add_argument("--task", required=True, help="as `whet tasks` lists it")
-    evaluate.add_argument("options", nargs="*", metavar="key=value", help="options of the task")
+    evaluate.add_argument("pairs", nargs="*", metavar="key=value", help="options of the task")
     evaluate.add_argument("--n", type=int, default=1, help="samples a problem (default 1)")
     evaluate.add_argument("--problems", type=int, default=1000)
     evaluate.add_argument("--temperature", type=float, default=1.0)
@@ -61,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     show = add("show", show_command, "Print a recipe as it resolves, every key filled in.")
     show.add_argument("recipe", type=Path)
-    show.add_argument("overrides", nargs="*", metavar="key=value")
+    show.add_argument("pairs", nargs="*", metavar="key=value")
 
     report = add("report", report_command, "Write a run's report.html again.")
     report.add_argument("run", type=Path)
@@ -73,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 def run_command(arguments: argparse.Namespace) -> int:
     from whet.commands import run
 
-    return run(arguments.recipe, arguments.overrides, arguments.runs, arguments.overwrite)
+    return run(arguments.recipe, arguments.pairs, arguments.runs, arguments.overwrite)
 
 
 def eval_command(arguments: argparse.Namespace) -> int:
@@ -85,7 +97,7 @@ def eval_command(arguments: argparse.Namespace) -> int:
 def show_command(arguments: argparse.Namespace) -> int:
     from whet.commands import show
 
-    return show(arguments.recipe, arguments.overrides)
+    return show(arguments.recipe, arguments.pairs)
 
 
 def report_command(arguments: argparse.Namespace) -> int:

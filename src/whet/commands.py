@@ -103,7 +103,7 @@ def evaluate(a: argparse.Namespace) -> int:
         faults = "; ".join(f"{f['loc'][0]}: {f['msg']} (given: {f['input']!r})" for f in error.errors())
         raise RecipeError(faults) from None
     ask = config.Ask(system=a.system, thinking=None if a.thinking is None else a.thinking == "on")
-    task = config.Task(name=a.task, **options(a.options))
+    task = config.Task(name=a.task, **options(a.pairs))
     console = Console(stderr=True)
     with console.status(f"measuring {a.model}"):
         one = pipeline.evaluate(a.model, task, ask, spec)

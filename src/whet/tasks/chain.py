@@ -52,7 +52,7 @@ class Chain:
     """`operations` operations on digits. Train and test problems are split by a hash of the expression."""
 
     name = "chain"
-    modes = ("direct", "coarse", "careful")
+    modes: tuple[str, ...] = ("direct", "coarse", "careful")
 
     def __init__(self, operations: int = 6) -> None:
         if not 1 <= operations <= 30:

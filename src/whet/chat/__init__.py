@@ -1,0 +1,155 @@
+"""A model's tokenizer and chat template: text <-> tokens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from whet.chat import files, template
+from whet.chat.vocabulary import Vocabulary
+from whet.errors import DataError, ModelError
+from whet.types import Message, Problem, Prompt
+
+__all__ = ["Chat"]
+
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class Chat:
+    """What turns messages into a prompt's tokens and a completion's tokens into text.
+
+    What a message says never becomes a special token: only the template writes those. For messages that do not spell
+    one out, the ids equal those of transformers' apply_chat_template.
+
+    eos: every id that ends a turn. turn_end: the one that the template ends the assistant's turn with. bos: None where
+    there is none. pad: eos where there is none. vocab: the largest id + 1 (a model may have more rows). special: {text:
+    id}. note: what the user should know about this tokenizer, else "".
+    """
+
+    def __init__(self, held: files.Files) -> None:
+        self._files = held
+        self._words = Vocabulary(held.texts[files.TOKENIZER], held.special)
+        self._named = held.named
+        found = held.template
+        self.note = "" if found is not None else "the model has no chat template: contents are joined by newlines"
+        self.template = PLAIN if found is None else found
+        self.vocab = self._words.size
+        self.special = dict(self._words.special)
+        own = self._id("eos_token")
+        ends: list[int] = [*([] if own is None else [own]), *held.ends]
+        end = self._template_end()
+        if end is None and not ends:
+            raise ModelError("the tokenizer names no token that ends a turn; set eos_token in tokenizer_config.json")
+        self.turn_end = ends[0] if end is None else end
+        self.eos = tuple(dict.fromkeys([*ends, self.turn_end]))
+        self.bos = self._id("bos_token")
+        pad = self._id("pad_token")
+        self.pad = self.eos[0] if pad is None else pad
+
+    @classmethod
+    def from_characters(
+        cls, alphabet: str, words: tuple[str, ...] = ("<think>", "</think>"), template: str | None = None
+    ) -> "Chat":
+        """A tokenizer from nothing: a token for each character, for each word, and <bos> and <eos> (which also pads).
+
+        The first two words open and close thinking; `template` replaces the one that `files.direct` describes. Raises
+        DataError for an empty alphabet or words that clash.
+        """
+        return cls(files.of_characters(alphabet, words, template))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Chat":
+        """The tokenizer of a directory in Hugging Face's format. Raises ModelError for what is missing or broken."""
+        held = files.read(Path(directory))
+        try:
+            return cls(held)
+        except ModelError as failure:
+            raise ModelError(f"{directory}: {failure}") from None
+
+    def save(self, directory: Path) -> None:
+        """Writes the files that were loaded, each whole or not at all. generation_config.json lists all of `eos`."""
+        texts = dict(self._files.texts)
+        if files.GENERATION in texts and set(self._files.ends) != set(self.eos):
+            kept = {**self._files.generation, "eos_token_id": list(self.eos)}
+            texts[files.GENERATION] = json.dumps(kept, indent=2) + "\n"
+        files.write(Path(directory), texts)
+
+    def prompt(
+        self, problem: Problem, thinking: bool | None = None, system: str | None = None, template: str | None = None
+    ) -> Prompt:
+        """The problem as this model reads it, ready to be answered. Raises as `render` does."""
+        messages = ({"role": "system", "content": system}, *problem.messages) if system else problem.messages
+        return Prompt(problem, tuple(self.render(messages, thinking, template=template)))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+    ) -> list[int]:
+        """Ids [n] of the messages under the chat template, which gets `enable_thinking` where `thinking` is not None.
+
+        Raises DataError for a message without role or content and for characters that the tokenizer does not have;
+        ModelError where the template is broken or refuses the messages.
+        """
+        text, originals = self._rendered(messages, thinking, add_generation_prompt, template or self.template)
+        return self._words.encode_rendered(text, originals)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids [n] of a text as data: never a special token. Raises DataError for a character it has no token for."""
+        return self._words.encode(text)
+
+    def response(self, text: str) -> list[int]:
+        """Ids [n + 1] of an answer that follows a prompt, the end of the turn included. Raises as `encode` does."""
+        return [*self._words.encode(text, first=False), self.turn_end]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the ids, special tokens left out."""
+        return self._words.decode(tokens)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each id, special tokens included; joined, the text of them all.
+
+        A character spread over several tokens appears at the one that completes it.
+        """
+        return self._words.pieces(tokens)
+
+    def _id(self, role: str) -> int | None:
+        return self._words.id(self._named[role]) if role in self._named else None
+
+    def _rendered(
+        self, messages: Sequence[Message], thinking: bool | None, add_generation_prompt: bool, source: str
+    ) -> tuple[str, dict[int, str]]:
+        for i, message in enumerate(messages, start=1):
+            _check(i, message)
+        fields = [(i, key) for i, m in enumerate(messages) for key in m if key != "role"]
+        hidden, originals = self._words.disguise([messages[i][key] for i, key in fields], source)
+        safe = [dict(m) for m in messages]
+        for (i, key), text in zip(fields, hidden, strict=True):
+            safe[i][key] = text
+        names: dict[str, object] = {**self._named, "add_generation_prompt": add_generation_prompt}
+        if thinking is not None:
+            names["enable_thinking"] = thinking
+        return template.render(source, safe, names), originals
+
+    def _template_end(self) -> int | None:
+        """The special token that the template writes after what the assistant says; None where it writes none."""
+        asked = ({"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"})
+        try:
+            text, _ = self._rendered(asked, None, False, self.template)
+        except ModelError:
+            return None
+        after = text.rfind("answer")
+        return next((token for begin, _, token in self._words.specials(text) if begin > after >= 0), None)
+
+
+def _check(number: int, message: Message) -> None:
+    for key in ("role", "content"):
+        if key not in message:
+            raise DataError(f"message {number} has no {key!r}; a message is {{'role': …, 'content': …}}")
+    for key, value in message.items():
+        if not isinstance(value, str):
+            raise DataError(f"message {number}: {key!r} is {type(value).__name__}, not a text")
+    if message["role"] not in ROLES:
+        raise DataError(f"message {number}: unknown role {message['role']!r}; known: {', '.join(ROLES)}")

@@ -1,0 +1,185 @@
+"""Text <-> tokens, with a wall between what a template writes and what a message says."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from whet.chat.pieces import Pieces
+from whet.errors import DataError, ModelError
+
+Json = dict[str, Any]
+
+_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # turn markers that some models forget to call special
+_TAG = r"/?[A-Za-z][A-Za-z0-9_-]*"
+
+
+class Vocabulary:
+    """A `tokenizers.Tokenizer` that never reads a special token out of a text.
+
+    special: {text: id} of the tokens that only a template, or the policy, may write. size: largest id + 1.
+    Nothing in it changes after construction, so threads may share it.
+    """
+
+    def __init__(self, source: str, named: Iterable[str] = (), where: str = "tokenizer.json") -> None:
+        """`source` is tokenizer.json's text; `named` further texts that are special. Raises ModelError."""
+        layout = _parsed(source, where)
+        self._first = _tokenizer(layout, named, where)
+        self._rest = _tokenizer(inner, named, where) if (inner := _without_prefix(layout)) else self._first
+        added = self._first.get_added_tokens_decoder()
+        self.special: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        self._added: dict[str, AddedToken] = {token.content: token for token in added.values()}
+        self.size = max(self._first.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not self.size:
+            raise ModelError(f"{where} has no vocabulary")
+        words = sorted((w for w, t in self._added.items() if t.special or not t.normalized), key=len, reverse=True)
+        self._found = re.compile("|".join(map(re.escape, words))) if words else None
+        self._hazard = _hazard(self.special)
+        self._closed = _closed(layout)
+        self._pieces = Pieces(layout, self._first)
+
+    def id(self, text: str) -> int | None:
+        """The id of the token that is exactly this text, added or not."""
+        return self._first.token_to_id(text)
+
+    def encode(self, text: str, first: bool = True) -> list[int]:
+        """Ids [n] of a text as data: no special token among them. `first`: nothing stands before it.
+
+        Raises DataError naming a character that the vocabulary does not hold, or half of a surrogate pair.
+        """
+        tokenizer = self._first if first else self._rest
+        try:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            half = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
+            raise DataError(f"the text holds {half!r}, half of a surrogate pair; it is not valid Unicode") from None
+        if self._closed and tokenizer.decode(ids, skip_special_tokens=False) != text:
+            lost = next((c for c in text if not tokenizer.encode(c, add_special_tokens=False).ids), None)
+            if lost is not None:
+                raise DataError(f"the tokenizer has no token for the character {lost!r}; its alphabet must hold it")
+        return ids
+
+    def encode_rendered(self, text: str, originals: Mapping[int, str]) -> list[int]:
+        """Ids [n] of a rendered template: its special tokens as such, all else as data.
+
+        `originals` (of `disguise`) turns the stand-ins back. Raises DataError as `encode` does.
+        """
+        ids: list[int] = []
+        start = 0
+        for begin, end, token in self.specials(text):
+            if begin > start:
+                ids += self.encode(text[start:begin].translate(originals), first=start == 0)
+            ids.append(token)
+            start = end
+        if start < len(text):
+            ids += self.encode(text[start:].translate(originals), first=start == 0)
+        return ids
+
+    def specials(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """(begin, end, id) of each special token written in the text, with the white space that it swallows."""
+        past = 0
+        for match in self._found.finditer(text) if self._found else ():
+            token, (begin, end) = self._added[match.group()], match.span()
+            if token.single_word and _joined(text, begin, end):
+                continue
+            if token.lstrip:
+                begin = max(past, len(text[:begin].rstrip()))
+            if token.rstrip:
+                end += len(text[end:]) - len(text[end:].lstrip())
+            past = end
+            if token.special:
+                yield begin, end, self.special[token.content]
+
+    def disguise(self, texts: Sequence[str], template: str) -> tuple[list[str], dict[int, str]]:
+        """The texts with whatever could become a special token replaced by stand-ins, and what the stand-ins mean.
+
+        A stand-in is one private-use character for one character, found neither in the texts nor in the template; it
+        stands for the first character of special tokens, except where a harmless tag such as <think> begins, which
+        templates look for.
+        """
+        if self._hazard is None or not any(self._hazard.search(t) for t in texts):
+            return list(texts), {}
+        used = set(template).union(*texts, *self._added)
+        free = (chr(c) for c in chain(range(0xE000, 0xF900), range(0xF0000, 0x10FFFE)) if chr(c) not in used)
+        standin: dict[str, str] = {}
+
+        def hide(match: re.Match[str]) -> str:
+            char = match.group()
+            if char not in standin:
+                standin[char] = next(free)
+            return standin[char]
+
+        hidden = [self._hazard.sub(hide, t) for t in texts]
+        return hidden, {ord(s): char for char, s in standin.items()}
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of the ids, special tokens and ids beyond the vocabulary left out."""
+        return self._first.decode(list(tokens), skip_special_tokens=True)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each id adds, special tokens included."""
+        return self._pieces(tokens)
+
+
+def _parsed(source: str, where: str) -> Json:
+    try:
+        layout = json.loads(source)
+    except ValueError as failure:
+        raise ModelError(f"{where} is not valid JSON: {failure}") from None
+    if not isinstance(layout, dict) or not isinstance(layout.get("model"), dict):
+        raise ModelError(f"{where} is not a tokenizer: it has no `model`")
+    added = layout.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
+        raise ModelError(f"{where}: its added_tokens are not a list of objects with `content`")
+    return layout
+
+
+def _tokenizer(layout: Json, named: Iterable[str], where: str) -> Tokenizer:
+    wanted = set(named)
+    tokens = [
+        {**t, "special": True} if t["content"] in wanted or _CONTROL.fullmatch(t["content"]) else t
+        for t in layout.get("added_tokens") or []
+    ]
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps({**layout, "added_tokens": tokens}))
+    except Exception as failure:  # the library raises nothing narrower
+        raise ModelError(f"{where} cannot be read: {failure}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([AddedToken(w, normalized=False, special=True) for w in sorted(wanted - known)])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _without_prefix(layout: Json) -> Json | None:
+    """The same tokenizer for a text that something stands before; None where that makes no difference."""
+    whole = json.dumps(layout.get("pre_tokenizer"))
+    inner = whole.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+    return {**layout, "pre_tokenizer": json.loads(inner)} if inner != whole else None
+
+
+def _closed(layout: Json) -> bool:
+    """Whether the model drops characters that it does not know without a word."""
+    model = layout["model"]
+    steps = json.dumps([layout.get("pre_tokenizer"), layout.get("normalizer")])
+    silent = model.get("unk_token") is None and not model.get("byte_fallback")
+    return model.get("type") == "BPE" and silent and '"ByteLevel"' not in steps
+
+
+def _hazard(special: Mapping[str, int]) -> re.Pattern[str] | None:
+    """Finds the characters to disguise: each that begins a special token's text, and each sign that could begin one."""
+    if not special:
+        return None
+    words = "|".join(map(re.escape, special))
+    signs = sorted({w[0] for w in special if not w[0].isalnum() and not w[0].isspace()})
+    lone = rf"(?!<{_TAG}>|\[{_TAG}\])[{''.join(map(re.escape, signs))}]|" if signs else ""
+    return re.compile(rf"{lone}(?=(?:{words})).", re.IGNORECASE | re.DOTALL)
+
+
+def _joined(text: str, begin: int, end: int) -> bool:
+    before, after = text[begin - 1 : begin], text[end : end + 1]
+    return bool(re.fullmatch(r"\w", before) or re.fullmatch(r"\w", after))

@@ -1,0 +1,101 @@
+"""Several rewards as one: a weighted sum of named parts, each of which is logged."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whet.errors import RewardError, did_you_mean
+from whet.rewards.registry import Reward, load
+from whet.types import Problem, Sample, Score, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`weight` times what `reward` pays; with a gate, only where the part of that name pays more than one half."""
+
+    name: str
+    reward: Reward
+    weight: float = 1.0
+    gate: str | None = None
+
+
+class TaskReward:
+    """The task's own verifier."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def score(
+        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+    ) -> list[Score]:
+        return self.task.score(problems, texts)
+
+
+class CombinedReward:
+    """The weighted sum of its parts; each part's value before weighting stands in `Score.parts` under its name.
+
+    `parts["accuracy"]` is what the first verifier says (a part with an accuracy of its own, else the part `task`), and the status is
+    that verifier's; without a verifier both are the first part's, and there is no accuracy. A part of weight 0 is only logged.
+    Where any part times out or fails, the whole does: a sum that lacks a part would be another reward.
+    Raises RewardError for no parts, two of one name, a weight that is not finite, and a gate that is no other part.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        names = [part.name for part in parts]
+        if not parts:
+            raise RewardError("reward: no parts; give at least one [[reward]]")
+        for part in parts:
+            if names.count(part.name) > 1:
+                raise RewardError(f"reward: two parts are named {part.name!r}")
+            if isinstance(part.weight, bool) or not math.isfinite(part.weight):
+                raise RewardError(f"reward {part.name}: weight {part.weight} is not a finite number")
+            others = [name for name in names if name != part.name]
+            if part.gate is not None and part.gate not in others:
+                known = did_you_mean(part.gate, others) if others else "; there is no other part"
+                raise RewardError(f"reward {part.name}: gate {part.gate!r} is no other part{known}")
+        self.parts = tuple(parts)
+
+    def score(
+        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+    ) -> list[Score]:
+        """N problems and N completion texts -> N scores."""
+        columns = [part.reward.score(problems, texts, samples) for part in self.parts]
+        for part, column in zip(self.parts, columns, strict=True):
+            if len(column) != len(texts):
+                raise RewardError(f"reward {part.name}: returned {len(column)} scores for {len(texts)} responses")
+        return [self._sum(row) for row in zip(*columns, strict=True)]
+
+    def _sum(self, row: Sequence[Score]) -> Score:
+        values = {part.name: score.value for part, score in zip(self.parts, row, strict=True) if score.usable}
+        for score in row:
+            if not score.usable:
+                return Score(0.0, score.status, values)
+        value = math.fsum(
+            part.weight * values[part.name] for part in self.parts if part.gate is None or values[part.gate] > 0.5
+        )
+        judge, accuracy = row[0], None
+        for part, score in zip(self.parts, row, strict=True):
+            if "accuracy" in score.parts or part.name == "task":
+                judge, accuracy = score, score.parts.get("accuracy", score.value)
+                break
+        inner = {name: v for score in reversed(row) for name, v in score.parts.items() if name != "accuracy"}
+        return Score(value, judge.status, {**inner, **values, **({} if accuracy is None else {"accuracy": accuracy})})
+
+
+def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) -> Reward:
+    """The reward of a recipe: (name, weight, options) of each part; the name `task` is the task's own verifier.
+
+    The option `gate` names the part that must pay for this one to count. A part is logged under its name, your own function's
+    under the function's name. One part of weight 1 stays as it is. Raises RewardError for what cannot be loaded or combined.
+    """
+    built = []
+    labels = [name.rpartition(":")[2] for name, _, _ in parts]
+    for (name, weight, options), label in zip(parts, labels, strict=True):
+        others = {key: value for key, value in options.items() if key != "gate"}
+        if name == "task" and others:
+            raise RewardError(f"reward task: unknown option {next(iter(others))!r}; it takes none but gate")
+        reward = TaskReward(task) if name == "task" else load(name, **others)
+        built.append(Part(label if labels.count(label) == 1 else name, reward, weight, options.get("gate")))
+    whole = CombinedReward(built)
+    return built[0].reward if len(built) == 1 and built[0].weight == 1 else whole

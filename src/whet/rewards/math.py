@@ -1,0 +1,195 @@
+"""The mathematical answer, verified: exact text, then exact numbers in this process, then math-verify in killable workers.
+
+Never a silent zero: a verifier that ran out of time or failed says so, and an unusable gold answer is never paid.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache
+
+from whet.errors import DataError, RewardError
+from whet.rewards.extract import boxed, final_answer, hashed
+from whet.rewards.numbers import Number, cleaned, number, same
+from whet.sandbox.workers import Pool
+from whet.types import Problem, Sample, Score, Status
+
+PROCESSES = max(2, min(4, os.cpu_count() or 2))  # 150 MB each
+LONGEST = 400  # characters of an answer that a worker is given
+
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_FUNCTION = re.compile(
+    r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta|pi", re.IGNORECASE
+)
+# What costs without bound: a large literal exponent, a tower, a high power of a sum or a power, factorials of large numbers.
+_COSTLY = re.compile(
+    r"\^[\s{(]*[-+]?\d{5,}|\^[\s{(]*[-+]?[\d.]+\s*\^|\d{4,}[\s)}]*!|!\s*[)}]*\s*!|\d{60,}|\\binom\s*\{?\s*\d{4,}"
+    r"|\((?=[^()]*(?:\^|(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])))[^()]*\)\s*\^[\s{(]*\d{3,}"
+)
+_BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\*\*", "^"),
+        (r"(?<!\\)\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"√\s*\(([^()]*)\)|√\s*\{([^{}]*)\}|√\s*(\w+)", r"\\sqrt{\1\2\3}"),
+        (r"(?<!\\)\b(sin|cos|tan|ln|log|exp|pi|theta|alpha|beta)\b", r"\\\1 "),
+        (r"(?<![\\A-Za-z])(?:infinity|inf|oo)\b|∞", r"\\infty "),
+        (r"(?<=[\w)])\s*\*\s*(?=[\w(\\])|×|·", r"\\cdot "),
+        (r"π", r"\\pi "),
+        (r"<=|≤", r"\\le "),
+        (r">=|≥", r"\\ge "),
+        (r"≠|!=", r"\\ne "),
+        (r"∪|(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup "),
+        (r"∈", r"\\in "),
+        (r"±|\+/-", r"\\pm "),
+        (r"∅", r"\\emptyset "),
+        (r"÷", "/"),
+        (r"\^\(([^()]*)\)", r"^{\1}"),
+    )
+]
+
+
+class MathReward:
+    """1 where a response's final answer is mathematically the problem's `answer`, else 0.
+
+    Statuses: scored (right), wrong, unparsed (no answer, or one that means nothing or is beyond bounds), timeout (over
+    `seconds` of wall-clock, killed), error (the verifier failed, or the problem's own answer means nothing).
+    """
+
+    name = "math"
+
+    def __init__(self, processes: int = PROCESSES, seconds: float = 2.0) -> None:
+        for name, value in (("processes", processes), ("seconds", seconds)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1000:
+                raise RewardError(f"reward math: {name} = {value!r} must be a number above 0")
+        self.processes, self.seconds = max(1, int(processes)), seconds
+
+    @cached_property
+    def pool(self) -> Pool:
+        return Pool("whet.rewards.equivalence:verdict", self.processes, self.seconds)
+
+    def score(
+        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+    ) -> list[Score]:
+        """N problems and N completion texts -> N scores. Raises DataError where a problem has no answer."""
+        for problem in problems:
+            if problem.answer is None or not problem.answer.strip():
+                raise DataError(f"problem {problem.id!r} has no answer to verify against; name the right answer column")
+        answers = [final_answer(text) for text in texts]
+        golds = [gold_answer(problem.answer or "") for problem in problems]
+        return [graded(status) for status in self.compare(golds, answers)]
+
+    def compare(self, golds: Sequence[str], answers: Sequence[str | None]) -> list[Status]:
+        """N gold answers and N extracted ones -> N statuses. Equal pairs are compared once."""
+        pairs = list(zip(golds, answers, strict=True))
+        verdicts: dict[tuple[str, str | None], Status | None] = {pair: quick(*pair) for pair in dict.fromkeys(pairs)}
+        open_pairs = [
+            (gold, answer) for (gold, answer), status in verdicts.items() if status is None and answer is not None
+        ]
+        results = self.pool.map([[latex(gold), latex(answer)] for gold, answer in open_pairs]) if open_pairs else []
+        meaning: dict[str, Status] = {"same": "scored", "different": "wrong", "gold": "error", "answer": "unparsed"}
+        for pair, result in zip(open_pairs, results, strict=True):
+            verdicts[pair] = meaning[result.value] if result.status == "ok" else result.status
+        return [verdicts[pair] or "error" for pair in pairs]
+
+
+def graded(status: Status) -> Score:
+    """The score of a status: accuracy is a part only where there is a verdict."""
+    value = float(status == "scored")
+    return Score(value, status, {} if status in ("timeout", "error") else {"accuracy": value})
+
+
+def gold_answer(answer: str) -> str:
+    """The answer itself where a data set keeps it boxed, after `####` or in dollars."""
+    found = boxed(answer)
+    if found is None:
+        found = hashed(answer)
+    return (answer if found is None else found).strip()
+
+
+def quick(gold: str, answer: str | None) -> Status | None:
+    """The verdict where it needs no algebra, else None.
+
+    >>> quick("18", "18.00"), quick("1/2", "\\\\frac{1}{3}"), quick("18", None), quick("18", "6\\\\pi")
+    ('scored', 'wrong', 'unparsed', None)
+    """
+    plain_gold = _plain(gold)
+    if not any(map(str.isalnum, plain_gold)) and "\\" not in plain_gold and "∞" not in plain_gold:
+        return "error"
+    if answer is None:
+        return "unparsed"
+    gold_number, plain = _number(gold), _plain(answer)
+    if gold_number is not None:
+        value = _number(answer)
+        if value is not None:
+            return "scored" if same(gold_number, value) else "wrong"
+    elif plain == plain_gold and _balanced(gold):
+        return "scored"
+    if gold_number is None and (_wordy(plain_gold) or len(plain_gold) == 1):
+        return "scored" if plain.casefold() == plain_gold.casefold() else "wrong"
+    if (bases := _bases(plain_gold, plain)) is not None:
+        return "scored" if bases else "wrong"
+    if _wordy(plain) or not plain:
+        return "unparsed"
+    if beyond_bounds(gold):
+        return "error"
+    return "unparsed" if beyond_bounds(answer) else None
+
+
+def beyond_bounds(answer: str) -> bool:
+    """Whether comparing could cost without bound: such text never reaches the algebra.
+
+    >>> beyond_bounds("9**9**9"), beyond_bounds("10^{100000}"), beyond_bounds("2^{10}")
+    (True, True, False)
+    """
+    return (
+        len(answer) > LONGEST or _COSTLY.search(latex(answer)) is not None or answer.count("(") + answer.count("{") > 60
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def latex(answer: str) -> str:
+    """Typed mathematics (`sqrt(2)`, `2**x`, `x >= 1`, `∞`) in LaTeX's spelling; LaTeX stays as it is."""
+    text = cleaned(answer)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@lru_cache(maxsize=1 << 14)
+def _number(answer: str) -> Number | None:
+    with suppress(ValueError, ZeroDivisionError):
+        return number(answer)
+    return None
+
+
+def _plain(answer: str) -> str:
+    """For comparing as text: no markup, no spaces at all, a choice's parentheses dropped."""
+    text = re.sub(r"\s+", " ", cleaned(answer))
+    letter = re.fullmatch(r"\(([A-Za-z])\)", text)
+    return letter.group(1) if letter else text
+
+
+def _balanced(text: str) -> bool:
+    return text.count("{") == text.count("}")
+
+
+def _wordy(text: str) -> bool:
+    """Words, not mathematics: no digit, no operator, and a word that is no function's name."""
+    if re.search(r"[\d\\^_=+*/<>≤≥∞π√]", text):
+        return False
+    return not all(_FUNCTION.fullmatch(word) for word in _WORD.findall(text))
+
+
+def _bases(gold: str, answer: str) -> bool | None:
+    """Whether numbers with a base agree, base and digits; None where neither has one."""
+    pair = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
+    if pair == (None, None):
+        return None
+    if pair[0] is None or pair[1] is None:
+        return False
+    return pair[0].group(2) == pair[1].group(2) and pair[0].group(1).upper().lstrip("0") == pair[1].group(
+        1
+    ).upper().lstrip("0")

@@ -1,0 +1,133 @@
+"""The parent's side of one worker process: how it is started, spoken to and killed."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whet.errors import RewardError
+
+MAX_BYTES = 4 << 20  # of one result
+START_SECONDS = 60.0  # imports; never charged to an item
+_MAIN = str(Path(__file__).with_name("worker_main.py"))
+
+
+class _Spawner:
+    """Starts every worker from one thread that lives as long as the process.
+
+    The kernel's parent-death signal fires when the *thread* that forked ends, so a worker started from a short-lived thread
+    would be killed with it.
+    """
+
+    def __init__(self) -> None:
+        self.pid, self.orders = os.getpid(), queue.SimpleQueue[tuple[dict[str, str], Future[subprocess.Popen[bytes]]]]()
+        threading.Thread(target=self._run, name="whet-spawner", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            env, promise = self.orders.get()
+            try:
+                pipe = subprocess.PIPE
+                command = [sys.executable, "-P", _MAIN, str(os.getpid())]
+                promise.set_result(
+                    subprocess.Popen(
+                        command,
+                        stdin=pipe,
+                        stdout=pipe,
+                        stderr=subprocess.DEVNULL,
+                        bufsize=0,
+                        env=env,
+                        start_new_session=True,
+                    )
+                )
+            except OSError as error:
+                promise.set_exception(RewardError(f"cannot start a worker process: {error}"))
+
+    def start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        promise: Future[subprocess.Popen[bytes]] = Future()
+        self.orders.put((env, promise))
+        return promise.result()
+
+
+_lock = threading.Lock()
+_spawner: _Spawner | None = None
+
+
+def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
+    """A worker that begins to import `function`. Raises RewardError where the system starts no process."""
+    global _spawner
+    with _lock:
+        if _spawner is None or _spawner.pid != os.getpid():  # none yet, or this is a fork without its threads
+            _spawner = _Spawner()
+    worker = Worker(_spawner.start(env))
+    path = [os.getcwd() if entry == "" else entry for entry in sys.path]
+    setup = {"function": function, "path": path, "memory": memory_mb << 20, "max_bytes": MAX_BYTES}
+    worker.unsent += json.dumps(setup).encode() + b"\n"
+    worker.write()
+    return worker
+
+
+@dataclass(eq=False)
+class Worker:
+    """A started process, the pipes to it (never blocking) and what it has been sent and not answered."""
+
+    process: subprocess.Popen[bytes]
+    ready: bool = False
+    since: float = field(
+        default_factory=time.monotonic
+    )  # of the start-up, then when the first pending item became the first
+    pending: deque[int] = field(default_factory=deque[int])  # sent, not answered, in order
+    unsent: bytearray = field(default_factory=bytearray)
+    unread: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+
+    def write(self) -> None:
+        try:
+            while self.unsent:
+                del self.unsent[: os.write(self.stdin, bytes(self.unsent[: 1 << 16]))]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it died: the end of its output tells
+            self.unsent.clear()
+
+    def read(self) -> tuple[list[bytes], bool]:
+        """Complete lines so far, and whether the output has ended or a line is beyond all bounds."""
+        ended = False
+        try:
+            while not ended and len(self.unread) < 2 * MAX_BYTES:
+                chunk = os.read(self.stdout, 1 << 18)
+                ended = not chunk
+                self.unread += chunk
+        except BlockingIOError:
+            pass
+        *lines, rest = self.unread.split(b"\n")
+        self.unread = bytearray(rest)
+        return [bytes(line) for line in lines], ended or len(rest) > MAX_BYTES + 1024
+
+    def kill(self) -> int:
+        """End the worker and what it started. Returns its exit code, negative for a signal's number."""
+        if self.process.returncode is None:  # once it has been waited for, its number may be another's
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        self.discard()
+        return code
+
+    def discard(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,214 @@
+"""A task from a JSONL or Parquet file, or a data set on the Hub, with named columns.
+
+[task]
+name = "files"
+path = "gsm8k/train.jsonl"
+test = "gsm8k/test.jsonl"
+answer_after = "####"
+"""
+
+import hashlib
+import random
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from whet.errors import DataError, RecipeError
+from whet.rewards import Reward
+from whet.rewards import load as load_reward
+from whet.tasks.corpus import refuse_mix, training_problems
+from whet.tasks.hub import download
+from whet.tasks.rows import Row, read_rows, valid_text
+from whet.tasks.split import Split, demand, is_test
+from whet.types import Message, Problem, Score
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(eq=False)
+class Files:
+    """`path`: a .jsonl or .parquet file, or `hf:owner/name`. `test`: a file of test problems; without one (and where the Hub
+    names none), `test_share` of the questions are the test split, by a hash of the question.
+
+    Columns: `question` and `answer` (`answer = ""`: the data has none), or `messages` ([{"role", "content"}, …]) in place
+    of `question`; `response` is what the corpus teaches (with `messages`: their last, the assistant's). The gold answer is what
+    follows the last `answer_after`, or what the last match of `answer_pattern` caught, or the whole cell. `system` is put before
+    every question. `reward` names the verifier.
+
+    A question that is in the test split too is removed from train, a repeated one is kept once; `note` says how many.
+    Raises DataError and RecipeError, in one line, for what is missing, broken or contradicts itself.
+    """
+
+    path: str
+    test: str = ""
+    question: str = "question"
+    answer: str = "answer"
+    messages: str = ""
+    response: str = ""
+    answer_after: str = ""
+    answer_pattern: str = ""
+    system: str = ""
+    reward: str = "math"
+    test_share: float = 0.1
+
+    name = "files"
+    modes: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.answer_after and self.answer_pattern:
+            raise RecipeError("task files: answer_after and answer_pattern are both given; drop one")
+        if self.messages and self.response:
+            raise RecipeError("task files: messages bring their own response; drop response")
+        if not 0 <= self.test_share < 1:
+            raise RecipeError(f"task files: test_share = {self.test_share}; it must be at least 0 and below 1")
+        try:
+            self._pattern = re.compile(self.answer_pattern, re.DOTALL)
+        except re.error as error:
+            raise RecipeError(f"task files: answer_pattern is no regular expression ({error})") from None
+        train, test = sources(self.path)
+        if self.test:
+            test = [file for part in sources(self.test) for file in part]
+        self._responses: dict[str, str] = {}
+        self._splits, self.note = self._separate(self._load(train), self._load(test) if test else None)
+
+    def _load(self, files: Sequence[Path]) -> list[Problem]:
+        columns = [c for c in (self.messages or self.question, self.answer, self.response) if c]
+        rows = [row for file in files for row in read_rows(file, columns)]
+        lacking: dict[str, list[str]] = {}
+        problems: list[Problem] = []
+        for row in rows:
+            messages, response = self._conversation(row) if self.messages else self._single(row)
+            gold = self._gold(row) if self.answer else None
+            for what, missing in (
+                ("question", not messages),
+                (self._gold_words, bool(self.answer) and gold is None),
+                ("response", bool(self.response) and response is None),
+            ):
+                if missing:
+                    lacking.setdefault(what, []).append(row.where)
+            problems.append(self._problem(messages, gold, response))
+        for what, places in lacking.items():
+            raise DataError(f"{len(places)} of {len(rows)} rows have no {what}; the first is {places[0]}")
+        return problems
+
+    @property
+    def _gold_words(self) -> str:
+        if self.answer_after:
+            return f"answer (nothing after {self.answer_after!r} in column {self.answer!r})"
+        return f"answer (answer_pattern finds none in column {self.answer!r})" if self.answer_pattern else "answer"
+
+    def _single(self, row: Row) -> tuple[list[Message], str | None]:
+        question = row.text(self.question)
+        messages = [] if question is None else [{"role": "user", "content": question}]
+        return messages, row.text(self.response) if self.response else None
+
+    def _conversation(self, row: Row) -> tuple[list[Message], str | None]:
+        """The messages up to the last of the assistant's, and that one."""
+        cell = row.values.get(self.messages)
+        wrong = (
+            f"{row.where}: column {self.messages!r} must be a list of {{role, content}} with roles {', '.join(ROLES)}"
+        )
+        if not isinstance(cell, list):
+            raise DataError(wrong)
+        messages: list[Message] = []
+        for entry in cell:
+            role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+            if role not in ROLES or not isinstance(content, str):
+                raise DataError(wrong)
+            valid_text(content, row.where, self.messages)
+            messages.append({"role": role, "content": content})
+        last = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+        if last is None and not self.answer:
+            raise DataError(f"{row.where}: the messages do not end with the assistant's, so there is nothing to learn")
+        return messages, last
+
+    def _gold(self, row: Row) -> str | None:
+        text = row.text(self.answer)
+        if text is not None and self.answer_after:
+            _, found, text = text.rpartition(self.answer_after)
+            text = text if found else ""
+        elif text is not None and self.answer_pattern:
+            matches = list(self._pattern.finditer(text))
+            text = (matches[-1].group(1 if self._pattern.groups else 0) or "") if matches else ""
+        return (text or "").strip() or None
+
+    def _problem(self, messages: list[Message], gold: str | None, response: str | None) -> Problem:
+        if self.system:
+            messages = [{"role": "system", "content": self.system}, *messages]
+        problem = Problem(f"{self.name}:{_digest(_key(messages))}", tuple(messages), gold, self.name)
+        if response is not None:
+            self._responses.setdefault(problem.id, response)
+        return problem
+
+    def _separate(self, train: list[Problem], test: list[Problem] | None) -> tuple[dict[Split, list[Problem]], str]:
+        """The splits, each question in one of them and once, and what was removed, in words."""
+        total = len(train) + len(test or [])
+        tests = {p.id: p for p in reversed(test or [])}
+        trains = {p.id: p for p in reversed(train)}
+        if test is None:
+            tests = {i: p for i, p in trains.items() if is_test(_key(p.messages), self.test_share)}
+            shared = 0
+        else:
+            shared = len(trains.keys() & tests.keys())
+        repeated = total - len(trains | tests) - shared
+        splits: dict[Split, list[Problem]] = {
+            "train": sorted((p for i, p in trains.items() if i not in tests), key=lambda p: p.id),
+            "test": sorted(tests.values(), key=lambda p: p.id),
+        }
+        notes = [f"{shared} training questions are in the test file too and were removed from train"] if shared else []
+        notes += [f"{repeated} repeated questions were removed"] if repeated else []
+        return splits, "; ".join(notes)
+
+    def size(self, split: Split) -> int | None:
+        return len(self._splits[split])
+
+    def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
+        have = self._splits[split]
+        cure = "ask for fewer" if have or split == "train" else "name a test file, or raise test_share"
+        demand(n, len(have), f"task files: {split} problems of {self.path}", cure)
+        return random.Random(f"files {split} {seed}").sample(have, n)
+
+    @cached_property
+    def _verifier(self) -> Reward:
+        return load_reward(self.reward)
+
+    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+        """The scores of `reward`. Raises DataError where the data has no answers to compare with."""
+        if not self.answer:
+            raise DataError('task files: answer = "", so nothing can be verified; name the column of the answers')
+        return self._verifier.score(problems, texts)
+
+    def mode(self, problem: Problem, text: str) -> str:
+        return "other"
+
+    def alphabet(self) -> str:
+        problems = [p for split in self._splits.values() for p in split]
+        texts = [m["content"] for p in problems for m in p.messages] + [p.answer or "" for p in problems]
+        return "".join(sorted(set().union(*texts, *self._responses.values())))
+
+    def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
+        refuse_mix(self, mix)
+        problems = training_problems(self, n, seed)
+        if not all(p.id in self._responses for p in problems):
+            raise DataError(
+                "task files: there are no responses to learn from; name their column: response, or messages"
+            )
+        return [(p, self._responses[p.id]) for p in problems]
+
+
+def sources(path: str) -> tuple[list[Path], list[Path]]:
+    """(train files, test files) that a path or a Hub data set stands for."""
+    return download(path) if path.startswith("hf:") else ([Path(path).expanduser()], [])
+
+
+def _key(messages: Sequence[Message]) -> str:
+    """What makes two questions the same: their words, whatever the case and the spaces."""
+    text = "\n".join(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "system")
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
