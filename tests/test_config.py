@@ -34,6 +34,7 @@ FAULTS = {
     "stage.rl.name=base": "two stages are named 'base'",
     "stage.rl.name=samples": "meaning of its own",
     "stage.base.data=rejects": "neither corpus nor an earlier reject stage",
+    "model.dtype=bfloat16": "updates would round to nothing",
     "stage=3": "stage",
     "stage.steps=3": "stage.steps",
     "seed.x=3": "'seed' is a value, not a table",

@@ -207,6 +207,10 @@ class Recipe(Table):
             seen.append(stage.name)
             kinds[stage.name] = stage.kind
         trained = [name for name, kind in kinds.items() if kind in ("sft", "rl")]
+        if trained and self.model.dtype != "float32":
+            raise ValueError(
+                f"model.dtype = {self.model.dtype!r} is for measuring only: in training most updates would round to nothing; use float32"
+            )
         if self.result is not None and self.result not in trained:
             raise ValueError(f"result = {self.result!r} is no training stage{did_you_mean(self.result, trained)}")
         return self

@@ -65,8 +65,9 @@ class Pipeline:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
         log = RunLog(directory, display)
-        if chat.note:
-            log.warn("start", 0, chat.note)
+        for note in (chat.note, getattr(task, "note", "")):
+            if note:
+                log.warn("start", 0, note)
         context = Context(task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {})
         pipeline = Pipeline(recipe, directory, context)
         if path is not None:
