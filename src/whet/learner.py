@@ -88,7 +88,7 @@ class Learner:
 
 def _optimizers(policy: Policy, s: config.Optimizer) -> list[torch.optim.Optimizer]:
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if p.ndim == 2 and not name.startswith(("embed", "head"))]
+    inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
     matrices = inner if s.kind == "muon" else []
     taken = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in taken]

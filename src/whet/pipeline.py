@@ -15,11 +15,12 @@ import tomli_w
 import torch
 
 from whet import config
+from whet.algorithms import algorithm
 from whet.chat import Chat
 from whet.checkpoint import committed
 from whet.context import Context
 from whet.engines import engine_for
-from whet.errors import ModelError, RecipeError
+from whet.errors import RecipeError, did_you_mean
 from whet.measure import Measured, gain, measure
 from whet.model import hub
 from whet.model.config import ModelConfig
@@ -61,7 +62,9 @@ class Pipeline:
     def of(recipe: config.Recipe, directory: Path, display: Display | None) -> "Pipeline":
         task = load_task(recipe.task.name, **recipe.task.options)
         reward = combined([(r.name, r.weight, r.options) for r in recipe.reward], task)
+        refuse(recipe, task)
         chat, path = tokenizer(recipe, task)
+        given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
         log = RunLog(directory, display)
@@ -70,8 +73,8 @@ class Pipeline:
                 log.warn("start", 0, note)
         context = Context(task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {})
         pipeline = Pipeline(recipe, directory, context)
-        if path is not None:
-            pipeline.policy = pipeline.place(hub.load(str(path), dtype=getattr(torch, recipe.model.dtype)))
+        if given is not None:
+            pipeline.policy = pipeline.place(given)
         return pipeline
 
     def run(self) -> dict[str, Any]:
@@ -161,6 +164,23 @@ class Pipeline:
         earlier = [n for n in ["start", *order[: order.index(result)]] if n in self.measured]
         before = stage.start if stage.start in self.measured else (earlier[-1] if earlier else None)
         return None if before is None else gain(before, self.measured[before], result, self.measured[result])
+
+
+def refuse(recipe: config.Recipe, task: Task) -> None:
+    """Whatever would stop a later stage stops the run before its first. Raises WhetError."""
+    earlier = ["previous", "new"]
+    for stage in recipe.stage:
+        if stage.start not in earlier:
+            hub.resolve(stage.start)
+        if isinstance(stage, config.RL):
+            algorithm(stage.algorithm, stage.override)
+        if isinstance(stage, config.SFT):
+            gate = stage.gate
+            for mode in [*stage.mix, *([gate.mode, gate.above] if gate else [])]:
+                if mode is not None and mode not in task.modes:
+                    known = did_you_mean(mode, task.modes) if task.modes else "; this task tells none apart"
+                    raise RecipeError(f"stage {stage.name}: task {task.name} has no mode {mode!r}{known}")
+        earlier.append(stage.name)
 
 
 def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:

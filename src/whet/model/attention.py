@@ -43,9 +43,7 @@ class Packed:
             length = torch.tensor([lengths[i] for i in rows])[:, None]
             offset = torch.tensor([offsets[i] for i in rows])[:, None]
             real = steps < length
-            self.buckets.append(
-                ((offset + steps.minimum(length - 1)).to(starts.device), real.to(starts.device))
-            )
+            self.buckets.append(((offset + steps.minimum(length - 1)).to(starts.device), real.to(starts.device)))
             first = last
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

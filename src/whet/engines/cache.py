@@ -1,0 +1,203 @@
+"""Keys and values of what has been read, and attention from them.
+
+A prompt's are kept once for all samples of its group, in a seat [kv, P, d] of `prompt`; a row's own, of the tokens it has
+sampled, in [kv, C, d] of `own`. All rows write the same column at a step; a row sees the columns from its `start` on.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whet.model.attention import Packed
+from whet.model.config import ModelConfig
+
+BLOCK = 32  # columns are allocated in multiples of this
+LEAST = 17  # columns attended to at once: below this torch's CPU products and softmax are several times slower
+AT_ONCE = 1 << 28  # numbers; a cache no larger is allocated for max_tokens from the start
+
+
+def _blocks(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK
+
+
+class Cache:
+    """Prompts' keys and values [layer, 2, seat, kv, P, d] and rows' own [layer, 2, row, kv, C, d].
+
+    `column` is the one that the next step writes; no row lives for more than `most` columns. Call `arrange` whenever rows or
+    seats have changed.
+    """
+
+    def __init__(self, config: ModelConfig, most: int, weight: Tensor) -> None:
+        c = config
+        self.config, self.most, self.like = config, most, weight
+        self.prompt = weight.new_empty(c.layers, 2, 0, c.kv_heads, 0, c.head_dim)
+        self.own = weight.new_empty(c.layers, 2, 0, c.kv_heads, 0, c.head_dim)
+        self.lengths = np.zeros(0, dtype=np.int64)  # [seats] tokens of the prompt that sits there
+        self.seat = np.zeros(0, dtype=np.int64)  # [R] the seat of each row's prompt
+        self.start = np.zeros(0, dtype=np.int64)  # [R] each row's first column
+        self.column = LEAST - 1
+
+    def admit_prompts(self, lengths: Sequence[int], free: Sequence[int]) -> NDArray[np.int64]:
+        """Seats for new prompts: those of `free` first, then new ones."""
+        wanted, longest = len(lengths), max(lengths)
+        _, _, seats, _, width, _ = self.prompt.shape
+        new = max(0, wanted - len(free))
+        if new or longest > width:
+            c = self.config
+            grown = self.like.new_zeros(c.layers, 2, seats + new, c.kv_heads, max(width, longest, LEAST), c.head_dim)
+            grown[:, :, :seats, :, :width] = self.prompt
+            self.prompt = grown
+        given = np.array([*free[:wanted], *range(seats, seats + new)], dtype=np.int64)
+        self.lengths = np.concatenate([self.lengths, np.zeros(new, dtype=np.int64)])
+        self.lengths[given] = lengths
+        return given
+
+    def admit_rows(self, rows: NDArray[np.int64], seat: NDArray[np.int64]) -> None:
+        """Rows begin at the next column: all of a new cache's, or some that are free."""
+        if not len(self.seat):
+            self.seat, self.start = seat.copy(), np.full_like(seat, self.column)
+            shape = list(self.own.shape)
+            shape[2] = len(rows)
+            whole = 2 * shape[0] * shape[2] * shape[3] * shape[5] * self.most
+            shape[4] = self.column + (self.most if whole <= AT_ONCE else BLOCK)
+            self.own = self.like.new_empty(shape)
+            self.own[..., : self.column, :] = 0
+            return
+        self.seat[rows], self.start[rows] = seat, self.column
+
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], rows: int) -> None:
+        """Row sources[i] becomes row targets[i]; the first `rows` rows are kept, and the seats that they use."""
+        if len(sources):
+            self.seat[targets], self.start[targets] = self.seat[sources], self.start[sources]
+            first = int(self.start[:rows].min())
+            old, new = (torch.from_numpy(x).to(self.own.device) for x in (sources, targets))
+            live = self.own[..., first : self.column, :]
+            for layer in live:
+                layer[:, new] = layer[:, old]
+        self.seat, self.start, self.own = self.seat[:rows], self.start[:rows], self.own[:, :, :rows]
+        used, seat = np.unique(self.seat, return_inverse=True)
+        if len(used) * 4 <= len(self.lengths) * 3:
+            self.seat, self.lengths = seat, self.lengths[used]
+            width = max(int(self.lengths.max()), LEAST)
+            self.prompt = self.prompt[..., :width, :].index_select(2, torch.from_numpy(used).to(self.own.device))
+
+    def arrange(self) -> None:
+        """Views and masks for the rows and seats there are."""
+        c, device = self.config, self.own.device
+        counts = np.bincount(self.seat, minlength=len(self.lengths))
+        members = int(counts.max())
+        order = np.argsort(self.seat, kind="stable")
+        place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + self.seat[order] * members
+        table = np.zeros(len(counts) * members, dtype=np.int64)  # [seats * members] a row; row 0 where there is none
+        table[place] = order
+        back = np.empty_like(place)
+        back[order] = place
+        straight = len(back) == len(table) and bool((back == np.arange(len(back))).all())
+        self.table = None if straight else torch.from_numpy(table).to(device)
+        self.back = None if straight else torch.from_numpy(back).to(device)
+        width = max(int(self.lengths[counts > 0].max()), LEAST)
+        self.prompt_keys = [x[0, :, :, :width].flatten(0, 1).transpose(1, 2) for x in self.prompt]
+        self.prompt_values = [x[1, :, :, :width].flatten(0, 1) for x in self.prompt]
+        self.prompt_mask = None
+        if int(self.lengths[counts > 0].min()) < width:
+            hidden = np.arange(width) >= self.lengths[:, None]
+            self.prompt_mask = self._mask(hidden).repeat_interleave(c.kv_heads, 0)[:, None]
+        self.shape = len(counts), members, c.kv_heads, c.heads // c.kv_heads, c.head_dim
+        self._views()
+
+    def _mask(self, hidden: NDArray[np.bool_]) -> Tensor:
+        mask = self.like.new_zeros(hidden.shape)
+        return mask.masked_fill_(torch.from_numpy(hidden).to(mask.device), -torch.inf)
+
+    def _views(self) -> None:
+        self.oldest, self.newest = int(self.start.min()), int(self.start.max())
+        self.own_keys = [x[0] for x in self.own]
+        self.own_values = [x[1] for x in self.own]
+        self.flat_keys = [x.flatten(0, 1).transpose(1, 2) for x in self.own_keys]  # [R * kv, d, C]
+        self.flat_values = [x.flatten(0, 1) for x in self.own_values]  # [R * kv, C, d]
+        mask = self._mask(np.arange(self.own.shape[4]) < self.start[:, None])
+        self.own_mask = mask.repeat_interleave(self.config.kv_heads, 0)[:, None]
+
+    def open_column(self) -> None:
+        """Makes room for the next step: drops columns that nobody sees any more, or grows by at least half."""
+        if self.column < self.own.shape[4]:
+            return
+        first, column = min(int(self.start.min()), self.column - LEAST + 1), self.column
+        live = column - first
+        past = self.own[..., first:column, :]
+        if live + BLOCK <= self.own.shape[4] or live * 4 <= self.own.shape[4] * 3:
+            self.own[..., :live, :] = past.clone()
+        else:
+            size = list(self.own.shape)
+            size[4] = _blocks(live + max(BLOCK, live // 2))
+            grown = self.own.new_empty(size)
+            grown[..., :live, :] = past
+            self.own = grown
+        self.start, self.column = self.start - first, live
+        self._views()
+
+    def prefill(self, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> "Prefill":
+        return Prefill(self, starts, seats)
+
+    def __call__(
+        self, layer: int, q: Float[Tensor, "r h d"], k: Float[Tensor, "r kv d"], v: Float[Tensor, "r kv d"]
+    ) -> Float[Tensor, "r h d"]:
+        """One new token a row: it reads its own past and itself, and its prompt beside its group; the two are then weighed.
+
+        Softmax over both parts is each part's softmax times its share, the logistic of the difference of their log-sum-exps.
+        """
+        seats, members, kv, repeat, d = self.shape
+        rows, first = len(q), min(self.oldest, self.column - LEAST + 1)
+        span = self.column + 1 - first
+        self.own_keys[layer].select(2, self.column).copy_(k)
+        self.own_values[layer].select(2, self.column).copy_(v)
+        q = q * d**-0.5
+        scores = torch.bmm(q.reshape(rows * kv, repeat, d), self.flat_keys[layer].narrow(2, first, span))
+        if first < self.newest:
+            scores = scores + self.own_mask.narrow(2, first, span)
+        own, own_size = _read(scores, self.flat_values[layer].narrow(1, first, span), span - 1)
+        asked = (q if self.table is None else q.index_select(0, self.table)).view(seats, members, kv, repeat, d)
+        asked = asked.transpose(1, 2).reshape(seats * kv, members * repeat, d)
+        scores = torch.bmm(asked, self.prompt_keys[layer])
+        if self.prompt_mask is not None:
+            scores = scores + self.prompt_mask
+        prompt, prompt_size = (
+            x.view(seats, kv, members, repeat, -1).transpose(1, 2).reshape(seats * members, kv * repeat, -1)
+            for x in _read(scores, self.prompt_values[layer], 0)
+        )
+        if self.back is not None:
+            prompt, prompt_size = prompt.index_select(0, self.back), prompt_size.index_select(0, self.back)
+        share = (prompt_size - own_size.view(rows, kv * repeat, 1)).sigmoid_()
+        return torch.lerp(own.view(rows, kv * repeat, d), prompt, share.to(own.dtype))
+
+
+def _read(scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int) -> tuple[Tensor, Tensor]:
+    """What attention reads [b, m, d], and the log-sum-exp of its scores [b, m, 1]: a score less its log-weight.
+
+    Column `seen` is one that no mask hides.
+    """
+    logs = scores.log_softmax(-1, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    size = scores.narrow(-1, seen, 1) - logs.narrow(-1, seen, 1)
+    return torch.bmm(logs.exp_().to(values.dtype), values), size
+
+
+class Prefill:
+    """Causal attention over a pack of prompts that leaves their keys and values in their seats."""
+
+    def __init__(self, cache: Cache, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> None:
+        self.cache = cache
+        self.inside = Packed(starts)
+        lengths = (starts[1:] - starts[:-1]).tolist()
+        device = cache.prompt.device
+        self.seats = torch.from_numpy(np.repeat(seats, lengths)).to(device)
+        self.places = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).to(device)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.cache.prompt[layer]
+        keys[self.seats, :, self.places] = k
+        values[self.seats, :, self.places] = v
+        return self.inside(layer, q, k, v)

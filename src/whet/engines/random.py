@@ -1,0 +1,77 @@
+"""Randomness that belongs to a token and to nothing else, and drawing with it.
+
+Every token of every sample has one uniform number of its own, a hash of (seed, prompt id, occurrence of that id in the call,
+sample index, token index). So a sample does not depend on its batch mates, on the batch's size or on the order of work.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whet.logprobs import MAX_LOGITS, processed
+from whet.types import Prompt, Sampling
+
+GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint64]:
+    """One 64-bit key [P * n] a sample, prompt by prompt. An id that comes again gets other keys than before."""
+    seen: Counter[str] = Counter()
+    keys = np.empty(len(prompts) * n, dtype=np.uint64)
+    for i, prompt in enumerate(prompts):
+        stem = blake2b(f"{seed}/{seen[prompt.id]}/{prompt.id}".encode("utf-8", "surrogatepass"), digest_size=8)
+        seen[prompt.id] += 1
+        for j in range(n):
+            whole = stem.copy()
+            whole.update(j.to_bytes(8, "little"))
+            keys[i * n + j] = int.from_bytes(whole.digest(), "little")
+    return keys
+
+
+def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) for `count` tokens of each of R samples, from token index `first` [R] on: [R, count].
+
+    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014): the t-th number of a key needs no other.
+
+    >>> import numpy as np
+    >>> key = np.array([42], dtype=np.uint64)
+    >>> bool(uniforms(key, np.array([3]), 2)[0, 1] == uniforms(key, np.array([4]), 1)[0, 0])
+    True
+    """
+    index = first[:, None].astype(np.uint64) + np.arange(1, count + 1, dtype=np.uint64)
+    z = keys[:, None] + index * GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * MIX_1
+    z = (z ^ (z >> np.uint64(27))) * MIX_2
+    z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
+    """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0, whatever u in [0, 1]."""
+    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp_max_(logp.shape[1] - 1)
+
+
+def draw(
+    logits: Float[Tensor, "r v"], u: Float[Tensor, " r"], sampling: Sampling
+) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"], Bool[Tensor, " r"]]:
+    """Tokens [R], their log-probabilities [R] under `processed`, and which rows [R] have a logit that is not finite.
+
+    The last says that the other two mean nothing in that row. temperature 0 takes the most likely token.
+    """
+    logp = processed(logits, sampling.temperature, sampling.top_p, sampling.top_k)
+    tokens = logp.argmax(-1) if sampling.temperature == 0 else inverse_cdf(logp, u)
+    return tokens, logp.gather(1, tokens[:, None]).squeeze(1), ~logits.sum(-1, dtype=logp.dtype).isfinite()
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows of logits to hold at once."""
+    return max(1, MAX_LOGITS // vocabulary)

@@ -1,0 +1,164 @@
+"""Any causal language model of transformers' behind the same words as whet's own decoder (extra `hf`)."""
+
+import inspect
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from whet.errors import ModelError
+from whet.model.attention import Packed
+from whet.model.config import ModelConfig
+from whet.model.config_file import CONFIG, GENERATION, model_type, read_json
+from whet.model.weights import Shards
+
+UNLIMITED = 1 << 24  # max_positions where a model states none
+
+
+class Adapter(nn.Module):
+    """A transformers model that takes packs. `hf` is the model itself, for engines that call it.
+
+    It stays in evaluation mode: dropout would make the trainer's log-probabilities differ from the sampler's.
+    Raises ModelError where its logits are not made from its last hidden states in a way that whet knows.
+    """
+
+    def __init__(self, hf: Any, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hf = hf.eval()
+        text = hf.config.get_text_config()
+        self.head = hf.get_output_embeddings()
+        self.body = hf.base_model
+        scale, shrink = (getattr(text, key, None) for key in ("logit_scale", "logits_scaling"))
+        self.scale = (1.0 if scale is None else float(scale)) / (1.0 if shrink is None else float(shrink))
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        if self.head is None or self.body is hf:
+            raise ModelError(f"a {config.family} has no head of its own, so whet cannot train it")
+        self._probe()
+
+    def train(self, mode: bool = True) -> "Adapter":
+        """Keeps evaluation mode; gradients flow all the same."""
+        super().train(False)
+        return self
+
+    def packed(
+        self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
+    ) -> Float[Tensor, "n h"]:
+        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1], through right-padded batches.
+
+        Raises ValueError for positions that do not count from 0 where the model counts them itself.
+        """
+        hidden = None
+        for index, real in Packed(starts).buckets:
+            named: dict[str, Tensor] = {"input_ids": tokens[index], "attention_mask": real.long()}
+            if self.takes_positions:
+                named["position_ids"] = positions[index]
+            elif (positions[index] != torch.arange(index.shape[1], device=index.device))[real].any():
+                raise ValueError(f"a {self.config.family} counts its own positions; they must start at 0")
+            read = self.body(**named, use_cache=False).last_hidden_state
+            hidden = read.new_zeros(len(tokens), read.shape[-1]) if hidden is None else hidden
+            hidden = hidden.index_put((index[real],), read[real])
+        assert hidden is not None  # Packed has refused an empty pack
+        return hidden
+
+    def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
+        """Scaled and softly capped (arXiv:2408.00118, section 2) where the model's own are."""
+        logits = self.head(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Ours against the model's own logits on a few tokens."""
+        tokens = torch.arange(min(4, self.config.vocab), device=self.head.weight.device)
+        theirs = self.hf(input_ids=tokens[None]).logits[0].float()
+        ours = self.logits(
+            self.packed(tokens, torch.arange(len(tokens)).to(tokens), tokens.new_tensor([0, len(tokens)]))
+        )
+        if not torch.allclose(ours.float(), theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())):
+            raise ModelError(f"whet does not know how a {self.config.family} makes its logits, so it cannot train it")
+
+
+def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Adapter:
+    """A directory's model through transformers: no remote code, no pickle, nothing left at random.
+
+    Raises ModelError where transformers is missing or cannot load it, and where weights are missing, broken or quantized.
+    """
+    kind = model_type(directory)
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        cure = "pip install 'whet[hf]'"
+        raise ModelError(f"{directory} is a {kind}, which whet loads through transformers; {cure}") from None
+    if read_json(directory / CONFIG).get("quantization_config"):
+        raise ModelError(f"{directory} is quantized; give the model it was made from")
+    with ExitStack() as stack:
+        Shards(directory, stack)  # refuses pickle and broken files in plain words
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(directory, **local)
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        hf, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager" if capped else None,  # the fused kernels leave the cap out
+            **local,
+        )
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as failure:
+        why = str(failure).strip().partition("\n")[0]
+        raise ModelError(f"{directory} is a {kind}, which transformers cannot load: {why}") from None
+    if lost := sorted(report["missing_keys"]) + sorted(str(m[0]) for m in report["mismatched_keys"]):
+        raise ModelError(f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?")
+    return Adapter(hf.to(device), _config(hf, directory))
+
+
+def write(model: object, directory: Path, shard_bytes: int) -> None:
+    """What save_pretrained writes: configuration, generation settings and safetensors. Raises ModelError where it cannot."""
+    if not isinstance(model, Adapter):
+        raise TypeError(f"{type(model).__name__} is no model that whet can save")
+    try:
+        model.hf.save_pretrained(directory, max_shard_size=shard_bytes)
+    except (OSError, ValueError, RuntimeError) as failure:
+        why = str(failure).strip().partition("\n")[0]
+        raise ModelError(f"{directory}: a {model.config.family} cannot be saved: {why}") from None
+
+
+def _config(hf: Any, directory: Path) -> ModelConfig:
+    """transformers' configuration in our words; what a kind of model does not have is 0."""
+    text = hf.config.get_text_config()
+    generation = read_json(directory / GENERATION) if (directory / GENERATION).exists() else {}
+
+    def count(key: str, default: int = 0) -> int:
+        value = getattr(text, key, None)
+        return value if isinstance(value, int) else default
+
+    def ids(key: str) -> list[int]:
+        found: list[int] = []
+        for value in (generation.get(key), getattr(text, key, None), getattr(hf.config, key, None)):
+            found += value if isinstance(value, list) else [] if value is None else [value]
+        return list(dict.fromkeys(found))
+
+    heads = count("num_attention_heads")
+    return ModelConfig(
+        family=hf.config.model_type,
+        vocab=hf.get_output_embeddings().weight.shape[0] if hf.get_output_embeddings() else count("vocab_size"),
+        hidden=count("hidden_size"),
+        layers=count("num_hidden_layers"),
+        heads=heads,
+        kv_heads=count("num_key_value_heads", heads),
+        head_dim=count("head_dim", count("hidden_size") // max(heads, 1)),
+        ffn=count("intermediate_size", 4 * count("hidden_size")),
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+        max_positions=count("max_position_embeddings", UNLIMITED),
+        bos=next(iter(ids("bos_token_id")), None),
+        eos=tuple(ids("eos_token_id")),
+        pad=next(iter(ids("pad_token_id")), None),
+    )
