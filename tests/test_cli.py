@@ -35,7 +35,7 @@ max_tokens = 24
 name = "base"
 kind = "sft"
 mix = { direct = 0.5, careful = 0.5 }
-steps = 30
+steps = 60
 optimizer = { kind = "muon", lr = 0.02, lr_rest = 0.01 }
 
 [[stage]]
@@ -50,7 +50,7 @@ optimizer = { lr = 1e-3 }
 [[stage]]
 name = "kept"
 kind = "reject"
-problems = 20
+problems = 200
 max_tokens = 24
 
 [[stage]]
@@ -102,7 +102,7 @@ def test_a_run_leaves_everything_behind(ran):
     for name in ("recipe.toml", "metrics.jsonl", "report.html", "model/config.json", "student/model/config.json"):
         assert (run / name).stat().st_size > 0
     metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [m["stage"] for m in metrics] == ["base"] * 30 + ["rl"] * 3 + ["kept"] + ["student"] * 3
+    assert [m["stage"] for m in metrics] == ["base"] * 60 + ["rl"] * 3 + ["kept"] + ["student"] * 3
     assert (run / "samples/rl/000003.jsonl").exists()
     assert "base → rl" in done.stdout and "report.html" in done.stdout and "95 % interval" in done.stdout
 
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_figures(ran, tmp_path):
 
 def test_several_seeds_make_one_table(ran, tmp_path):
     place, _ = ran
-    done = whet("run", str(place / "tiny.toml"), "seed=1..2", "stage.base.steps=2", "stage.rl.steps=1", "--runs", str(tmp_path))
+    done = whet("run", str(place / "tiny.toml"), "seed=1..2", "stage.rl.steps=1", "stage.kept.problems=270", "--runs", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"tiny-seed1", "tiny-seed2"} and "mean ± sd" in done.stdout
 
@@ -189,7 +189,7 @@ def test_bad_data_is_one_line(ran, tmp_path, capsys):
         data.write_text(text)
         refused(capsys, "eval", model, "--task", "files", f"path={data}", *more, naming=naming)
 
-    on('{"question": "1+1=", "answer": "2"}\n{"question": \n', "line 2")
+    on('{"question": "1+1=", "answer": "2"}\n{"question": \n', "data.jsonl:2: not JSON")
     on("", "empty")
     on('{"question": "1+1="}\n', "answer")
     on('{"qestion": "1+1=", "answer": "2"}\n', "qestion")

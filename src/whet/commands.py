@@ -74,19 +74,19 @@ def tasks() -> int:
 
 
 def algorithms() -> int:
-    from dataclasses import fields
+    """The table of algorithms, a row each, and where each comes from."""
+    from whet.algorithms import TABLE
 
-    from whet.algorithms import TABLE, Algorithm
-
-    cells = [f.name for f in fields(Algorithm) if f.name not in ("name", "source")]
-    table = Table(title="ALGORITHMS: a row of choices each; a recipe overrides any cell", title_justify="left")
-    table.add_column("")
+    table = Table("", "advantage", "ratio", "clip", "aggregation", "KL", "groups", "updates", box=None, padding=(0, 2, 0, 0))
     for row in TABLE.values():
-        table.add_column(row.name, overflow="fold")
-    for cell in cells:
-        table.add_row(cell, *(str(getattr(row, cell)) for row in TABLE.values()))
-    table.add_row("source", *(row.source for row in TABLE.values()))
-    Console().print(table)
+        clip = "–" if row.ratio == "none" else f"{row.clip_low:g}/{row.clip_high:g}"
+        kl = "–" if row.kl == "none" else f"{row.kl} × {row.beta:g}"
+        cells = (row.advantage, row.ratio, clip, row.aggregation, kl, row.sampling, str(row.updates))
+        table.add_row(f"[bold]{row.name}[/]", *cells)
+    console = Console(width=max(100, Console().width))
+    console.print(table)
+    console.print("\n" + "\n".join(f"{row.name:<10} {row.source}" for row in TABLE.values()), highlight=False)
+    console.print("\nA recipe's rl stage names a row (algorithm) and may override any cell (override).", highlight=False)
     return 0
 
 

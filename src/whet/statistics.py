@@ -1,0 +1,199 @@
+"""Figures that carry their own doubt: intervals, pass@k, majority votes, exact paired tests. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+
+EXACT_FLIPS = 16  # problems that differ, up to which every sign pattern is counted
+DRAWS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean in [0, 1] with its confidence interval, and the number of independent answers it is worth."""
+
+    mean: float
+    low: float
+    high: float
+    n_effective: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """b minus a on the same problems: mean difference, its 95 % interval, the two-sided p value and the test it came from."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The two parts of a gain in accuracy; their sum is the gain."""
+
+    choosing: float
+    reasoning: float
+
+
+def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share. Fractions are welcome: n may be an effective number.
+
+    Source: E. B. Wilson 1927. Raises ValueError unless 0 <= successes <= n and n > 0.
+
+    >>> [round(x, 4) for x in wilson(8, 10)]
+    [0.4902, 0.9433]
+    """
+    if not (n > 0 and 0 <= successes <= n):
+        raise ValueError(f"wilson: {successes} successes of {n}; need 0 <= successes <= n and n > 0")
+    if not 0 < level < 1:
+        raise ValueError(f"wilson: level {level} is not between 0 and 1")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == n else min(1.0, centre + half)
+
+
+def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
+    """The mean over problems of the mean over a problem's samples, each 0 or 1, with an interval over problems.
+
+    Samples of one problem resemble each other, so they count as n_effective = p (1 - p) / var(mean) independent answers, where
+    var(mean) = sum_i (m_i - p)^2 / P^2 over the P problems' means m_i; at least P, at most all samples. With one sample a
+    problem that is P exactly, and the interval is Wilson's. Raises ValueError for no problem or one without samples.
+
+    >>> mean_with_interval([[1.0], [0.0], [1.0], [1.0]]).n_effective
+    4
+    >>> round(mean_with_interval([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]).n_effective, 4)
+    8
+    """
+    if not counts or any(not c for c in counts):
+        raise ValueError("mean_with_interval: every problem needs at least one sample, and there must be a problem")
+    means = [fmean(c) for c in counts]
+    p, problems, samples = fmean(means), len(means), sum(len(c) for c in counts)
+    variance = math.fsum((m - p) ** 2 for m in means) / problems**2
+    if samples == problems or p in (0.0, 1.0):
+        n: float = problems
+    else:
+        n = samples if variance == 0 else min(samples, max(problems, p * (1 - p) / variance))
+    low, high = wilson(min(p * n, n), n, level)
+    return Interval(p, min(low, p), max(high, p), n)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): the chance that one of k of n samples is right, c being right. arXiv:2107.03374, eq. 1.
+
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+
+    >>> round(pass_at_k(10, 3, 5), 6)
+    0.916667
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass_at_k: n {n}, c {c}, k {k}; need 0 <= c <= n and 1 <= k <= n")
+    return 1.0 - math.prod((n - c - i) / (n - i) for i in range(k)) if n - c >= k else 1.0
+
+
+def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """1 where the commonest answer is right, 0 where it is wrong; where several are commonest, the share of them that is right.
+
+    None is an answer that could not be parsed: it has no vote. Raises ValueError where the lengths differ.
+
+    >>> majority(["7", "7", "8", None], [True, True, False, False]), majority(["7", "8"], [True, False])
+    (1.0, 0.5)
+    """
+    if len(answers) != len(correct):
+        raise ValueError(f"majority: {len(answers)} answers, {len(correct)} verdicts")
+    votes: dict[str, list[bool]] = {}
+    for answer, right in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(answer, []).append(right)
+    if not votes:
+        return 0.0
+    most = max(len(v) for v in votes.values())
+    return fmean(fmean(v) for v in votes.values() if len(v) == most)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided p value for problems that only a, or only b, got right: a fair coin's chance of a split this uneven.
+
+    Source: Q. McNemar 1947, exact binomial form. Raises ValueError below 0.
+
+    >>> mcnemar_exact(1, 9)
+    0.021484375
+    """
+    if only_a < 0 or only_b < 0:
+        raise ValueError(f"mcnemar_exact: counts {only_a} and {only_b} must not be negative")
+    n, few = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(few + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
+    """Is b better than a on the same P problems? a[i], b[i] are the samples of problem i.
+
+    With one sample each the test is McNemar's, else signs of the problems' mean differences are flipped: all patterns for up to
+    16 problems that differ, else 20,000 drawn ones (seeded; (1 + hits) / (1 + draws)). The interval is normal over problems.
+    Raises ValueError for no problems or unequal numbers of them.
+
+    >>> paired([[True], [False], [False]], [[True], [True], [True]])
+    Paired(difference=0.6666666666666666, low=0.013..., high=1, p=0.5, test='McNemar, exact')
+    """
+    if not a or len(a) != len(b):
+        raise ValueError(f"paired: {len(a)} and {len(b)} problems; give the same ones, at least one")
+    differences = [fmean(y) - fmean(x) for x, y in zip(a, b, strict=True)]
+    mean = fmean(differences)
+    half = 1.959963984540054 * stdev(differences) / math.sqrt(len(a)) if len(a) > 1 else math.inf
+    low, high = max(-1, mean - half), min(1, mean + half)
+    if all(len(x) == 1 for x in (*a, *b)):
+        p = mcnemar_exact(sum(d < 0 for d in differences), sum(d > 0 for d in differences))
+        return Paired(mean, low, high, p, "McNemar, exact")
+    p, exact = sign_flip(differences)
+    return Paired(mean, low, high, p, f"sign flip, {'exact' if exact else f'{DRAWS} draws'}")
+
+
+def sign_flip(differences: Sequence[float]) -> tuple[float, bool]:
+    """Two-sided p value of the sum under random signs, and whether every pattern of signs was counted.
+
+    >>> sign_flip([0.5, 0.25, 1.0])
+    (0.25, True)
+    """
+    moved = [abs(d) for d in differences if d != 0]
+    seen = abs(math.fsum(differences)) - 1e-9
+    if len(moved) <= EXACT_FLIPS:
+        sums = [0.0]
+        for d in moved:
+            sums = [s + d for s in sums] + [s - d for s in sums]
+        return sum(abs(s) >= seen for s in sums) / len(sums), True
+    rng, sizes, hits = np.random.default_rng(0), np.array(moved), 0
+    for _ in range(DRAWS // 1000):
+        signs = rng.integers(0, 2, (1000, len(moved)), dtype=np.int8).astype(np.float64) * 2 - 1
+        hits += int((np.abs(signs @ sizes) >= seen).sum())
+    return (1 + hits) / (1 + DRAWS), False
+
+
+def decompose(
+    before: Mapping[str, tuple[float, float | None]], after: Mapping[str, tuple[float, float | None]]
+) -> Split:
+    """What a gain in accuracy is made of; each mapping gives a mode's share s and its accuracy a (None: no such answers).
+
+    choosing = sum (s' - s) a, had every mode kept its accuracy; reasoning = sum s' (a' - a), from answering better within a mode. A mode
+    that was not there before lends its later accuracy to both, so that it counts as choosing; one that is gone afterwards likewise.
+
+    >>> split = decompose({"guess": (0.9, 0.2), "think": (0.1, 0.6)}, {"guess": (0.0, None), "think": (1.0, 0.9)})
+    >>> round(split.choosing, 4), round(split.reasoning, 4)
+    (0.36, 0.3)
+    """
+    choosing = reasoning = 0.0
+    for mode in sorted({*before, *after}):
+        share, accuracy = before.get(mode, (0.0, None))
+        share_after, accuracy_after = after.get(mode, (0.0, None))
+        was = accuracy if accuracy is not None else (accuracy_after or 0.0)
+        now = accuracy_after if accuracy_after is not None else was
+        choosing += (share_after - share) * was
+        reasoning += share_after * (now - was)
+    return Split(choosing, reasoning)
