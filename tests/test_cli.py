@@ -73,7 +73,12 @@ max_tokens = 24
 def whet(*words, cwd=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "whet.cli", *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+        [sys.executable, "-m", "whet.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
     )
 
 
@@ -116,7 +121,9 @@ def test_the_model_is_that_of_the_result_and_loads_in_transformers(ran):
     assert (run / "model/model.safetensors").read_bytes() == (run / "rl/model/model.safetensors").read_bytes()
     model = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "1+2*3="}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+2*3="}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     made = model.generate(**asked, max_new_tokens=5, do_sample=False)
     assert made.shape[1] > asked["input_ids"].shape[1]
 
@@ -140,12 +147,22 @@ def test_the_same_seed_gives_the_same_figures(ran, tmp_path):
     place, _ = ran
     again = whet("run", str(place / "tiny.toml"), "--runs", str(tmp_path), "seed=2", "name=again")
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / "again/model/model.safetensors").read_bytes() == (place / "runs/tiny/model/model.safetensors").read_bytes()
+    assert (tmp_path / "again/model/model.safetensors").read_bytes() == (
+        place / "runs/tiny/model/model.safetensors"
+    ).read_bytes()
 
 
 def test_several_seeds_make_one_table(ran, tmp_path):
     place, _ = ran
-    done = whet("run", str(place / "tiny.toml"), "seed=1..2", "stage.rl.steps=1", "stage.kept.problems=270", "--runs", str(tmp_path))
+    done = whet(
+        "run",
+        str(place / "tiny.toml"),
+        "seed=1..2",
+        "stage.rl.steps=1",
+        "stage.kept.problems=270",
+        "--runs",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"tiny-seed1", "tiny-seed2"} and "mean ± sd" in done.stdout
 

@@ -238,7 +238,9 @@ def test_weights_by_hand():
         assert TABLE[name].weights(lengths, 10) == pytest.approx(weights), name
 
 
-@pytest.mark.parametrize(("ratio", "sign"), list(itertools.product([0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 3.0], [-1.0, 1.0])))
+@pytest.mark.parametrize(
+    ("ratio", "sign"), list(itertools.product([0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 3.0], [-1.0, 1.0]))
+)
 def test_the_clip_only_removes_the_incentive_to_move_away(ratio, sign):
     low, high, advantage = 0.2, 0.28, 1.7 * sign
     logp = torch.tensor([math.log(ratio) - 1.3], dtype=torch.float64, requires_grad=True)
@@ -296,7 +298,13 @@ def test_the_table_refuses_what_it_does_not_know():
         algorithm("grpo", {"cliphigh": 0.3})
     with pytest.raises(RecipeError, match="did you mean 'centred'"):
         algorithm("grpo", {"advantage": "centered"})
-    for cells in ({"beta": -1}, {"clip_low": float("nan")}, {"updates": 0}, {"updates": True}, {"kl": "none", "beta": 0.1}):
+    for cells in (
+        {"beta": -1},
+        {"clip_low": float("nan")},
+        {"updates": 0},
+        {"updates": True},
+        {"kl": "none", "beta": 0.1},
+    ):
         with pytest.raises(RecipeError):
             algorithm("grpo", cells)
 

@@ -31,7 +31,9 @@ def group(number, answers):
     samples, scores = [], []
     for text, right, length in answers:
         mask = np.array([False] + [True] * length)
-        samples.append(Sample(np.zeros(length + 1, int), mask, np.where(mask, -0.5, 0).astype(np.float32), text, "stop"))
+        samples.append(
+            Sample(np.zeros(length + 1, int), mask, np.where(mask, -0.5, 0).astype(np.float32), text, "stop")
+        )
         scores.append(Score(0.0, "timeout") if right is None else Score(float(right), "scored" if right else "wrong"))
     return Group(Prompt(problem, (0,)), tuple(samples), tuple(scores))
 

@@ -44,12 +44,24 @@ def world(tmp_path, judge=None, seed=3):
 
 
 def sft_stage(**keys):
-    given = {"mix": {"direct": 1.0}, "steps": 60, "batch": 32, "optimizer": config.Optimizer(kind="muon", lr=0.02, lr_rest=0.01)}
+    given = {
+        "mix": {"direct": 1.0},
+        "steps": 60,
+        "batch": 32,
+        "optimizer": config.Optimizer(kind="muon", lr=0.02, lr_rest=0.01),
+    }
     return config.SFT(name="base", kind="sft", **{**given, **keys})
 
 
 def rl_stage(**keys):
-    given = {"steps": 3, "prompts": 8, "samples": 4, "max_tokens": 8, "temperature": 0.8, "optimizer": config.Optimizer(lr=3e-3)}
+    given = {
+        "steps": 3,
+        "prompts": 8,
+        "samples": 4,
+        "max_tokens": 8,
+        "temperature": 0.8,
+        "optimizer": config.Optimizer(lr=3e-3),
+    }
     return config.RL(name="rl", kind="rl", **{**given, **keys})
 
 
@@ -77,8 +89,12 @@ def test_a_gate_ends_the_stage_when_it_holds_and_fails_it_when_it_never_does(tmp
     easy = config.Gate(mode="direct", accuracy=0.01, every=20, samples=64, max_tokens=8)
     sft.run(model, sft_stage(steps=200, gate=easy), context)
     assert 0 < len(lines(tmp_path)) < 200 and len(lines(tmp_path)) % 20 == 0
-    with pytest.raises(GateError, match="accuracy given careful is 0.00 of 0 answers"):
-        sft.run(model, sft_stage(steps=5, gate=config.Gate(mode="careful", accuracy=0.5, every=5, samples=32, max_tokens=8)), context)
+    with pytest.raises(GateError, match=r"accuracy given careful is 0\.00 of 0 answers"):
+        sft.run(
+            model,
+            sft_stage(steps=5, gate=config.Gate(mode="careful", accuracy=0.5, every=5, samples=32, max_tokens=8)),
+            context,
+        )
 
 
 def test_rl_raises_the_reward(tmp_path):
@@ -166,7 +182,8 @@ def test_reject_keeps_verified_finished_different_answers(tmp_path):
     texts = ["<think>1+1=2</think>2", "<think></think>2", "<think></think>2", "<think></think>3", "<think></think>2"]
     finish = ["stop", "stop", "stop", "stop", "length"]
     samples = tuple(
-        sample([0] * (len(t) + 1), [False] + [True] * len(t), finish=f, text=t) for t, f in zip(texts, finish, strict=True)
+        sample([0] * (len(t) + 1), [False] + [True] * len(t), finish=f, text=t)
+        for t, f in zip(texts, finish, strict=True)
     )
     group = Group(Prompt(problem, (0,)), samples, tuple(Score(float(t.endswith("2"))) for t in texts))
     stage = config.Reject(name="r", kind="reject", problems=1, per_prompt=4)
@@ -186,19 +203,21 @@ def test_reject_hands_its_data_to_sft(tmp_path):
 
 
 def test_a_broken_gradient_leaves_the_weights_alone(tmp_path):
-    model, context = world(tmp_path)
+    model, _ = world(tmp_path)
     learner = Learner(model, config.Optimizer(lr=1.0), 1)
     before = copy.deepcopy(model.state_dict())
     from whet.batch import pack
 
     batch = pack([sample([1, 2, 3], [False, True, True])], [float("nan")], [1.0])
     with pytest.raises(WhetError, match="gradient is nan"):
-        learner.step(batch, 100, lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage)
+        learner.step(
+            batch, 100, lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage
+        )
     assert all((before[k] == v).all() for k, v in model.state_dict().items())
 
 
 def test_schedules():
-    model, _ = Transformer(ModelConfig("qwen3", 5, 8, 1, 2, 2, 4, 8)), None
+    model = Transformer(ModelConfig("qwen3", 5, 8, 1, 2, 2, 4, 8))
     rates = {}
     for schedule in ("constant", "linear", "cosine"):
         learner = Learner(model, config.Optimizer(lr=1.0, schedule=schedule, warmup=2), 6)
@@ -227,8 +246,13 @@ def test_problems_never_run_out_and_epochs_differ():
 
 def test_describe_counts_failures_apart():
     problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
-    long, short = sample([0, 1, 1, 1], [0, 1, 1, 1], text="<think></think>2"), sample([0, 1], [0, 1], finish="length", text="x")
-    group = Group(Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error")))
+    long, short = (
+        sample([0, 1, 1, 1], [0, 1, 1, 1], text="<think></think>2"),
+        sample([0, 1], [0, 1], finish="length", text="x"),
+    )
+    group = Group(
+        Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error"))
+    )
     told = describe([group], Chain())
     assert told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
     assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
@@ -243,7 +267,15 @@ def test_a_reward_of_the_wrong_length_is_refused(tmp_path):
 
 
 def test_concerns_are_in_plain_words():
-    fine = {"groups_with_signal": 0.5, "truncated": 0.0, "entropy": 1.0, "accuracy": 0.3, "unparsed": 0.0, "gap": 1e-6, "errors": 0.0}
+    fine = {
+        "groups_with_signal": 0.5,
+        "truncated": 0.0,
+        "entropy": 1.0,
+        "accuracy": 0.3,
+        "unparsed": 0.0,
+        "gap": 1e-6,
+        "errors": 0.0,
+    }
     assert concerns([fine] * 8) == []
     for change, word in (
         ({"groups_with_signal": 0.0, "reward": 0.0}, "too hard"),

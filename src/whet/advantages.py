@@ -41,10 +41,7 @@ def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
     >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
     """
-    return [
-        torch.zeros_like(r) if _equal(r) else (len(r) * r - r.sum()) / (len(r) - 1)
-        for r in groups
-    ]
+    return [torch.zeros_like(r) if _equal(r) else (len(r) * r - r.sum()) / (len(r) - 1) for r in groups]
 
 
 def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:

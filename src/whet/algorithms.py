@@ -71,7 +71,11 @@ class Algorithm:
         return not self.needs_reference and self.entropy == 0
 
     def loss(
-        self, logp: Float[Tensor, " m"], entropy: Float[Tensor, " m"], batch: PolicyBatch, logp_ref: Tensor | None = None
+        self,
+        logp: Float[Tensor, " m"],
+        entropy: Float[Tensor, " m"],
+        batch: PolicyBatch,
+        logp_ref: Tensor | None = None,
     ) -> Float[Tensor, " m"]:
         """Per token [M]; the batch's weights, and nothing else, reduce it. Raises ValueError where a reference is missing."""
         if self.ratio == "none":
@@ -114,8 +118,10 @@ class Algorithm:
             value = getattr(self, cell)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise RecipeError(f"algorithm {self.name}: {cell} = {value!r}; it must be a number, 0 or more")
-        if not isinstance(self.updates, int) or isinstance(self.updates, bool) or self.updates < 1:
-            raise RecipeError(f"algorithm {self.name}: updates = {self.updates!r}; it must be a whole number, 1 or more")
+        if type(self.updates) is not int or self.updates < 1:
+            raise RecipeError(
+                f"algorithm {self.name}: updates = {self.updates!r}; it must be a whole number, 1 or more"
+            )
         if self.beta and self.kl == "none":
             raise RecipeError(f"algorithm {self.name}: beta = {self.beta} without kl; name one: {', '.join(KL)}")
         return self
@@ -128,9 +134,7 @@ TABLE: dict[str, Algorithm] = {
         Algorithm("rloo", "arXiv:2402.14740", "leave_one_out", ratio="none", aggregation="sum"),
         Algorithm("grpo", "arXiv:2402.03300", "zscored", kl="k3", beta=0.04),
         Algorithm("dr_grpo", "arXiv:2503.20783", "centred", aggregation="sum_over_limit"),
-        Algorithm(
-            "dapo", "arXiv:2503.14476", "zscored", clip_high=0.28, aggregation="token_mean", sampling="dynamic"
-        ),
+        Algorithm("dapo", "arXiv:2503.14476", "zscored", clip_high=0.28, aggregation="token_mean", sampling="dynamic"),
     )
 }
 

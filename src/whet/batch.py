@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class PolicyBatch:
 
         Weights travel along, so sums over micro-batches equal the sum over the batch.
         """
-        bounds, first = self.starts.tolist(), 0
+        bounds = cast(list[int], self.starts.tolist())  # pyright: ignore[reportUnknownMemberType]
+        first = 0
         for last in range(1, self.sequences + 1):
             if last == self.sequences or bounds[last + 1] - bounds[first] > tokens:
                 yield self.slice(first, last)
@@ -79,12 +80,12 @@ def pack(
     chosen = mask.nonzero()[0]
     sequence = np.repeat(np.arange(len(samples)), lengths)[chosen]
     return PolicyBatch(
-        tokens=torch.from_numpy(np.concatenate([s.tokens for s in samples]).astype(np.int64)),
-        positions=torch.from_numpy(np.concatenate([np.arange(b - a) for a, b in pairwise(starts)])),
-        starts=torch.from_numpy(starts),
-        chosen=torch.from_numpy(chosen),
-        sequence=torch.from_numpy(sequence),
-        logp_old=torch.from_numpy(np.concatenate([s.logp for s in samples])[chosen]).to(dtype),
+        tokens=torch.as_tensor(np.concatenate([s.tokens for s in samples]).astype(np.int64)),
+        positions=torch.as_tensor(np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)),
+        starts=torch.as_tensor(starts),
+        chosen=torch.as_tensor(chosen),
+        sequence=torch.as_tensor(sequence),
+        logp_old=torch.as_tensor(np.concatenate([s.logp for s in samples])[chosen]).to(dtype),
         advantage=torch.tensor([a for _, a, _ in rows], dtype=dtype)[sequence],
         weight=torch.tensor([w for _, _, w in rows], dtype=dtype)[sequence],
     )

@@ -39,7 +39,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="whet", description="Sharpens a language model's reasoning with reinforcement learning.")
+    root = argparse.ArgumentParser(
+        prog="whet", description="Sharpens a language model's reasoning with reinforcement learning."
+    )
     root.add_argument("--version", action="version", version=f"whet {metadata.version('whet')}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -51,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_command, "Run a recipe's stages into runs/NAME/.")
     run.add_argument("recipe", type=Path)
-    run.add_argument("pairs", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds")
+    run.add_argument(
+        "pairs", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds"
+    )
     run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
@@ -68,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--system", help="a system message before each problem")
     evaluate.add_argument("--thinking", choices=("on", "off"), help="the chat template's thinking switch")
-    evaluate.add_argument("--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference")
+    evaluate.add_argument(
+        "--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference"
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
     show = add("show", show_command, "Print a recipe as it resolves, every key filled in.")

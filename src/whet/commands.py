@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from whet import config, display
+from whet import config, display, recipes
 from whet.errors import RecipeError
 
 SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")
@@ -24,14 +24,14 @@ def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool) -> in
     ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
     plain = [o for o in overrides if not SEEDS.fullmatch(o)]
     if not ranges:
-        recipe = config.load(path, plain)
+        recipe = recipes.load(path, plain)
         one_run(recipe, runs / recipe.name, overwrite)
         return 0
     first, last = int(ranges[-1].group(1)), int(ranges[-1].group(2))
     if not 0 <= last - first < 1000:
         raise RecipeError(f"{ranges[-1].group(0)}: give a rising range, such as seed=1..5")
-    recipes = [config.load(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
-    summaries = [one_run(r, runs / f"{r.name}-seed{r.seed}", overwrite) for r in recipes]
+    loaded = [recipes.load(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
+    summaries = [one_run(r, runs / f"{r.name}-seed{r.seed}", overwrite) for r in loaded]
     Console().print(display.seeds_table(list(summaries)))
     return 0
 
@@ -55,7 +55,7 @@ def show(path: Path, overrides: Sequence[str]) -> int:
     """The recipe with every key filled in, and each algorithm's row as it resolves."""
     from whet.algorithms import algorithm
 
-    recipe = config.load(path, overrides)
+    recipe = recipes.load(path, overrides)
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
@@ -77,7 +77,9 @@ def algorithms() -> int:
     """The table of algorithms, a row each, and where each comes from."""
     from whet.algorithms import TABLE
 
-    table = Table("", "advantage", "ratio", "clip", "aggregation", "KL", "groups", "updates", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "", "advantage", "ratio", "clip", "aggregation", "KL", "groups", "updates", box=None, padding=(0, 2, 0, 0)
+    )
     for row in TABLE.values():
         clip = "–" if row.ratio == "none" else f"{row.clip_low:g}/{row.clip_high:g}"
         kl = "–" if row.kl == "none" else f"{row.kl} × {row.beta:g}"
@@ -86,7 +88,9 @@ def algorithms() -> int:
     console = Console(width=max(100, Console().width))
     console.print(table)
     console.print("\n" + "\n".join(f"{row.name:<10} {row.source}" for row in TABLE.values()), highlight=False)
-    console.print("\nA recipe's rl stage names a row (algorithm) and may override any cell (override).", highlight=False)
+    console.print(
+        "\nA recipe's rl stage names a row (algorithm) and may override any cell (override).", highlight=False
+    )
     return 0
 
 
@@ -153,9 +157,15 @@ def print_evaluation(told: dict[str, Any]) -> None:
         row(f"majority@{sides[0]['sampling']['n']}", lambda s: display.percent(s.get("majority")))
     row("cut off", lambda s: display.percent(s["truncated"]))
     row("unparsed", lambda s: display.percent(s["unparsed"]))
-    row("length, all · right · wrong", lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")))
+    row(
+        "length, all · right · wrong",
+        lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")),
+    )
     for mode in sides[0]["modes"]:
-        row(f"{mode}: share · accuracy", lambda s, m=mode: " · ".join(display.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")))
+        row(
+            f"{mode}: share · accuracy",
+            lambda s, m=mode: " · ".join(display.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")),
+        )
     sampling = ", ".join(f"{k} {v}" for k, v in sides[0]["sampling"].items())
     console = Console()
     console.print(table)

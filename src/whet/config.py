@@ -1,15 +1,10 @@
-"""Recipes: TOML in, validated data out. An unknown key is refused with the nearest right one."""
+"""What a recipe may say, as validated data; recipes.py reads the files."""
 
-import json
-import re
-import tomllib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from whet.errors import RecipeError, did_you_mean
+from whet.errors import did_you_mean
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Positive = Annotated[int, Field(ge=1)]
@@ -214,96 +209,3 @@ class Recipe(Table):
         if self.result is not None and self.result not in trained:
             raise ValueError(f"result = {self.result!r} is no training stage{did_you_mean(self.result, trained)}")
         return self
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in `path` with `key=value` overrides (`seed=3`, `stage.rl.steps=10`). Raises RecipeError."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
-    for text in overrides:
-        override(data, text)
-    return parse(data, str(path))
-
-
-def parse(data: dict[str, Any], source: str = "recipe") -> Recipe:
-    """Raises RecipeError with every fault in one line."""
-    try:
-        return Recipe.model_validate_json(_json(data))
-    except ValidationError as error:
-        raise RecipeError(f"{source}: {'; '.join(_faults(error, data))}") from None
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{source}: {error}") from None
-
-
-def _json(data: dict[str, Any]) -> str:
-    try:
-        return json.dumps(data, allow_nan=False)
-    except ValueError:
-        raise ValueError("nan and inf are no values for a recipe") from None
-
-
-def override(data: dict[str, Any], text: str) -> None:
-    """Sets one dotted key of a recipe's data; stages are addressed by name. Raises RecipeError."""
-    key, equals, raw = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
-        raise RecipeError(f"override {text!r}: write key=value, such as seed=3 or stage.rl.steps=10")
-    try:
-        value = tomllib.loads(f"x = {raw}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    at: Any = data
-    *path, last = key.split(".")
-    for word in path:
-        if isinstance(at, list):
-            at = _named(at, word, key)
-        elif isinstance(at, dict):
-            at = at.setdefault(word, {})
-        if not isinstance(at, (dict, list)):
-            raise RecipeError(f"override {text!r}: {word!r} is a value, not a table")
-    if not isinstance(at, dict):
-        raise RecipeError(f"override {text!r}: name a key of one stage, such as {key}.NAME.steps=10")
-    at[last] = value
-
-
-def _named(stages: list[Any], word: str, key: str) -> Any:
-    names = {str(s.get("name", i)): s for i, s in enumerate(stages) if isinstance(s, dict)}
-    if word not in names:
-        raise RecipeError(f"override {key}: no {word!r} there{did_you_mean(word, names)}")
-    return names[word]
-
-
-def _faults(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
-    for fault in error.errors(include_url=False):
-        where = _readable(fault["loc"], data)
-        dotted = ".".join(where)
-        if fault["type"] == "extra_forbidden":
-            yield f"unknown key {dotted!r}{did_you_mean(where[-1], _keys_beside(fault['loc']))}"
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
-            yield f"{dotted}: {message}{given}" if dotted else message
-
-
-def _readable(loc: tuple[int | str, ...], data: dict[str, Any]) -> list[str]:
-    """A fault's place in the user's words: stages by name, without the tag that told their kind."""
-    words = [str(part) for part in loc]
-    if len(loc) > 1 and loc[0] == "stage" and isinstance(loc[1], int):
-        words[1] = str(data["stage"][loc[1]].get("name", loc[1])) if isinstance(data["stage"][loc[1]], dict) else words[1]
-        del words[2:3]
-    return words
-
-
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """The fields of the table in which an unknown key stands."""
-    table: type[BaseModel] = Recipe
-    kinds: dict[str, type[BaseModel]] = {"sft": SFT, "rl": RL, "reject": Reject, "evaluate": Evaluate}
-    tables: dict[str, type[BaseModel]] = {
-        "model": Model, "shape": Shape, "ask": Ask, "evaluation": Evaluation, "optimizer": Optimizer, "gate": Gate,
-    }  # fmt: skip
-    for part in loc[:-1]:
-        table = kinds.get(str(part)) or tables.get(str(part)) or table
-    return list(table.model_fields)

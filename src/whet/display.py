@@ -106,10 +106,17 @@ def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     for s in summaries:
         row = [percent(next(x["accuracy"] for x in s["stages"] if x["name"] == n)) for n in names]
-        table.add_row(str(s["seed"]), *row, number(100 * s["gain"]["total"] if s["gain"] else None, "{:+.1f}"), number(s["seconds"], "{:.0f}"))
+        table.add_row(
+            str(s["seed"]),
+            *row,
+            number(100 * s["gain"]["total"] if s["gain"] else None, "{:+.1f}"),
+            number(s["seconds"], "{:.0f}"),
+        )
     columns = [[next(x["accuracy"] for x in s["stages"] if x["name"] == n) for s in summaries] for n in names]
     table.add_section()
-    table.add_row("mean ± sd", *(mean_sd(c) for c in columns), mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]), "")
+    table.add_row(
+        "mean ± sd", *(mean_sd(c) for c in columns), mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]), ""
+    )
     return table
 
 

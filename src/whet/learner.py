@@ -59,7 +59,9 @@ class Learner:
         shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
         return warm * shape[s.schedule]
 
-    def step(self, batch: PolicyBatch, micro_tokens: int, loss_of: Callable[[PolicyBatch], Float[Tensor, " m"]]) -> Stepped:
+    def step(
+        self, batch: PolicyBatch, micro_tokens: int, loss_of: Callable[[PolicyBatch], Float[Tensor, " m"]]
+    ) -> Stepped:
         """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
 
         `loss_of(micro)` gives the per-token loss [M]. Raises WhetError before the weights change if the gradient is not finite.
@@ -72,7 +74,9 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             self.forget()
-            raise WhetError(f"the gradient is {float(norm)} at optimizer step {self.done + 1}: lower the learning rate; the weights are as before the step")
+            raise WhetError(
+                f"the gradient is {float(norm)} at optimizer step {self.done + 1}: lower the learning rate; the weights are as before the step"
+            )
         for optimizer, rates in zip(self.optimizers, self.base_lr, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.lr_scale

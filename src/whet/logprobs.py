@@ -4,11 +4,12 @@ The one place that shifts: the token at index t is predicted by the hidden state
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 MAX_LOGITS = 1 << 24  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
 
@@ -82,8 +83,8 @@ def chosen_logprobs(
     size = max(1, MAX_LOGITS // vocabulary)
     if len(rows) <= size:
         return chunk(rows, targets)
+    again = cast(Callable[..., tuple[Tensor, Tensor]], checkpoint.checkpoint)  # pyright: ignore[reportUnknownMemberType]
     parts = [
-        checkpoint(chunk, rows[i : i + size], targets[i : i + size], use_reentrant=False)
-        for i in range(0, len(rows), size)
+        again(chunk, rows[i : i + size], targets[i : i + size], use_reentrant=False) for i in range(0, len(rows), size)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

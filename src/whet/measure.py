@@ -30,9 +30,7 @@ class Measured:
         return [[c.correct for c in g.usable.scores] for g in self.groups]
 
 
-def measure(
-    policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None
-) -> Measured:
+def measure(policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None) -> Measured:
     """Draws spec.samples answers to spec.problems test problems and sums them up."""
     size = context.task.size("test")
     count = spec.problems if size is None else min(spec.problems, size)
@@ -73,7 +71,9 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
 def vote(group: Group) -> float:
     """Majority vote over the answers a group gave."""
     parsed = [(s.text.rsplit("</think>", 1)[-1].strip(), c) for s, c in zip(group.samples, group.scores, strict=True)]
-    return statistics.majority([None if c.status == "unparsed" else t for t, c in parsed], [c.correct for _, c in parsed])
+    return statistics.majority(
+        [None if c.status == "unparsed" else t for t, c in parsed], [c.correct for _, c in parsed]
+    )
 
 
 def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, float | int | None]]:

@@ -4,7 +4,6 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from pathlib import Path
@@ -127,7 +126,13 @@ class Pipeline:
         return policy.to(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
 
     def record(
-        self, name: str, kind: str, seconds: float, policy: Policy, measure_it: bool, spec: config.Evaluation | None = None
+        self,
+        name: str,
+        kind: str,
+        seconds: float,
+        policy: Policy,
+        measure_it: bool,
+        spec: config.Evaluation | None = None,
     ) -> None:
         """A stage's line in the summary."""
         line: dict[str, Any] = {"name": name, "kind": kind, "seconds": round(seconds, 3)}
@@ -147,7 +152,11 @@ class Pipeline:
             "seed": self.recipe.seed,
             "result": result,
             "seconds": round(time.perf_counter() - self.began, 2),
-            "versions": {"whet": metadata.version("whet"), "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "whet": metadata.version("whet"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "device": str(next(self.policy.parameters()).device) if self.policy is not None else None,
             "stages": self.records,
             "gain": self.gain(result),

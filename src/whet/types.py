@@ -25,7 +25,7 @@ class Problem:
     messages: tuple[Message, ...]
     answer: str | None = None
     task: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def question(self) -> str:
@@ -94,7 +94,7 @@ class Score:
 
     value: float
     status: Status = "scored"
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def usable(self) -> bool:
@@ -139,7 +139,7 @@ class Update:
     stage: str
     step: int
     values: Mapping[str, float]
-    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # by phase
 
 
 Scorer = Callable[[Sequence[Problem], Sequence[str]], list[Score]]  # a batch of (problem, completion text)

@@ -12,7 +12,11 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
     if len(recent) == window:
         if all(v.get("groups_with_signal", 1.0) == 0 for v in recent):
             reward = recent[-1].get("reward", 0.0)
-            why = "all answers are right: the task is solved" if reward >= 1 else "the task is too hard, or the reward never pays"
+            why = (
+                "all answers are right: the task is solved"
+                if reward >= 1
+                else "the task is too hard, or the reward never pays"
+            )
             found.append(f"no group has had signal for {window} steps, so nothing is learned ({why})")
         truncated = sum(v.get("truncated", 0.0) for v in recent) / window
         if truncated > 0.2:
@@ -20,9 +24,13 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
         started = history[0].get("entropy")
         now = recent[-1].get("entropy")
         if started and now is not None and now < 0.1 * started and recent[-1].get("accuracy", 1.0) < 0.5:
-            found.append("entropy has fallen below a tenth of its start while most answers are wrong: exploration is collapsing")
+            found.append(
+                "entropy has fallen below a tenth of its start while most answers are wrong: exploration is collapsing"
+            )
         if all(v.get("unparsed", 0.0) > 0.9 for v in recent):
-            found.append("over nine tenths of the answers cannot be parsed: check the prompt's format against the reward's")
+            found.append(
+                "over nine tenths of the answers cannot be parsed: check the prompt's format against the reward's"
+            )
     if history and history[-1].get("gap", 0.0) > 1e-2:
         found.append("sampler and trainer disagree on a token's log-probability by more than 0.01")
     if history and history[-1].get("errors", 0.0) > 0:

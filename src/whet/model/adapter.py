@@ -1,7 +1,8 @@
 """Any causal language model of transformers' behind the same words as whet's own decoder (extra `hf`)."""
 
 import inspect
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from whet.model.config import ModelConfig
 from whet.model.config_file import CONFIG, GENERATION, model_type, read_json
 from whet.model.weights import Shards
 
+# What transformers and torch raise over a configuration or a file that they cannot use.
+REFUSALS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
 UNLIMITED = 1 << 24  # max_positions where a model states none
 
 
@@ -30,15 +33,18 @@ class Adapter(nn.Module):
         self.config = config
         self.hf = hf.eval()
         text = hf.config.get_text_config()
-        self.head = hf.get_output_embeddings()
-        self.body = hf.base_model
         scale, shrink = (getattr(text, key, None) for key in ("logit_scale", "logits_scaling"))
         self.scale = (1.0 if scale is None else float(scale)) / (1.0 if shrink is None else float(shrink))
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
-        if self.head is None or self.body is hf:
+        if hf.get_output_embeddings() is None or self.body is hf:
             raise ModelError(f"a {config.family} has no head of its own, so whet cannot train it")
         self._probe()
+
+    @property
+    def body(self) -> Any:
+        """The model without its head."""
+        return self.hf.base_model
 
     def train(self, mode: bool = True) -> "Adapter":
         """Keeps evaluation mode; gradients flow all the same."""
@@ -67,7 +73,7 @@ class Adapter(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
         """Scaled and softly capped (arXiv:2408.00118, section 2) where the model's own are."""
-        logits = self.head(hidden)
+        logits = self.hf.get_output_embeddings()(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -75,7 +81,7 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def _probe(self) -> None:
         """Ours against the model's own logits on a few tokens."""
-        tokens = torch.arange(min(4, self.config.vocab), device=self.head.weight.device)
+        tokens = torch.arange(min(4, self.config.vocab), device=self.hf.device)
         theirs = self.hf(input_ids=tokens[None]).logits[0].float()
         ours = self.logits(
             self.packed(tokens, torch.arange(len(tokens)).to(tokens), tokens.new_tensor([0, len(tokens)]))
@@ -91,6 +97,7 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
     """
     kind = model_type(directory)
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
         cure = "pip install 'whet[hf]'"
@@ -103,18 +110,20 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
     try:
         config = AutoConfig.from_pretrained(directory, **local)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        hf, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation="eager" if capped else None,  # the fused kernels leave the cap out
-            **local,
-        )
-    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as failure:
-        why = str(failure).strip().partition("\n")[0]
-        raise ModelError(f"{directory} is a {kind}, which transformers cannot load: {why}") from None
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                attn_implementation="eager" if capped else None,  # the fused kernels leave the cap out
+                **local,
+            )
+    except (*REFUSALS, StrictDataclassError) as failure:
+        raise ModelError(f"{directory} is a {kind}, which transformers cannot load: {_line(failure)}") from None
+    hf, report = loaded
     if lost := sorted(report["missing_keys"]) + sorted(str(m[0]) for m in report["mismatched_keys"]):
         raise ModelError(f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?")
     return Adapter(hf.to(device), _config(hf, directory))
@@ -125,10 +134,32 @@ def write(model: object, directory: Path, shard_bytes: int) -> None:
     if not isinstance(model, Adapter):
         raise TypeError(f"{type(model).__name__} is no model that whet can save")
     try:
-        model.hf.save_pretrained(directory, max_shard_size=shard_bytes)
-    except (OSError, ValueError, RuntimeError) as failure:
-        why = str(failure).strip().partition("\n")[0]
-        raise ModelError(f"{directory}: a {model.config.family} cannot be saved: {why}") from None
+        with _quiet():
+            model.hf.save_pretrained(directory, max_shard_size=shard_bytes)
+    except REFUSALS as failure:
+        raise ModelError(f"{directory}: a {model.config.family} cannot be saved: {_line(failure)}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' tables and bars: what they would say is raised, or nothing the user can act on."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(failure: Exception) -> str:
+    """What another library says, in one line that is not too long."""
+    words = " ".join(str(failure).split())
+    return words if len(words) <= 300 else f"{words[:300]} …"
 
 
 def _config(hf: Any, directory: Path) -> ModelConfig:

@@ -97,10 +97,6 @@ def _config(name: str, held: Json, generation: Json) -> ModelConfig:
     kv_heads = _count(held, "num_key_value_heads", family.kv_heads or heads, heads)
     if heads % kv_heads:
         raise ModelError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if not held.get("head_dim") and hidden % heads and "head_dim" in held | {"head_dim": family.head_dim is None}:
-        raise ModelError(
-            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is not given"
-        )
     bias = _flag(held, "attention_bias", False)
     positions = _count(held, "max_position_embeddings", family.max_positions)
     theta, scaling = _rope(held, family, positions)
@@ -112,7 +108,7 @@ def _config(name: str, held: Json, generation: Json) -> ModelConfig:
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=_count(held, "head_dim", family.head_dim or hidden // heads, hidden // heads),
+        head_dim=_head_dim(held, family, hidden, heads),
         ffn=_count(held, "intermediate_size"),
         norm_eps=_number(held, "rms_norm_eps", 1e-6),
         rope_theta=theta,
@@ -132,6 +128,16 @@ def _config(name: str, held: Json, generation: Json) -> ModelConfig:
     )
     frequencies(config)
     return config
+
+
+def _head_dim(held: Json, family: Family, hidden: int, heads: int) -> int:
+    if held.get("head_dim") is not None:
+        return _count(held, "head_dim")
+    if family.head_dim is not None and "head_dim" not in held:
+        return family.head_dim
+    if hidden % heads:
+        raise ModelError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim")
+    return hidden // heads
 
 
 def _refuse_foreign(held: Json) -> None:

@@ -28,12 +28,14 @@ def resolve(name: str) -> Path:
     Raises ModelError where there is no such directory and the Hub does not have it or cannot be reached.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise ModelError(f"{name} is a file; give the directory that holds config.json and the weights")
     if not HUB_ID.fullmatch(name):
-        raise ModelError(f"there is no directory {name}; give a model's directory or a Hub id such as Qwen/Qwen3-0.6B")
+        raise ModelError(
+            f"there is no directory {name!r}; give a model's directory or a Hub id such as Qwen/Qwen3-0.6B"
+        )
     return _download(name)
 
 

@@ -34,7 +34,7 @@ def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
     """{our parameter: the tensors that stand in it, stacked by rows}. A tied head has none of its own."""
     c = config
     q, kv, h = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.hidden
-    found = {"embed.weight": (Part("model.embed_tokens.weight", (c.vocab, h)),)}
+    found: dict[str, tuple[Part, ...]] = {"embed.weight": (Part("model.embed_tokens.weight", (c.vocab, h)),)}
     for i in range(c.layers):
         attention, ffn = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
         qkv = [(f"{attention}.{x}_proj", rows) for x, rows in (("q", q), ("k", kv), ("v", kv))]

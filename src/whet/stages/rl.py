@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 
@@ -34,7 +34,9 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     for step in range(1, stage.steps + 1):
         began = time.perf_counter()
         engine.version = learner.done
-        groups, trained = collect(engine, problems, replace(sampling, seed=context.seed * 1_000_003 + step), stage, context)
+        groups, trained = collect(
+            engine, problems, replace(sampling, seed=context.seed * 1_000_003 + step), stage, context
+        )
         sampled = time.perf_counter()
         advantages = row.advantages([g.usable.rewards for g in trained])
         values = describe(groups, context.task) | trainer.update([g.usable for g in trained], advantages)
@@ -98,7 +100,7 @@ class Trainer:
     def update(self, groups: Sequence[Group], advantages: Sequence[torch.Tensor]) -> dict[str, float]:
         """`row.updates` optimizer steps, each on its share of the groups; the figures are means over them."""
         bounds = [len(groups) * i // self.row.updates for i in range(self.row.updates + 1)]
-        steps = [self._minibatch(groups[a:b], advantages[a:b]) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+        steps = [self._minibatch(groups[a:b], advantages[a:b]) for a, b in pairwise(bounds) if b > a]
         made = [s for s in steps if s]
         figures = {key: mean([s[key] for s in made]) for key in made[0]} if made else {"grad_norm": 0.0, "tokens": 0.0}
         if made:

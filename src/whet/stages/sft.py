@@ -25,7 +25,9 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     pairs = documents(stage, context)
     began = time.perf_counter()
     for step in range(1, stage.steps + 1):
-        examples = [example(problem, response, context) for problem, response in (next(pairs) for _ in range(stage.batch))]
+        examples = [
+            example(problem, response, context) for problem, response in (next(pairs) for _ in range(stage.batch))
+        ]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
 

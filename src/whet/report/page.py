@@ -1,0 +1,250 @@
+"""The page: what a run is about as static HTML, its curves and samples as data beside the scripts that draw them."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from whet.report.figures import interval_bar, waterfall
+from whet.report.markup import Markup, escape, join, tag
+from whet.report.read import Curve, Run, listed, mapped, number
+from whet.report.samples import dump
+from whet.report.verdict import compared, count, details, headline, interval, percent, split
+
+STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
+SCRIPTS = ("dom.js", "chart.js", "draw.js", "panels.js", "data.js", "tokens.js", "detail.js", "browser.js")
+ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Cpath d='M2 13 L14 3' stroke='%230b6bb8' stroke-width='3'/%3E%3C/svg%3E"
+)
+
+
+def page(run: Run, samples: str) -> str:
+    """The whole document; `samples` is their JSON."""
+    style = "\n".join(_asset(name) for name in STYLES)
+    script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();"
+    name = str(run.summary.get("name") or run.directory.name)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href=ICON),
+        tag("title", f"{name} · whet report"),
+        tag("style", Markup(style)),
+    )
+    data = f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind != "reject"])},"samples":{samples}}}'
+    body = tag(
+        "body",
+        tag("main", *_top(run, name), *_drawn()),
+        tag("script", Markup(data), type="application/json", id="data"),
+        tag("script", Markup(script)),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _asset(name: str) -> str:
+    return (files("whet.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing may load, and nothing may run or style but what this page brings."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "stage": curve.stage,
+        "kind": curve.kind,
+        "every": curve.every,
+        "steps": curve.steps,
+        "values": curve.values,
+        "seconds": curve.seconds,
+    }
+
+
+def _top(run: Run, name: str) -> list[Markup | None]:
+    """Title, verdict, stages, gain, warnings, settings: all that can be read without a script."""
+    summary = run.summary
+    facts = [("task", summary.get("task")), ("seed", summary.get("seed")), ("device", summary.get("device"))]
+    seconds = number(summary.get("seconds"))
+    line = [f"{key} {value}" for key, value in facts if value is not None]
+    line += [duration(seconds)] if seconds is not None else []
+    told = details(summary)
+    return [
+        tag("header", tag("h1", name), tag("p", " · ".join(line), class_="facts") if line else None),
+        tag("p", headline(summary), class_="verdict", id="verdict"),
+        tag("p", " ".join(told), class_="details") if told else None,
+        _stages(run),
+        _gain(run),
+        _warnings(run),
+        _settings(run),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(8.25), duration(245), duration(7300)
+    ('8.2 s', '4 min 5 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _warnings(run: Run) -> Markup | None:
+    warnings = [w for w in listed(run.summary.get("warnings")) if isinstance(w, dict)]
+    items = [
+        tag("li", tag("b", f"{w.get('stage', '')}, step {w.get('step', '–')}: "), str(w.get("text", "")))
+        for w in warnings
+    ]
+    items += [tag("li", notice) for notice in run.notices]
+    if not items:
+        return None
+    return tag("section", tag("h2", "Warnings"), tag("ul", *items), class_="warnings", id="warnings")
+
+
+def _stages(run: Run) -> Markup | None:
+    if not run.stages:
+        return None
+    names = (
+        "stage",
+        "accuracy",
+        "95 % interval",
+        "problems",
+        "length",
+        "right / wrong",
+        "cut off",
+        "seconds",
+        "parameters",
+    )
+    titles = {"length": "mean tokens of an answer", "right / wrong": "mean tokens of right and of wrong answers"}
+    titles |= {"cut off": "share of answers that ran into the token limit"}
+    heads = [
+        tag("th", name, scope="col", title=titles.get(name), class_=None if name == "stage" else "number")
+        for name in names
+    ]
+    rows = [_stage_row(s, str(run.summary.get("result"))) for s in run.stages]
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stages")
+    return tag("section", tag("h2", "Stages"), table, id="stages")
+
+
+def _stage_row(stage: Mapping[str, Any], result: str) -> Markup:
+    accuracy = number(stage.get("accuracy"))
+    right, wrong = number(stage.get("length_right")), number(stage.get("length_wrong"))
+    lengths = "–" if right is None and wrong is None else f"{_tokens(right)} / {_tokens(wrong)}"
+    ends = tag("span", interval(stage) or "–")
+    bar = interval_bar(accuracy, number(stage.get("low")), number(stage.get("high")))
+    name = str(stage.get("name", ""))
+    cells = [
+        tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
+        join([ends, bar]) if bar else ends,
+        count(number(stage.get("n"))),
+        _tokens(number(stage.get("length"))),
+        lengths,
+        percent(number(stage.get("truncated"))),
+        _seconds(number(stage.get("seconds"))),
+        count(number(stage.get("parameters"))),
+    ]
+    labels = ("accuracy", "95 % interval", "problems", "length", "right / wrong", "cut off", "seconds", "parameters")
+    kind = tag("span", str(stage.get("kind", "")), class_="kind") if stage.get("kind") != stage.get("name") else None
+    mark = tag("span", "result", class_="mark") if name == result else None
+    first = tag("th", tag("span", name), " ", kind, " ", mark, scope="row")
+    rest = [tag("td", cell, class_="number", data_label=label) for label, cell in zip(labels, cells, strict=True)]
+    return tag(
+        "tr", first, *rest, class_="result" if name == result else ("measured" if accuracy is not None else "quiet")
+    )
+
+
+def _tokens(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"
+
+
+def _gain(run: Run) -> Markup | None:
+    """What the gain is made of, and each mode's share and accuracy."""
+    told = mapped(run.summary.get("gain"))
+    before, after = compared(run.summary)
+    choosing, reasoning = number(told.get("choosing")), number(told.get("reasoning"))
+    if before is None or after is None:
+        return None
+    table = _modes(before, after)
+    if table is None and choosing is None:
+        return None
+    parts = None
+    start, total = number(before.get("accuracy")), number(told.get("total"))
+    if choosing is not None and reasoning is not None and start is not None and total is not None:
+        names = str(before.get("name")), str(after.get("name"))
+        text = tag("p", split(total, choosing, reasoning), id="gain-text")
+        parts = join([text, waterfall(names, start, choosing, reasoning)])
+    return tag("section", tag("h2", "What the gain is made of"), tag("div", parts, table, class_="split"), id="gain")
+
+
+def _modes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Markup | None:
+    one, other = mapped(before.get("modes")), mapped(after.get("modes"))
+    names = list(dict.fromkeys([*one, *other]))
+    if not names:
+        return None
+    pair = (str(before.get("name")), str(after.get("name")))
+    pairs = [
+        tag("th", text, colspan="2", scope="colgroup", class_="number")
+        for text in ("share of answers", "accuracy of these")
+    ]
+    top = tag("tr", tag("td"), *pairs, class_="top")
+    second = tag(
+        "tr",
+        tag("th", "way of answering", scope="col"),
+        *[tag("th", n, scope="col", class_="number") for n in pair * 2],
+    )
+    rows = []
+    for name in names:
+        sides = (mapped(one.get(name)), mapped(other.get(name)))
+        shares = [tag("td", percent(number(s.get("share"))), class_="number") for s in sides]
+        right = [tag("td", percent(number(s.get("accuracy"))), _of(s), class_="number") for s in sides]
+        rows.append(tag("tr", tag("th", name, scope="row"), *shares, *right))
+    return tag("table", tag("thead", top, second), tag("tbody", *rows), class_="modes")
+
+
+def _of(side: Mapping[str, Any]) -> Markup | None:
+    n = number(side.get("n"))
+    return None if n is None else tag("small", f" of {count(n)}")
+
+
+def _drawn() -> list[Markup]:
+    """Where the scripts draw."""
+    plain = "This part is drawn by a script that the page carries; it needs nothing from the network."
+    return [
+        tag("section", tag("h2", "Curves"), tag("noscript", plain), id="curves"),
+        tag("section", tag("h2", "Samples"), tag("noscript", plain), id="samples"),
+    ]
+
+
+def _settings(run: Run) -> Markup | None:
+    versions = mapped(run.summary.get("versions"))
+    rows: list[tuple[str, str]] = [(str(k), str(v)) for k, v in versions.items()]
+    rows += [(key, str(run.summary[key])) for key in ("device", "seed") if run.summary.get(key) is not None]
+    for stage in run.stages:
+        if sampling := mapped(stage.get("sampling")):
+            rows.append((f"{stage.get('name')} measured with", ", ".join(f"{k} {v}" for k, v in sampling.items())))
+        if passes := _passes(stage):
+            rows.append((f"{stage.get('name')} pass@k", passes))
+    items: Sequence[Markup] = [part for key, value in rows for part in (tag("dt", key), tag("dd", value))]
+    recipe = tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe)) if run.recipe else None
+    facts = tag("details", tag("summary", "Versions and sampling"), tag("dl", *items)) if items else None
+    return tag("section", tag("h2", "Settings"), facts, recipe, id="settings") if facts or recipe else None
+
+
+def _passes(stage: Mapping[str, Any]) -> str:
+    found = {k: number(v) for k, v in mapped(stage.get("pass_at")).items()}
+    return ", ".join(f"{k}: {percent(v)}" for k, v in found.items()) if len(found) > 1 else ""
