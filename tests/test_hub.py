@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from whet.checkpoint import committed
 from whet.errors import ModelError
 from whet.model import hub, weights
 from whet.model.config import ModelConfig
@@ -261,114 +260,6 @@ def test_configurations_that_only_look_foreign(model: Path, changes: dict[str, A
 def test_what_the_format_cannot_say_is_not_written(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     assert words in refusal(lambda: hub.save(tiny(**more), tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_names_that_resolve_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert hub.resolve(str(tmp_path)) == tmp_path and hub.resolve(".") == Path()
-    (tmp_path / "file").touch()
-    assert "is a file" in refusal(lambda: hub.resolve(str(tmp_path / "file")))
-    for name in (str(tmp_path / "none"), "./a/b", "a/b/c", "", "gone", "../gone"):
-        assert "there is no directory" in refusal(lambda name=name: hub.resolve(name))
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("LocalEntryNotFoundError", "run `hf download owner/name --local-dir DIR`"),
-        ("OfflineModeIsEnabled", "run `hf download owner/name --local-dir DIR`"),
-        ("HfHubHTTPError", "run `hf download owner/name --local-dir DIR`"),
-        ("RepositoryNotFoundError", "no public model of this name"),
-        ("GatedRepoError", "accept its terms"),
-    ],
-)
-def test_a_hub_that_does_not_answer(kind: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    class Failure(getattr(errors, kind)):
-        def __init__(self) -> None:
-            Exception.__init__(self, "why\nand more")
-
-    def fail(*_: Any, **__: Any) -> str:
-        raise Failure
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    text = refusal(lambda: hub.load("owner/name"))
-    assert words in text and text.startswith("owner/name is no directory here, and ")
-
-
-def test_only_plain_files_are_downloaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
-
-    there = ["config.json", "model.safetensors", "tokenizer.json", "merges.txt", "chat_template.jinja"]
-    unwanted = [
-        "pytorch_model.bin",
-        "modeling.py",
-        "original/params.json",
-        "onnx/model.json",
-        "consolidated.safetensors",
-    ]
-    asked: dict[str, Any] = {}
-
-    def snapshot(name: str, **patterns: Any) -> str:
-        asked.update(patterns, name=name)
-        return str(model)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert hub.resolve("owner/na-me.2") == model and asked.pop("name") == "owner/na-me.2"
-    assert list(filter_repo_objects(there + unwanted, **asked)) == there
-
-
-def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), committed(tmp_path / "a/b") as folder:
-        (folder / "config.json").touch()
-        raise KeyError
-    assert list((tmp_path / "a").iterdir()) == []
-
-
-def test_what_stood_there_is_replaced_whole_or_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (model / "tokenizer.json").touch()
-    before = {p.name: p.read_bytes() for p in model.iterdir()}
-    with pytest.raises(KeyError), committed(model) as folder:
-        (folder / "config.json").write_text("new")
-        raise KeyError
-    rename = Path.rename
-
-    def breaks(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
-            raise OSError("disk on fire")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", breaks)
-    assert "disk on fire" in refusal(lambda: hub.save(tiny(), model))
-    monkeypatch.undo()
-    assert {p.name: p.read_bytes() for p in model.iterdir()} == before
-    hub.save(tiny(), model)
-    assert sorted(p.name for p in model.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
-    assert [p.name for p in model.parent.iterdir()] == ["model"]
-
-
-def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert "holds other files and no config.json" in refusal(lambda: hub.save(tiny(), tmp_path))
-    assert "is a file" in refusal(lambda: hub.save(tiny(), tmp_path / "thesis.tex"))
-    assert "cannot be written" in refusal(lambda: hub.save(tiny(), tmp_path / "thesis.tex" / "model"))
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    (tmp_path / "empty").mkdir()
-    hub.save(tiny(), tmp_path / "empty")
-    hub.load(str(tmp_path / "empty"))
-
-
-def test_killed_in_the_middle_nothing_is_there(tmp_path: Path) -> None:
-    program = (
-        "import os, sys; from pathlib import Path; from whet.checkpoint import committed\n"
-        "with committed(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=False)
-    assert result.returncode == -9 and not (tmp_path / "model").exists()
 
 
 def test_importing_the_hub_is_lean() -> None:

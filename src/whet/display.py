@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 SHOWN = {
-    "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}")),
+    "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}"), ("gate", "gate", "{:.2f}")),
     "rl": (
         ("reward", "reward", "{:.2f}"),
         ("accuracy", "right", "{:.0%}"),

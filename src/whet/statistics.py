@@ -7,6 +7,7 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
+Z95 = NormalDist().inv_cdf(0.975)
 EXACT_FLIPS = 16  # problems that differ, up to which every sign pattern is counted
 DRAWS = 20_000
 
@@ -64,23 +65,26 @@ def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -
     """The mean over problems of the mean over a problem's samples, each 0 or 1, with an interval over problems.
 
     Samples of one problem resemble each other, so they count as n_effective = p (1 - p) / var(mean) independent answers, where
-    var(mean) = sum_i (m_i - p)^2 / P^2 over the P problems' means m_i; at least P, at most all samples. With one sample a
-    problem that is P exactly, and the interval is Wilson's. Raises ValueError for no problem or one without samples.
+    var(mean) = sum_i (m_i - p)^2 / (P (P - 1)) over the P problems' means m_i; at least P (all that one problem is worth where its
+    samples agree), at most all samples. Where the variance tells nothing (one problem, p of 0 or 1) it is P. With one sample a
+    problem it is P as well, and the interval is Wilson's. Raises ValueError for no problem or one without samples.
 
     >>> mean_with_interval([[1.0], [0.0], [1.0], [1.0]]).n_effective
-    4
+    4.0
     >>> round(mean_with_interval([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]).n_effective, 4)
-    8
+    6.0
     """
     if not counts or any(not c for c in counts):
         raise ValueError("mean_with_interval: every problem needs at least one sample, and there must be a problem")
     means = [fmean(c) for c in counts]
     p, problems, samples = fmean(means), len(means), sum(len(c) for c in counts)
-    variance = math.fsum((m - p) ** 2 for m in means) / problems**2
-    if samples == problems or p in (0.0, 1.0):
-        n: float = problems
+    if not (min(means) >= 0 and max(means) <= 1):
+        raise ValueError("mean_with_interval: samples must be between 0 and 1")
+    if problems == 1 or p in (0.0, 1.0):
+        n = float(problems)
     else:
-        n = samples if variance == 0 else min(samples, max(problems, p * (1 - p) / variance))
+        variance = math.fsum((m - p) ** 2 for m in means) / (problems * (problems - 1))
+        n = float(samples if variance == 0 else min(samples, max(problems, p * (1 - p) / variance)))
     low, high = wilson(min(p * n, n), n, level)
     return Interval(p, min(low, p), max(high, p), n)
 
@@ -101,7 +105,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """1 where the commonest answer is right, 0 where it is wrong; where several are commonest, the share of them that is right.
 
-    None is an answer that could not be parsed: it has no vote. Raises ValueError where the lengths differ.
+    None is an answer that could not be parsed: it has no vote, and where nobody votes nothing is right. Raises ValueError where the lengths differ.
 
     >>> majority(["7", "7", "8", None], [True, True, False, False]), majority(["7", "8"], [True, False])
     (1.0, 0.5)
@@ -136,19 +140,25 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
     """Is b better than a on the same P problems? a[i], b[i] are the samples of problem i.
 
-    With one sample each the test is McNemar's, else signs of the problems' mean differences are flipped: all patterns for up to
-    16 problems that differ, else 20,000 drawn ones (seeded; (1 + hits) / (1 + draws)). The interval is normal over problems.
-    Raises ValueError for no problems or unequal numbers of them.
+    With one sample each the test is McNemar's, else signs of the problems' mean differences d_i are flipped: all patterns for up to
+    16 problems that differ, else 20,000 drawn ones (seeded; (1 + hits) / (1 + draws)). The interval is d +- 1.96 s with
+    s^2 = (sum_i (d_i - d)^2 + 2 / k) / (P (P + 1)), k the fewest samples of a problem: as if one more sample each way had been seen
+    (cf. Bonett and Price 2012 for k = 1), so that it is not empty where all differences are equal.
+    Raises ValueError for no problems, unequal numbers of them, or one without samples.
 
-    >>> paired([[True], [False], [False]], [[True], [True], [True]])
-    Paired(difference=0.6666666666666666, low=0.013..., high=1, p=0.5, test='McNemar, exact')
+    >>> found = paired([[True], [False], [False]], [[True], [True], [True]])
+    >>> round(found.difference, 4), round(found.low, 4), found.high, found.p, found.test
+    (0.6667, -0.2573, 1.0, 0.5, 'McNemar, exact')
     """
     if not a or len(a) != len(b):
         raise ValueError(f"paired: {len(a)} and {len(b)} problems; give the same ones, at least one")
+    if any(not x for x in (*a, *b)):
+        raise ValueError("paired: every problem needs at least one sample of each")
     differences = [fmean(y) - fmean(x) for x, y in zip(a, b, strict=True)]
-    mean = fmean(differences)
-    half = 1.959963984540054 * stdev(differences) / math.sqrt(len(a)) if len(a) > 1 else math.inf
-    low, high = max(-1, mean - half), min(1, mean + half)
+    mean, problems, fewest = fmean(differences), len(a), min(len(x) for x in (*a, *b))
+    squares = math.fsum((d - mean) ** 2 for d in differences) + 2 / fewest
+    half = Z95 * math.sqrt(squares / (problems * (problems + 1)))
+    low, high = max(-1.0, mean - half), min(1.0, mean + half)
     if all(len(x) == 1 for x in (*a, *b)):
         p = mcnemar_exact(sum(d < 0 for d in differences), sum(d > 0 for d in differences))
         return Paired(mean, low, high, p, "McNemar, exact")
@@ -183,6 +193,7 @@ def decompose(
 
     choosing = sum (s' - s) a, had every mode kept its accuracy; reasoning = sum s' (a' - a), from answering better within a mode. A mode
     that was not there before lends its later accuracy to both, so that it counts as choosing; one that is gone afterwards likewise.
+    The parts sum to the gain. Raises ValueError where a mode has a share of the answers but no accuracy.
 
     >>> split = decompose({"guess": (0.9, 0.2), "think": (0.1, 0.6)}, {"guess": (0.0, None), "think": (1.0, 0.9)})
     >>> round(split.choosing, 4), round(split.reasoning, 4)
@@ -192,8 +203,23 @@ def decompose(
     for mode in sorted({*before, *after}):
         share, accuracy = before.get(mode, (0.0, None))
         share_after, accuracy_after = after.get(mode, (0.0, None))
+        if (share > 0 and accuracy is None) or (share_after > 0 and accuracy_after is None):
+            raise ValueError(f"decompose: mode {mode!r} has a share of the answers but no accuracy")
         was = accuracy if accuracy is not None else (accuracy_after or 0.0)
         now = accuracy_after if accuracy_after is not None else was
         choosing += (share_after - share) * was
         reasoning += share_after * (now - was)
     return Split(choosing, reasoning)
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of a figure over seeds; the deviation of a single one is nan.
+
+    Raises ValueError for none.
+
+    >>> [round(x, 4) for x in mean_sd([0.8, 0.9, 1.0])]
+    [0.9, 0.1]
+    """
+    if not values:
+        raise ValueError("mean_sd: no values")
+    return fmean(values), stdev(values) if len(values) > 1 else math.nan

@@ -22,11 +22,12 @@ WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*"]  # folders hold other formats of the same weights
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str | Path) -> Path:
     """The directory of a model: `name` itself, or a Hub id (`Qwen/Qwen3-0.6B`), downloaded unless it was before.
 
     Raises ModelError where there is no such directory and the Hub does not have it or cannot be reached.
     """
+    name = str(name)
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
@@ -59,7 +60,7 @@ def _download(name: str) -> Path:
         raise ModelError(f"{missing} it cannot be had from the Hugging Face Hub ({why}); {cure}") from None
 
 
-def load(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Policy:
+def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Policy:
     """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an adapted transformers model.
 
     Takes the memory of the model and of its largest stored tensor. Raises ModelError for all that can be wrong with a

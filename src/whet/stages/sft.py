@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token loss on the response only. It also trains a tiny base model from nothing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -23,8 +23,8 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
     pairs = documents(stage, context)
-    began = time.perf_counter()
     for step in range(1, stage.steps + 1):
+        began = time.perf_counter()
         examples = [
             example(problem, response, context) for problem, response in (next(pairs) for _ in range(stage.batch))
         ]
@@ -37,12 +37,16 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
         lr = stage.optimizer.lr * learner.lr_scale
         stepped = learner.step(batch, stage.micro_tokens, loss_of)
         values = {"loss": stepped.loss, "grad_norm": stepped.grad_norm, "lr": lr, "tokens": float(tokens)}
-        context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "sft")
-        began = time.perf_counter()
-        if stage.gate is not None and (step % stage.gate.every == 0 or step == stage.steps):
-            if holds(stage.gate, policy, context, step, last=step == stage.steps):
-                return
-            began = time.perf_counter()
+        seconds = {"update": time.perf_counter() - began}
+        reached, last = False, step == stage.steps
+        if stage.gate is not None and (last or step % stage.gate.every == 0):
+            told = accuracy_by_mode(policy, context, stage.gate, seed=context.seed * 7919 + step)
+            reached = holds(stage.gate, told, step, last)
+            values["gate"] = told.get(stage.gate.mode, (0.0, 0))[0]
+            seconds["gate"] = time.perf_counter() - began - seconds["update"]
+        context.log.update(Update(stage.name, step, values, seconds), "sft")
+        if reached:
+            return
 
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
@@ -72,16 +76,19 @@ def example(problem: Problem, response: str, context: Context) -> Sample:
     return Sample(np.array([*prompt, *answer]), mask, np.zeros(len(mask), np.float32), response, "stop")
 
 
-def holds(gate: config.Gate, policy: Policy, context: Context, step: int, last: bool) -> bool:
-    """Whether the model answers well enough in the gate's mode. Raises GateError where it does not and no step is left."""
-    found = accuracy_by_mode(policy, context, gate, seed=context.seed * 7919 + step)
-    right, n = found.get(gate.mode, (0.0, 0))
-    rival, _ = found.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
+def holds(gate: config.Gate, told: Mapping[str, tuple[float, int]], step: int, last: bool) -> bool:
+    """Whether the model answers well enough in the gate's mode; `told` gives (accuracy, answers) by mode.
+
+    Raises GateError where it does not and no step is left.
+    """
+    right, n = told.get(gate.mode, (0.0, 0))
+    rival, _ = told.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
     if n and right >= gate.accuracy and (gate.above is None or right > rival):
         return True
     if last:
         above = f" and above {gate.above} ({rival:.2f})" if gate.above else ""
         raise GateError(
-            f"the gate was not reached in {step} steps: accuracy given {gate.mode} is {right:.2f} of {n} answers; it must be {gate.accuracy}{above}. Give the stage more steps"
+            f"the gate was not reached in {step} steps: accuracy given {gate.mode} is {right:.2f} of {n} answers; "
+            f"it must be {gate.accuracy}{above}. Give the stage more steps"
         )
     return False
