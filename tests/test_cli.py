@@ -244,6 +244,26 @@ def test_options_may_stand_before_and_after_overrides(ran, capsys):
     refused(capsys, "run", str(place / "tiny.toml"), "--overwrite", "sed=1", naming="did you mean 'seed'?")
 
 
+def test_small_models_take_one_thread_unless_told(monkeypatch):
+    import torch
+
+    from whet import config, pipeline
+    from whet.chat import Chat
+
+    before = torch.get_num_threads()
+    model = pipeline.fresh(config.Shape(), Chat.from_characters("ab"), 1)
+    try:
+        for threads, want in ((0, 1), (2, 2)):
+            pipeline.place(model, config.Model(threads=threads))
+            assert torch.get_num_threads() == want
+        monkeypatch.setattr(pipeline, "SMALL", 10)
+        monkeypatch.setattr(pipeline, "THREADS", 3)
+        pipeline.place(model, config.Model())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_tables_print(capsys):
     assert main(["algorithms"]) == 0 and main(["tasks"]) == 0
     told = capsys.readouterr().out

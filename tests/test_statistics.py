@@ -78,8 +78,9 @@ def test_samples_that_agree_are_worth_one_and_samples_that_do_not_are_worth_all(
     assert mean_with_interval([[1.0, 0.0]] * 4).n_effective == 8
     assert mean_with_interval([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0]]).n_effective == 1
     assert mean_with_interval([[1.0] * 8] * 3).n_effective == 3 == mean_with_interval([[0.0] * 8] * 3).n_effective
-    between = mean_with_interval([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]] * 2)
-    assert 6 < between.n_effective <= 24
+    between = mean_with_interval([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]] * 2)
+    share, variance = 7 / 12, np.var([1, 1 / 4, 1 / 2] * 2, ddof=1) / 6
+    assert between.n_effective == pytest.approx(share * (1 - share) / variance) and 6 < between.n_effective < 24
 
 
 def test_problems_weigh_alike_however_many_samples_they_have():
@@ -158,6 +159,7 @@ def test_paired_picks_its_test():
     found = paired(wide_a, wide_b)
     assert (found.p, found.test) == (sign_flip([-0.5, 1.0, 0.5, 1.0])[0], "sign flip, exact")
     assert found.difference == 0.5 and found.low < 0.5 < found.high
+    assert paired([[True]], [[True, False]]).test == "sign flip, exact"
     many = paired([[False, False]] * 20, [[True, False]] * 20)
     assert many.test == "sign flip, 20000 draws"
 
@@ -176,7 +178,9 @@ def test_sign_flips_and_mcnemar_agree_on_one_sample_each():
 def test_a_difference_that_never_varies_still_has_an_interval():
     same = paired([[True, False]] * 5, [[True, False]] * 5)
     assert (same.difference, same.p) == (0.0, 1.0) and same.low < -0.1 and same.high > 0.1
-    assert paired([[False]], [[True]]).high == 1.0 and paired([[False]], [[True]]).low <= 0
+    assert same.high == pytest.approx(1.959964 * math.sqrt((2 / 2) / (5 * 6)), rel=1e-6)
+    up, down = paired([[False]], [[True]]), paired([[True]], [[False]])
+    assert (up.high, down.low) == (1.0, -1.0) and up.low <= 0 <= down.high
 
 
 @pytest.mark.parametrize(("problems", "k"), [(5, 1), (5, 8), (40, 1), (40, 8)])

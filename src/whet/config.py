@@ -37,12 +37,16 @@ class Shape(Table):
 
 
 class Model(Table):
-    """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing."""
+    """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing.
+
+    `threads` on a CPU; 0: one for models of up to 2 million parameters, whose operations are too small to share, else all.
+    """
 
     path: str | None = None
     shape: Shape = Shape()
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
 
 
 class Task(BaseModel):

@@ -30,6 +30,9 @@ from whet.runlog import Display, RunLog
 from whet.tasks import load as load_task
 from whet.types import Task
 
+SMALL = 2_000_000  # parameters, up to which a second thread costs more than it brings
+THREADS = torch.get_num_threads()
+
 
 def prepare(directory: Path, overwrite: bool) -> None:
     """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
@@ -122,8 +125,7 @@ class Pipeline:
         return self.place(hub.load(source, dtype=getattr(torch, self.recipe.model.dtype)))
 
     def place(self, policy: Policy) -> Policy:
-        wanted = self.recipe.model.device
-        return policy.to(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+        return place(policy, self.recipe.model)
 
     def record(
         self,
@@ -200,6 +202,14 @@ def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
     return Chat.from_characters(task.alphabet()), None
 
 
+def place(policy: Policy, spec: config.Model) -> Policy:
+    """The model on its device, and as many threads as it can use."""
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    small = sum(p.numel() for p in policy.parameters()) <= SMALL
+    torch.set_num_threads(spec.threads or (1 if small else THREADS))
+    return policy.to(wanted)
+
+
 def fresh(shape: config.Shape, chat: Chat, seed: int) -> Transformer:
     """A model from nothing, its weights fixed by the seed."""
     model = ModelConfig(
@@ -238,9 +248,7 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)
     chat = Chat.load(path)
-    policy = hub.load(str(path))
-    if torch.cuda.is_available():
-        policy = policy.to("cuda")
+    policy = place(hub.load(str(path)), config.Model())
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:
         log = RunLog(Path(scratch))
