@@ -143,6 +143,17 @@ def test_eval_prints_json_with_the_settings_beside_the_score(ran):
     assert told["paired"]["difference"] == pytest.approx(told["accuracy"] - told["against"]["accuracy"])
 
 
+def test_eval_prints_a_table_and_the_paired_test_in_words(ran):
+    place, _ = ran
+    words = ("--problems", "20", "--max-tokens", "24", "--against", "runs/tiny/rl/model", "operations=2")
+    done = whet("eval", "runs/tiny/model", "--task", "chain", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    for word in ("pass@1", "95 % interval", "careful: share", "temperature 1.0"):
+        assert word in told
+    assert "paired on the same 20 problems: +0.0 points [+0.0, +0.0], p 1.0000 (McNemar, exact)" in told
+
+
 def test_the_same_seed_gives_the_same_figures(ran, tmp_path):
     place, _ = ran
     again = whet("run", str(place / "tiny.toml"), "--runs", str(tmp_path), "seed=2", "name=again")

@@ -171,4 +171,4 @@ def print_evaluation(told: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"sampling: {sampling}", highlight=False)
     if "paired" in told:
-        console.print(f"paired on the same problems: {told['paired']}", highlight=False)
+        console.print(display.paired_line(told["paired"]), highlight=False)

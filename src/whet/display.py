@@ -98,6 +98,15 @@ def closing(console: Console, summary: Mapping[str, Any], directory: Path) -> No
     console.print(f"report  {directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 
+def paired_line(test: Mapping[str, Any]) -> str:
+    """A paired test in words: the first model less the second, on the same problems."""
+    if not test["n"]:
+        return "paired: no problem was answered by both"
+    difference, low, high = (100 * test[k] for k in ("difference", "low", "high"))
+    p = "below 0.0001" if test["p"] < 1e-4 else f"{test['p']:.4f}"
+    return f"paired on the same {test['n']} problems: {difference:+.1f} points [{low:+.1f}, {high:+.1f}], p {p} ({test['test']})"
+
+
 def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
     """One row a seed, and mean ± standard deviation, for runs of one recipe."""
     names = [s["name"] for s in summaries[0]["stages"] if s["accuracy"] is not None]
