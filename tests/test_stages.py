@@ -277,9 +277,10 @@ def test_concerns_are_in_plain_words():
         "errors": 0.0,
     }
     assert concerns([fine] * 8) == []
+    assert concerns([fine | {"groups_with_signal": 0.0, "tokens": 90.0}] * 8) == []  # REINFORCE's baseline is the batch's
     for change, word in (
-        ({"groups_with_signal": 0.0, "reward": 0.0}, "too hard"),
-        ({"groups_with_signal": 0.0, "reward": 1.0}, "solved"),
+        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 0.0}, "too hard"),
+        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 1.0}, "solved"),
         ({"truncated": 0.3}, "cut off"),
         ({"entropy": 0.05}, "collapsing"),
         ({"unparsed": 0.95}, "cannot be parsed"),

@@ -243,6 +243,7 @@ def test_mean_sd():
         lambda: mean_with_interval([[1.0], []]),
         lambda: mean_with_interval([[2.0], [0.0]]),
         lambda: pass_at_k(4, 5, 1),
+        lambda: pass_at_k(4, -1, 1),
         lambda: pass_at_k(4, 2, 0),
         lambda: pass_at_k(4, 2, 5),
         lambda: majority(["a"], []),

@@ -10,7 +10,7 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
     recent = history[-window:]
     found: list[str] = []
     if len(recent) == window:
-        if all(v.get("groups_with_signal", 1.0) == 0 for v in recent):
+        if all(v.get("tokens", 1.0) == 0 for v in recent):
             reward = recent[-1].get("reward", 0.0)
             why = (
                 "all answers are right: the task is solved"
