@@ -277,7 +277,8 @@ def test_concerns_are_in_plain_words():
         "errors": 0.0,
     }
     assert concerns([fine] * 8) == []
-    assert concerns([fine | {"groups_with_signal": 0.0, "tokens": 90.0}] * 8) == []  # REINFORCE's baseline is the batch's
+    reinforce = {"groups_with_signal": 0.0, "tokens": 90.0}  # learns all the same: its baseline is the batch's
+    assert concerns([fine | reinforce] * 8) == []
     for change, word in (
         ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 0.0}, "too hard"),
         ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 1.0}, "solved"),
