@@ -18,7 +18,7 @@ def _equal(rewards: Tensor) -> bool:
 
 
 def centred(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, eq. 3 (no division by the deviation).
+    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, sec. 3.2 (no division by the deviation).
 
     >>> [a.tolist() for a in centred([torch.tensor([1.0, 0.0, 0.0, 0.0])])]
     [[0.75, -0.25, -0.25, -0.25]]
@@ -36,7 +36,7 @@ def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
 
 
 def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO, arXiv:2402.14740, sec. 2.2. A group of one has no other: 0.
+    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO, arXiv:2402.14740. A group of one has no other: 0.
 
     >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]

@@ -47,7 +47,7 @@ class Algorithm:
 
         sequence_mean   1 / (S |o_i|)     mean over tokens, then over sequences          GRPO, arXiv:2402.03300, eq. 3
         token_mean      1 / sum_j |o_j|   every token alike                              DAPO, arXiv:2503.14476, eq. 8
-        sum_over_limit  1 / (S limit)     a constant, so length is not rewarded           Dr. GRPO, arXiv:2503.20783, App. A
+        sum_over_limit  1 / (S limit)     a constant, so length is not rewarded           Dr. GRPO, arXiv:2503.20783, sec. 3.2
         sum             1 / S             the log-probability of the whole answer         RLOO, arXiv:2402.14740
         """
         count, total = len(lengths), sum(lengths)
