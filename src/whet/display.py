@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from whet import statistics
+
 SHOWN = {
     "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}"), ("gate", "gate", "{:.2f}")),
     "rl": (
@@ -130,9 +132,8 @@ def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
 
 
 def mean_sd(values: list[float]) -> str:
-    from statistics import mean, stdev
-
-    if not values:
-        return "–"
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * mean(values):.1f} ± {100 * spread:.1f}"
+    """Shares as percent, mean ± standard deviation over seeds."""
+    if len(values) < 2:
+        return percent(values[0]) if values else "–"
+    mean, deviation = statistics.mean_sd(values)
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}"
