@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SUITE = ("test_maths", "test_gradient", "test_stages", "test_engine", "test_measure")
+SUITE = ("test_maths", "test_gradient", "test_learner", "test_rollout", "test_stages", "test_engine", "test_measure")
 SECONDS = 240  # for the suite on one mutant; one that hangs is killed, too
 
 MUTANTS = [

@@ -8,6 +8,7 @@ import torch
 
 from whet.advantages import ADVANTAGES
 from whet.algorithms import TABLE, algorithm
+from whet.batch import PolicyBatch
 from whet.errors import RecipeError
 from whet.kl import k1, k2, k3
 from whet.logprobs import processed
@@ -62,6 +63,21 @@ def test_the_clip_only_removes_the_incentive_to_move_away(ratio, sign):
     assert loss.item() == pytest.approx(-min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage))
     assert logp.grad.item() == pytest.approx(0.0 if stopped else -ratio * advantage)
     assert clip_acts(logp.detach(), old, torch.tensor([advantage]), low, high).item() is stopped
+
+
+def test_clip_high_is_the_rows_own():
+    """At a ratio of 1.25 GRPO has stopped pushing a right answer up, DAPO has not."""
+    slopes = {}
+    for name in ("grpo", "dapo"):
+        logp = torch.tensor([math.log(1.25) - 1.0], dtype=torch.float64, requires_grad=True)
+        one, old = torch.ones(1, dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64)
+        at = torch.zeros(1, dtype=torch.long)
+        batch = PolicyBatch(at, at, torch.tensor([0, 1]), at, at, old, one, one)
+        row = algorithm(name, {"kl": "none", "beta": 0.0})
+        row.loss(logp, one, batch).sum().backward()
+        slopes[name] = logp.grad.item()
+        assert row.clipped(logp.detach(), batch).item() is (name == "grpo")
+    assert slopes == {"grpo": 0.0, "dapo": pytest.approx(-1.25)}
 
 
 def test_kl_estimators_and_their_gradients():

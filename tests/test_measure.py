@@ -65,6 +65,12 @@ def test_vote_counts_answers_not_texts():
     assert vote(group(1, [(DIRECT + "2", True, 4), (DIRECT + "7", False, 4)])) == 0.5
 
 
+def test_answers_in_prose_are_pooled_by_what_they_conclude():
+    said = [("She has 5 apples. #### 5", True, 4), ("So \\boxed{5}, I think", True, 4)]
+    said += [("It is 7", False, 4), ("Seven? #### 8", False, 4)]
+    assert vote(group(1, said)) == 1.0  # 5 has two votes; word for word each would have one
+
+
 def test_the_gain_is_split_into_choosing_and_reasoning(tmp_path):
     place = context(tmp_path)
     before = [group(i, [(DIRECT + ("2" if i < 2 else "3"), i < 2, 4)]) for i in range(8)]

@@ -9,69 +9,12 @@ import torch
 
 from whet import config
 from whet.algorithms import algorithm
-from whet.chat import Chat
-from whet.context import Context
-from whet.engines import engine_for
-from whet.errors import DataError, GateError, RewardError, WhetError
-from whet.learner import Learner
-from whet.model.config import ModelConfig
-from whet.model.transformer import Transformer
-from whet.rollout import describe, endless, rollout
-from whet.runlog import RunLog
+from whet.errors import DataError, GateError, RewardError
+from whet.rollout import rollout
 from whet.stages import reject, rl, sft
-from whet.tasks.chain import Chain
-from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
-from whet.watch import concerns
+from whet.types import Group, Problem, Prompt, Sampling, Score
 
-
-class Verifier:
-    """The task's own, or what a test puts in its place."""
-
-    def __init__(self, task, judge=None):
-        self.task, self.judge = task, judge
-
-    def score(self, problems, texts, samples=None):
-        return self.judge(problems, texts) if self.judge else self.task.score(problems, texts)
-
-
-def world(tmp_path, judge=None, seed=3):
-    task = Chain(operations=1)
-    chat = Chat.from_characters(task.alphabet())
-    shape = ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True, max_positions=64, eos=chat.eos)
-    model = Transformer(shape).initialize(torch.Generator().manual_seed(seed))
-    log = RunLog(tmp_path)
-    return model, Context(task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, {})
-
-
-def sft_stage(**keys):
-    given = {
-        "mix": {"direct": 1.0},
-        "steps": 60,
-        "batch": 32,
-        "optimizer": config.Optimizer(kind="muon", lr=0.02, lr_rest=0.01),
-    }
-    return config.SFT(name="base", kind="sft", **{**given, **keys})
-
-
-def rl_stage(**keys):
-    given = {
-        "steps": 3,
-        "prompts": 8,
-        "samples": 4,
-        "max_tokens": 8,
-        "temperature": 0.8,
-        "optimizer": config.Optimizer(lr=3e-3),
-    }
-    return config.RL(name="rl", kind="rl", **{**given, **keys})
-
-
-def lines(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-
-
-def sample(tokens, mask, logp=None, finish="stop", text=""):
-    chosen = np.array(mask, bool)
-    return Sample(np.array(tokens), chosen, np.array(logp or [-0.1 * m for m in mask], np.float32), text, finish)
+from .tiny_world import lines, rl_stage, sample, sft_stage, world
 
 
 def test_sft_learns_and_trains_the_response_only(tmp_path):
@@ -177,9 +120,23 @@ def test_samples_are_kept_with_what_is_needed_to_look_at_them(tmp_path):
     assert kept[0]["prompt"]["answer"] and "".join(kept[0]["prompt_tokens"]).endswith("=")
 
 
+def test_the_same_problems_are_probed_as_the_policy_changes(tmp_path):
+    model, context = world(tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))])
+    rl.run(model, rl_stage(steps=5, probe=3, probe_every=2), context)
+    files = sorted((tmp_path / "samples/rl-probe").iterdir())
+    assert [f.stem for f in files] == ["000000", "000002", "000004", "000005"]
+    told = [[json.loads(x) for x in f.read_text().splitlines()] for f in files]
+    assert len({tuple(g["prompt"]["id"] for g in groups) for groups in told}) == 1 and len(told[0]) == 3
+    assert [groups[0]["samples"][0]["version"] for groups in told] == [0, 2, 4, 5]
+    train = {p.id for p in context.task.problems("train", context.task.size("train"), 0)}
+    assert not train & {g["prompt"]["id"] for g in told[0]}
+    rl.run(model, rl_stage(steps=1).model_copy(update={"probe": 0, "name": "bare"}), context)
+    assert not (tmp_path / "samples/bare-probe").exists()
+
+
 def test_reject_keeps_verified_finished_different_answers(tmp_path):
     problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
-    texts = ["<think>1+1=2</think>2", "<think></think>2", "<think></think>2", "<think></think>3", "<think></think>2"]
+    texts = ["<think>1+1=2</think>2", "<think></think>2", "<think></think>2", "<think></think>3", "<think>0</think>2"]
     finish = ["stop", "stop", "stop", "stop", "length"]
     samples = tuple(
         sample([0] * (len(t) + 1), [False] + [True] * len(t), finish=f, text=t)
@@ -202,94 +159,11 @@ def test_reject_hands_its_data_to_sft(tmp_path):
         sft.run(model, sft_stage(data="kept", steps=2), context)
 
 
-def test_a_broken_gradient_leaves_the_weights_alone(tmp_path):
-    model, _ = world(tmp_path)
-    learner = Learner(model, config.Optimizer(lr=1.0), 1)
-    before = copy.deepcopy(model.state_dict())
-    from whet.batch import pack
-
-    batch = pack([sample([1, 2, 3], [False, True, True])], [float("nan")], [1.0])
-    with pytest.raises(WhetError, match="gradient is nan"):
-        learner.step(
-            batch, 100, lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage
-        )
-    assert all((before[k] == v).all() for k, v in model.state_dict().items())
-
-
-def test_schedules():
-    model = Transformer(ModelConfig("qwen3", 5, 8, 1, 2, 2, 4, 8))
-    rates = {}
-    for schedule in ("constant", "linear", "cosine"):
-        learner = Learner(model, config.Optimizer(lr=1.0, schedule=schedule, warmup=2), 6)
-        rates[schedule] = []
-        for learner.done in range(6):
-            rates[schedule].append(round(learner.lr_scale, 4))
-    assert rates["constant"] == [0.5, 1.0, 1, 1, 1, 1]
-    assert rates["linear"] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    assert rates["cosine"] == [0.5, 1.0, 1.0, 0.8536, 0.5, 0.1464]
-
-
-def test_problems_never_run_out_and_epochs_differ():
-    class Few(Chain):
-        def size(self, split):
-            return 5
-
-        def problems(self, split, n, seed):
-            assert n == 5
-            order = np.random.default_rng(seed).permutation(5)
-            return [Problem(str(i), ()) for i in order]
-
-    stream = endless(Few(), "train", 1)
-    epochs = [[next(stream).id for _ in range(5)] for _ in range(4)]
-    assert all(sorted(e) == list("01234") for e in epochs) and len({tuple(e) for e in epochs}) > 1
-
-
-def test_describe_counts_failures_apart():
-    problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
-    long, short = (
-        sample([0, 1, 1, 1], [0, 1, 1, 1], text="<think></think>2"),
-        sample([0, 1], [0, 1], finish="length", text="x"),
-    )
-    group = Group(
-        Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error"))
-    )
-    told = describe([group], Chain())
-    assert told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
-    assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
-    assert told["share_direct"] == 0.5 and told["groups_with_signal"] == 1.0
-
-
 def test_a_reward_of_the_wrong_length_is_refused(tmp_path):
     model, context = world(tmp_path, judge=lambda p, t: [Score(1.0)] * (len(t) + 1))
     prompts = context.prompts(context.task.problems("train", 2, 0))
     with pytest.raises(ValueError, match="more scores"):
         rollout(context.engine(model, context.chat), context.reward, prompts, Sampling(n=2, max_tokens=4))
-
-
-def test_concerns_are_in_plain_words():
-    fine = {
-        "groups_with_signal": 0.5,
-        "truncated": 0.0,
-        "entropy": 1.0,
-        "accuracy": 0.3,
-        "unparsed": 0.0,
-        "gap": 1e-6,
-        "errors": 0.0,
-    }
-    assert concerns([fine] * 8) == []
-    reinforce = {"groups_with_signal": 0.0, "tokens": 90.0}  # learns all the same: its baseline is the batch's
-    assert concerns([fine | reinforce] * 8) == []
-    for change, word in (
-        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 0.0}, "too hard"),
-        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 1.0}, "solved"),
-        ({"truncated": 0.3}, "cut off"),
-        ({"entropy": 0.05}, "collapsing"),
-        ({"unparsed": 0.95}, "cannot be parsed"),
-        ({"gap": 0.5}, "disagree"),
-        ({"errors": 0.1}, "verifier failed"),
-    ):
-        told = concerns([fine] * 3 + [fine | change] * 5)
-        assert len(told) == 1 and word in told[0]
 
 
 def test_the_algorithm_of_a_stage_may_be_overridden(tmp_path):

@@ -3,8 +3,10 @@
 import itertools
 import math
 import random
+import time
 from collections import Counter
 from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -260,3 +262,24 @@ def test_what_makes_no_sense_is_refused_in_one_line(call):
     with pytest.raises(ValueError) as refused:
         call()
     assert "\n" not in str(refused.value) and ":" in str(refused.value)
+
+
+def test_problems_more_alike_than_chance_are_worth_no_more_than_their_samples():
+    assert mean_with_interval([[1.0, 0.0, 1.0, 0.0]] * 3 + [[1.0, 0.0, 0.0, 0.0]]).n_effective == 16
+
+
+def test_the_level_reaches_the_interval():
+    found = mean_with_interval([[1.0], [1.0], [0.0]], level=0.8)
+    assert (found.low, found.high) == pytest.approx(wilson(2, 3, 0.8))
+
+
+def test_problems_that_do_not_differ_cost_no_exactness():
+    a, b = [[False, False]] * 40, [[True, False]] * 3 + [[False, False]] * 37
+    assert (paired(a, b).p, paired(a, b).test) == (0.25, "sign flip, exact")
+
+
+def test_many_discordant_problems_are_counted_exactly_and_quickly():
+    began = time.perf_counter()
+    p = mcnemar_exact(9_800, 10_200)
+    assert p == pytest.approx(2 * NormalDist().cdf(-(10_200 - 10_000 - 0.5) / math.sqrt(5_000)), rel=1e-3)
+    assert time.perf_counter() - began < 5

@@ -152,6 +152,8 @@ class RL(Stage):
     max_tokens: Positive = 128
     draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
     max_errors: Share = 0.2  # of a step's scores, above which the run stops
+    probe: Annotated[int, Field(ge=0)] = 8  # test problems answered again and again, to be looked at; 0: none
+    probe_every: Positive = 10  # steps
 
 
 class Reject(Table):

@@ -11,6 +11,7 @@ from typing import Any
 from whet import config, statistics
 from whet.context import Context
 from whet.model.policy import Policy
+from whet.rewards.extract import concluded, final_answer
 from whet.rollout import describe, mean, rollout
 from whet.types import Group, Progress, Sampling, Score
 
@@ -70,10 +71,20 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
 
 def vote(group: Group) -> float:
     """Majority vote over the answers a group gave."""
-    parsed = [(s.text.rsplit("</think>", 1)[-1].strip(), c) for s, c in zip(group.samples, group.scores, strict=True)]
-    return statistics.majority(
-        [None if c.status == "unparsed" else t for t, c in parsed], [c.correct for _, c in parsed]
-    )
+    votes = [
+        None if c.status == "unparsed" else ballot(s.text) for s, c in zip(group.samples, group.scores, strict=True)
+    ]
+    return statistics.majority(votes, [c.correct for c in group.scores])
+
+
+def ballot(text: str) -> str:
+    """What an answer says, without how it says it: what follows the thinking; in prose, the final answer there.
+
+    >>> ballot("<think>1+1</think>2"), ballot("So it is 5 apples.\\n#### 5"), ballot("Five and no more: \\\\boxed{5}")
+    ('2', '5', '5')
+    """
+    said = (concluded(text) or text).strip()
+    return (final_answer(text) or said) if len(said.split()) > 1 else said
 
 
 def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, float | int | None]]:

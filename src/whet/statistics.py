@@ -133,7 +133,10 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise ValueError(f"mcnemar_exact: counts {only_a} and {only_b} must not be negative")
     n, few = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(few + 1))
+    term = tail = 1  # C(n, i) and their sum: whole numbers, each from the one before
+    for i in range(few):
+        term = term * (n - i) // (i + 1)
+        tail += term
     return min(1.0, 2 * tail / 2**n)
 
 

@@ -32,8 +32,10 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     problems = context.stream("train")
     history: list[dict[str, float]] = []
     for step in range(1, stage.steps + 1):
-        began = time.perf_counter()
         engine.version = learner.done
+        if (step - 1) % stage.probe_every == 0:
+            probe(engine, stage, context, step - 1)
+        began = time.perf_counter()
         groups, trained = collect(
             engine, problems, replace(sampling, seed=context.seed * 1_000_003 + step), stage, context
         )
@@ -46,6 +48,19 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
         context.log.update(Update(stage.name, step, values, seconds), "rl")
         for text in concerns(history):
             context.log.warn(stage.name, step, text)
+    engine.version = learner.done
+    probe(engine, stage, context, stage.steps)
+
+
+def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
+    """The same few test problems, with the same random numbers, after `step` steps: what changes is the policy. Never trained on."""
+    size = context.task.size("test")
+    count = stage.probe if size is None else min(stage.probe, size)
+    if count:
+        sampling = Sampling(4, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k, context.seed)
+        prompts = context.prompts(context.task.problems("test", count, context.seed))
+        groups = rollout(engine, context.reward, prompts, sampling)
+        context.log.samples(f"{stage.name}-probe", step, groups, context.chat, context.task)
 
 
 def collect(

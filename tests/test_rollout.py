@@ -1,0 +1,67 @@
+"""Rollouts: where problems come from, how a rollout is told in numbers, and what a person is warned of."""
+
+import numpy as np
+import pytest
+
+from whet.rollout import describe, endless
+from whet.tasks.chain import Chain
+from whet.types import Group, Problem, Prompt, Score
+from whet.watch import concerns
+
+from .tiny_world import sample
+
+
+def test_problems_never_run_out_and_epochs_differ():
+    class Few(Chain):
+        def size(self, split):
+            return 5
+
+        def problems(self, split, n, seed):
+            assert n == 5
+            order = np.random.default_rng(seed).permutation(5)
+            return [Problem(str(i), ()) for i in order]
+
+    stream = endless(Few(), "train", 1)
+    epochs = [[next(stream).id for _ in range(5)] for _ in range(4)]
+    assert all(sorted(e) == list("01234") for e in epochs) and len({tuple(e) for e in epochs}) > 1
+
+
+def test_describe_counts_failures_apart():
+    problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
+    long, short = (
+        sample([0, 1, 1, 1], [0, 1, 1, 1], text="<think></think>2"),
+        sample([0, 1], [0, 1], finish="length", text="x"),
+    )
+    group = Group(
+        Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error"))
+    )
+    told = describe([group], Chain())
+    assert told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
+    assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
+    assert told["share_direct"] == 0.5 and told["groups_with_signal"] == 1.0
+
+
+def test_concerns_are_in_plain_words():
+    fine = {
+        "groups_with_signal": 0.5,
+        "truncated": 0.0,
+        "entropy": 1.0,
+        "accuracy": 0.3,
+        "unparsed": 0.0,
+        "gap": 1e-6,
+        "errors": 0.0,
+    }
+    assert concerns([fine] * 8) == []
+    reinforce = {"groups_with_signal": 0.0, "tokens": 90.0}  # learns all the same: its baseline is the batch's
+    assert concerns([fine | reinforce] * 8) == []
+    for change, word in (
+        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 0.0}, "too hard"),
+        ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 1.0}, "solved"),
+        ({"truncated": 0.3}, "cut off"),
+        ({"entropy": 0.05}, "collapsing"),
+        ({"unparsed": 0.95}, "cannot be parsed"),
+        ({"gap": 0.5}, "disagree"),
+        ({"errors": 0.1}, "verifier failed"),
+    ):
+        told = concerns([fine] * 3 + [fine | change] * 5)
+        assert len(told) == 1 and word in told[0]
