@@ -237,10 +237,10 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _place_of(order: Sequence[str]) -> Callable[[Path], tuple[int, bool, str]]:
-    """Sorts folders as their stages ran, a stage's test problems after its own samples."""
+    """Sorts folders as their stages ran, a stage's probes and test problems after its own samples."""
 
     def place(folder: Path) -> tuple[int, bool, str]:
-        name = folder.name.removesuffix("-test") if folder.name not in order else folder.name
+        name = folder.name if folder.name in order else folder.name.removesuffix("-test").removesuffix("-probe")
         return (order.index(name) if name in order else len(order), folder.name != name, folder.name)
 
     return place

@@ -13,7 +13,10 @@ const mark = (s) =>
     MARKS[verdictOf(s)],
   );
 
-const titleOf = (name) => (name.endsWith("-test") ? `${name.slice(0, -5)}, test problems` : name);
+const titleOf = (name) => {
+  if (name.endsWith("-test")) return `${name.slice(0, -5)}, test problems`;
+  return name.endsWith("-probe") ? `${name.slice(0, -6)}, the same problems as it learns` : name;
+};
 
 function promptBox(samples, index) {
   const { id, answer, messages, pieces } = samples.prompt(index);
