@@ -22,6 +22,12 @@ def test_equal_rewards_give_exactly_no_advantage_whatever_rounding_says():
             assert all((a == 0).all() for a in got), name
 
 
+def test_groups_whose_verifier_failed_throughout_have_no_advantages():
+    empty = torch.zeros(0, dtype=torch.float64)
+    for name, advantage in ADVANTAGES.items():
+        assert [len(a) for a in advantage([empty, empty])] == [0, 0], name
+
+
 def test_groups_are_not_mixed():
     """Prompt i always pays i: a group's own baseline leaves nothing, and only the batch's baseline leaves the difference."""
     groups = [torch.full((4,), float(i), dtype=torch.float64) for i in range(5)]

@@ -51,7 +51,7 @@ def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:
     [[0.5, 0.5], [-0.5, -0.5]]
     """
     rewards = torch.cat(list(groups))
-    baseline = rewards[0] if _equal(rewards) else rewards.mean()
+    baseline = rewards[:1].sum() if _equal(rewards) else rewards.mean()
     return [r - baseline for r in groups]
 
 

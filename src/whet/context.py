@@ -7,7 +7,8 @@ from typing import Literal
 from whet.chat import Chat
 from whet.config import Ask
 from whet.model.policy import Policy
-from whet.rollout import Reward, endless
+from whet.rewards import Reward
+from whet.rollout import endless
 from whet.runlog import RunLog
 from whet.types import Engine, Problem, Prompt, Task
 

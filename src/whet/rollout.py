@@ -1,16 +1,11 @@
 """engine + reward -> groups. The path of a sample from a problem to a score."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from whet.errors import DataError
-from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Sampling, Score, Task
-
-
-class Reward(Protocol):
-    def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
-    ) -> list[Score]: ...
+from whet.rewards import Reward
+from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Sampling, Task
 
 
 def rollout(

@@ -142,9 +142,6 @@ class Update:
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])  # by phase
 
 
-Scorer = Callable[[Sequence[Problem], Sequence[str]], list[Score]]  # a batch of (problem, completion text)
-
-
 class Task(Protocol):
     """Problems and what counts as solving them. A split never shares a problem with another."""
 
