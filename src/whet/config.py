@@ -191,6 +191,11 @@ class Recipe(Table):
     evaluation: Evaluation = Evaluation()
     stage: Annotated[list[AnyStage], Field(min_length=1)]
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the stages that train a model, in order."""
+        return [s.name for s in self.stage if isinstance(s, Stage)]
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         seen: list[str] = []
@@ -207,11 +212,10 @@ class Recipe(Table):
                 )
             seen.append(stage.name)
             kinds[stage.name] = stage.kind
-        trained = [name for name, kind in kinds.items() if kind in ("sft", "rl")]
-        if trained and self.model.dtype != "float32":
+        if self.trained and self.model.dtype != "float32":
             raise ValueError(
                 f"model.dtype = {self.model.dtype!r} is for measuring only: in training most updates would round to nothing; use float32"
             )
-        if self.result is not None and self.result not in trained:
-            raise ValueError(f"result = {self.result!r} is no training stage{did_you_mean(self.result, trained)}")
+        if self.result is not None and self.result not in self.trained:
+            raise ValueError(f"result = {self.result!r} is no training stage{did_you_mean(self.result, self.trained)}")
         return self

@@ -27,5 +27,10 @@ class Context:
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
         return [self.chat.prompt(p, thinking=self.ask.thinking, system=self.ask.system) for p in problems]
 
+    def some(self, split: Literal["train", "test"], n: int, seed: int) -> list[Prompt]:
+        """n problems of a split, as prompts, in an order that the seed fixes; all there are where they are fewer."""
+        size = self.task.size(split)
+        return self.prompts(self.task.problems(split, n if size is None else min(n, size), seed))
+
     def stream(self, split: Literal["train", "test"]) -> Iterator[Problem]:
         return endless(self.task, split, self.seed)

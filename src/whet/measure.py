@@ -33,9 +33,7 @@ class Measured:
 
 def measure(policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None) -> Measured:
     """Draws spec.samples answers to spec.problems test problems and sums them up."""
-    size = context.task.size("test")
-    count = spec.problems if size is None else min(spec.problems, size)
-    prompts = context.prompts(context.task.problems("test", count, spec.seed))
+    prompts = context.some("test", spec.problems, spec.seed)
     sampling = Sampling(spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed)
     groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling, progress)
     return Measured(groups, figures(groups, context, sampling))
@@ -108,9 +106,7 @@ def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, floa
 
 def accuracy_by_mode(policy: Policy, context: Context, gate: config.Gate, seed: int) -> dict[str, tuple[float, int]]:
     """For gates: mode -> (accuracy, answers), over training problems at temperature 1."""
-    size = context.task.size(GATE_SPLIT)
-    count = gate.samples if size is None else min(gate.samples, size)
-    prompts = context.prompts(context.task.problems(GATE_SPLIT, count, seed))
+    prompts = context.some(GATE_SPLIT, gate.samples, seed)
     sampling = Sampling(n=1, temperature=1.0, max_tokens=gate.max_tokens, seed=seed)
     groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
     return {m: (float(t["accuracy"] or 0.0), int(t["n"] or 0)) for m, t in modes(groups, context).items()}

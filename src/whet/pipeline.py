@@ -84,8 +84,7 @@ class Pipeline:
             self.record("start", "model", 0.0, self.policy, measure_it=True)
         for stage in self.recipe.stage:
             self.stage(stage)
-        result = self.recipe.result or [s.name for s in self.recipe.stage if s.kind in ("sft", "rl")][-1:]
-        result = result if isinstance(result, str) else (result[0] if result else None)
+        result = self.recipe.result or next(reversed(self.recipe.trained), None)
         if result is not None:
             with committed(self.directory / "model") as folder:
                 shutil.copytree(self.directory / result / "model", folder, dirs_exist_ok=True)
@@ -168,7 +167,7 @@ class Pipeline:
 
     def gain(self, result: str | None) -> dict[str, Any] | None:
         """From the model the result's stage began with to the result."""
-        order = [s.name for s in self.recipe.stage if s.kind in ("sft", "rl")]
+        order = self.recipe.trained
         if result is None or result not in self.measured:
             return None
         stage = next(s for s in self.recipe.stage if s.name == result)

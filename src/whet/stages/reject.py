@@ -13,9 +13,7 @@ from whet.types import Group, Sampling, Update
 def run(policy: Policy, stage: config.Reject, context: Context) -> None:
     """Fills context.data[stage.name] with verified responses, and writes them to STAGE/data.jsonl as messages."""
     began = time.perf_counter()
-    size = context.task.size("train")
-    count = stage.problems if size is None else min(stage.problems, size)
-    prompts = context.prompts(context.task.problems("train", count, context.seed))
+    prompts = context.some("train", stage.problems, context.seed)
     sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, seed=context.seed)
     groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
     pairs = [(g.prompt.problem, text) for g in groups for text in kept(g, stage)]

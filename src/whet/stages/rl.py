@@ -36,12 +36,12 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
         if (step - 1) % stage.probe_every == 0:
             probe(engine, stage, context, step - 1)
         began = time.perf_counter()
-        groups, trained = collect(
-            engine, problems, replace(sampling, seed=context.seed * 1_000_003 + step), stage, context
-        )
+        fresh = replace(sampling, seed=context.seed * 1_000_003 + step)
+        groups, trained = collect(engine, problems, fresh, stage, context, row.sampling == "dynamic")
         sampled = time.perf_counter()
-        advantages = row.advantages([g.usable.rewards for g in trained])
-        values = describe(groups, context.task) | trainer.update([g.usable for g in trained], advantages)
+        usable = [g.usable for g in trained]
+        advantages = row.advantages([g.rewards for g in usable])
+        values = describe(groups, context.task) | trainer.update(usable, advantages)
         seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
         history.append(values)
         context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
@@ -54,24 +54,21 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
 
 def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
     """The same few test problems, with the same random numbers, after `step` steps: what changes is the policy. Never trained on."""
-    size = context.task.size("test")
-    count = stage.probe if size is None else min(stage.probe, size)
-    if count:
+    prompts = context.some("test", stage.probe, context.seed) if stage.probe else []
+    if prompts:
         sampling = Sampling(4, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k, context.seed)
-        prompts = context.prompts(context.task.problems("test", count, context.seed))
         groups = rollout(engine, context.reward, prompts, sampling)
         context.log.samples(f"{stage.name}-probe", step, groups, context.chat, context.task)
 
 
 def collect(
-    engine: Engine, problems: Iterator[Problem], sampling: Sampling, stage: config.RL, context: Context
+    engine: Engine, problems: Iterator[Problem], sampling: Sampling, stage: config.RL, context: Context, dynamic: bool
 ) -> tuple[list[Group], list[Group]]:  # fmt: skip
     """All groups drawn for one step, and those to train on.
 
     Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups have signal, at most
     `stage.draws` times; what has none is left out.
     """
-    dynamic = algorithm(stage.algorithm, stage.override).sampling == "dynamic"
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
