@@ -71,7 +71,7 @@ MUTANTS = [
     ("types", "return self.status not in (\"timeout\", \"error\")", "return True"),
     ("types", "max(self.rewards) > min(self.rewards)", "max(self.rewards) >= min(self.rewards)"),
     ("engines/random", "processed(logits, sampling.temperature,", "processed(logits, 1.0,"),
-    ("measure", "problems(\"test\", count, spec.seed)", "problems(\"train\", count, spec.seed)"),
+    ("measure", "context.some(\"test\", spec.problems", "context.some(\"train\", spec.problems"),
 ]  # fmt: skip
 
 
