@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from whet.algorithms import TABLE
 from whet.cli import main
 
 TINY = """
@@ -278,5 +279,5 @@ def test_small_models_take_one_thread_unless_told(monkeypatch):
 def test_tables_print(capsys):
     assert main(["algorithms"]) == 0 and main(["tasks"]) == 0
     told = capsys.readouterr().out
-    for word in ("grpo", "dr_grpo", "dapo", "rloo", "reinforce", "sequence_mean", "chain", "countdown", "gym:"):
+    for word in (*TABLE, "sequence_mean", "k1 × 0.02 in reward", "λ 1 − 1/(0.05 l), 1", "chain", "countdown", "gym:"):
         assert word in told

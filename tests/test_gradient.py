@@ -63,15 +63,18 @@ def packed_case(name, seed=0, count=12):
     samples = ragged(rng, count)
     rewards = [[rng.choice([0.0, 1.0, 0.3]) for _ in range(4)] for _ in range(count // 4)]
     advantages = [a for g in row.advantages(rewards) for a in g.tolist()]
+    if row.per_token:
+        advantages = [np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in samples]
     weights = row.weights([s.length for s in samples], SAMPLING.max_tokens)
-    return row, samples, advantages, weights
+    clones = row.clones([s.length for s in samples], [bool(i % 3) for i in range(count)], SAMPLING.max_tokens)
+    return row, samples, advantages, weights, clones
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_micro_batch_size_cannot_change_the_gradient(name):
-    row, samples, advantages, weights = packed_case(name)
+    row, samples, advantages, weights, clones = packed_case(name)
     model, reference = tiny(3), tiny(5)
-    batch = pack(samples, advantages, weights, torch.float64)
+    batch = pack(samples, advantages, weights, torch.float64, clones)
     whole = gradient(model, row, batch, reference, 10**6)
     assert whole.norm() > 1e-4
     for tokens in (1, 17, 40):
@@ -82,10 +85,10 @@ def test_micro_batch_size_cannot_change_the_gradient(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_gradient_equals_a_padded_loop_over_samples(name):
     """The same loss, written the naive way: one padded row at a time, masks multiplied, sums divided at the end."""
-    row, samples, advantages, _ = packed_case(name, seed=2)
+    row, samples, advantages, weights, clones = packed_case(name, seed=2)
     model, reference = tiny(3), tiny(5)
-    weights = row.weights([s.length for s in samples], SAMPLING.max_tokens)
-    ours = gradient(model, row, pack(samples, advantages, weights, torch.float64), reference, 10**6)
+    ours = gradient(model, row, pack(samples, advantages, weights, torch.float64, clones), reference, 10**6)
+    imitated = sum(s.length for i, s in enumerate(samples) if i % 3)
     model.zero_grad()
     widest = max(len(s.tokens) for s in samples)
     total = torch.zeros((), dtype=torch.float64)
@@ -95,22 +98,24 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
         "sum_over_limit": lambda s: len(samples) * SAMPLING.max_tokens,
         "sum": lambda s: len(samples),
     }
-    for sample, advantage in zip(samples, advantages, strict=True):
+    for i, (sample, given) in enumerate(zip(samples, advantages, strict=True)):
         padded = torch.full((widest,), EOS)
         padded[: len(sample.tokens)] = torch.from_numpy(sample.tokens)
         logits = {}
         for key, net in (("pi", model), ("ref", reference)):
             hidden = net.packed(padded, torch.arange(widest), torch.tensor([0, widest]))
             logits[key] = (net.logits(hidden)[:-1] / SAMPLING.temperature).log_softmax(-1)
-        for t in range(1, len(sample.tokens)):
-            if not sample.mask[t]:
-                continue
+        places = [t for t in range(1, len(sample.tokens)) if sample.mask[t]]
+        moved = [logits["pi"][t - 1, padded[t]] - float(sample.logp[t]) for t in places]
+        for t, step, advantage in zip(places, moved, np.broadcast_to(given, len(places)).tolist(), strict=True):
             logp = logits["pi"][t - 1, padded[t]]
-            rho = torch.exp(logp - float(sample.logp[t]))
+            rho = torch.exp(sum(moved) / len(moved) if row.ratio == "sequence" else step)
+            bounded = rho.clamp(1 - row.clip_low, 1 + row.clip_high)
             if row.ratio == "none":
                 term = -advantage * logp
+            elif row.ratio == "weight":
+                term = -float(bounded.detach()) * advantage * logp
             else:
-                bounded = min(max(rho, 1 - row.clip_low), 1 + row.clip_high)
                 term = -min(rho * advantage, bounded * advantage)
             if row.needs_reference:
                 d = logits["ref"][t - 1, padded[t]].detach() - logp
@@ -119,6 +124,9 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
                 p = logits["pi"][t - 1]
                 term = term + row.entropy * (p.exp() * p).sum()
             total = total + term / denominators[row.aggregation](sample)
+            if i % 3:
+                total = total - row.clone * logp / imitated
+        total = total + row.tau * sum(moved) ** 2 / 2 / denominators[row.aggregation](sample)
     total.backward()
     naive = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (ours - naive).abs().max() < 1e-10
@@ -126,11 +134,11 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
 
 @pytest.mark.parametrize("name", [n for n in ROWS if row_of(n).only_advantage])
 def test_leaving_out_samples_without_advantage_changes_nothing(name):
-    row, samples, advantages, weights = packed_case(name, seed=4)
+    row, samples, advantages, weights, _ = packed_case(name, seed=4)
     advantages[:4] = [0.0] * 4
     model = tiny(3)
     every = gradient(model, row, pack(samples, advantages, weights, torch.float64), None, 10**6)
-    keep = [i for i, a in enumerate(advantages) if a != 0]
+    keep = [i for i, a in enumerate(advantages) if np.any(a)]
     assert 0 < len(keep) < len(samples)
     some = pack([samples[i] for i in keep], [advantages[i] for i in keep], [weights[i] for i in keep], torch.float64)
     assert (gradient(model, row, some, None, 10**6) - every).abs().max() < 1e-10
@@ -141,12 +149,12 @@ def test_neighbours_in_a_pack_do_not_see_each_other():
     samples = ragged(rng, 9)
     batch = pack(samples, [1.0] * 9, [1.0] * 9, torch.float64)
     together = policy_logprobs(model, batch, SAMPLING)[0]
-    alone = [policy_logprobs(model, batch.slice(i, i + 1), SAMPLING)[0] for i in range(9)]
+    alone = [policy_logprobs(model, batch.take([i]), SAMPLING)[0] for i in range(9)]
     assert (together - torch.cat(alone)).abs().max() < 1e-12
 
 
 def test_what_the_policy_did_not_choose_cannot_reach_the_loss():
-    row, samples, advantages, weights = packed_case("dapo", seed=5)
+    row, samples, advantages, weights, _ = packed_case("dapo", seed=5)
     poisoned = [
         Sample(s.tokens, s.mask, np.where(s.mask, s.logp, np.nan).astype(np.float32), "", "stop") for s in samples
     ]

@@ -54,7 +54,7 @@ def by_hand(model, batch, temperature=0.6):
     """The gradient of sum_t w A (-log pi) over chosen tokens, one sequence at a time."""
     total = 0.0
     for i in range(batch.sequences):
-        one = batch.slice(i, i + 1)
+        one = batch.take([i])
         logits = model.logits(model.packed(one.tokens, one.positions, one.starts)) / temperature
         logp = logits.log_softmax(-1)[one.chosen - 1, one.tokens[one.chosen]]
         total = total - (logp * one.advantage * one.weight).sum()
@@ -100,8 +100,7 @@ def test_right_and_wrong_answers_both_move_the_policy(tmp_path):
     )
     group = Group(Prompt(problem, (1, 2)), samples, (Score(1.0), Score(0.0), Score(0.25)))
     row = algorithm("rloo")
-    advantages = row.advantages([group.rewards])
-    Trainer(learner, None, row, SAMPLING, 100).update([group], advantages)
+    Trainer(learner, row, SAMPLING, 100).update([group])
     batch = pack(samples, [1 - 0.125, -0.625, 0.25 - 0.5], [1 / 3] * 3, torch.float64)
     assert (record.steps[0][1] - by_hand(model, batch)).abs().max() < 1e-6
 

@@ -17,6 +17,8 @@ from whet.losses import clip_acts, clipped
 
 def test_equal_rewards_give_exactly_no_advantage_whatever_rounding_says():
     for name, advantage in ADVANTAGES.items():
+        if name == "raw":  # no baseline of its own
+            continue
         for value in (0.1, 1 / 3, 0.0, -2.7):
             got = advantage([torch.full((7,), value, dtype=torch.float64)] * 3)
             assert all((a == 0).all() for a in got), name
@@ -63,12 +65,12 @@ def test_the_clip_only_removes_the_incentive_to_move_away(ratio, sign):
     low, high, advantage = 0.2, 0.28, 1.7 * sign
     logp = torch.tensor([math.log(ratio) - 1.3], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([-1.3], dtype=torch.float64)
-    loss = clipped(logp, old, torch.tensor([advantage], dtype=torch.float64), low, high)
+    loss = clipped(logp - old, torch.tensor([advantage], dtype=torch.float64), low, high)
     loss.sum().backward()
     stopped = (ratio > 1 + high and sign > 0) or (ratio < 1 - low and sign < 0)
     assert loss.item() == pytest.approx(-min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage))
     assert logp.grad.item() == pytest.approx(0.0 if stopped else -ratio * advantage)
-    assert clip_acts(logp.detach(), old, torch.tensor([advantage]), low, high).item() is stopped
+    assert clip_acts(logp.detach() - old, torch.tensor([advantage]), low, high).item() is stopped
 
 
 def test_clip_high_is_the_rows_own():
@@ -78,7 +80,7 @@ def test_clip_high_is_the_rows_own():
         logp = torch.tensor([math.log(1.25) - 1.0], dtype=torch.float64, requires_grad=True)
         one, old = torch.ones(1, dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64)
         at = torch.zeros(1, dtype=torch.long)
-        batch = PolicyBatch(at, at, torch.tensor([0, 1]), at, at, old, one, one)
+        batch = PolicyBatch(at, at, torch.tensor([0, 1]), at, at, one, old, one, 0 * one)
         row = algorithm(name, {"kl": "none", "beta": 0.0})
         row.loss(logp, one, batch).sum().backward()
         slopes[name] = logp.grad.item()
@@ -140,3 +142,36 @@ def test_the_table_refuses_what_it_does_not_know():
     ):
         with pytest.raises(RecipeError):
             algorithm("grpo", cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "words"),
+    [
+        ("dr_grpo", {"kl": "k1", "beta": 0.1}, "expected gradient 0"),
+        ("dr_grpo", {"critic": {}}, "a second one"),
+        ("oreal", {"critic": {}, "advantage": "raw"}, "exclude"),
+        ("oreal", {"advantage": "centred"}, "needs advantage = 'cloned'"),
+        ("distil_on_policy", {"beta": 0.0}, "something must teach"),
+        ("rloo", {"correction": "token", "cap": 0.5}, "below 1"),
+        ("kimi", {"updates": 1}, "updates above 1"),
+        ("rloo", {"warmup": 3}, "there is none"),
+        ("ppo", {"critic": {"lamb": 1.0}}, "unknown key 'critic.lamb'; did you mean 'lam'?"),
+        ("ppo", {"critic": {"lam": 1.5}}, "critic.lam = 1.5; it must be a number from 0 to 1"),
+        ("ppo", {"critic": {"updates": 0}}, "critic.updates = 0"),
+        ("ppo", {"critic": {"bootstrap": 1}}, "true or false"),
+        ("ppo", {"critic": 3}, "critic = 3"),
+        ("ppo", {"sampling": "priority"}, "did you mean 'prioritised'?"),
+        ("ppo", {"gamma": 2}, "from 0 to 1"),
+    ],
+)
+def test_cells_that_cannot_be_or_cannot_hold_together_are_refused(name, cells, words):
+    with pytest.raises(RecipeError) as refusal:
+        algorithm(name, cells)
+    assert words in str(refusal.value) and str(refusal.value).startswith(f"algorithm {name}: ")
+
+
+def test_inner_cells_change_alone_and_a_critic_can_be_dropped():
+    row = algorithm("ppo", {"critic": {"lam": 0.5}})
+    assert row.critic.lam == 0.5 and row.critic.value_clip == TABLE["ppo"].critic.value_clip == 0.2
+    assert algorithm("ppo", {"critic": "none"}).critic is None
+    assert algorithm("rloo", {"advantage": "raw", "critic": {"updates": 2}}).critic.updates == 2

@@ -22,7 +22,9 @@ def context(tmp_path):
         def score(self, problems, texts, samples=None):
             return task.score(problems, texts)
 
-    return Context(task, Reward(), chat, config.Ask(), RunLog(tmp_path), 0, lambda policy, chat: policy, {})
+    return Context(
+        task, Reward(), chat, config.Ask(), RunLog(tmp_path), 0, lambda policy, chat: policy, {}, lambda name: None
+    )
 
 
 def group(number, answers):

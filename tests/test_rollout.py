@@ -62,6 +62,7 @@ def test_concerns_are_in_plain_words():
         ({"unparsed": 0.95}, "cannot be parsed"),
         ({"gap": 0.5}, "disagree"),
         ({"errors": 0.1}, "verifier failed"),
+        ({"explained": -0.3}, "critic predicts"),
     ):
         told = concerns([fine] * 3 + [fine | change] * 5)
         assert len(told) == 1 and word in told[0]

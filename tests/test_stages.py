@@ -1,6 +1,7 @@
 """The stages, on models small enough to train inside a test."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms import TABLE, algorithm
 from whet.errors import DataError, GateError, RewardError
 from whet.rollout import rollout
 from whet.stages import reject, rl, sft
@@ -53,16 +54,21 @@ def test_rl_raises_the_reward(tmp_path):
     assert all(line["values"].get("gap", 0) < 1e-4 for line in lines(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "rloo", "reinforce"])
+@pytest.mark.parametrize("name", TABLE)
 def test_every_row_trains_and_stays_near_its_sampler(tmp_path, name):
     model, context = world(tmp_path)
+    row = algorithm(name)
+    teacher = copy.deepcopy(model)
+    context = dataclasses.replace(context, model=lambda name: teacher)
     sft.run(model, sft_stage(steps=20), context)
     before = copy.deepcopy(model.state_dict())
-    rl.run(model, rl_stage(algorithm=name, override={"updates": 2}), context)
+    cells = {"updates": 2} | ({"warmup": 1} if row.warmup else {})
+    stage = rl_stage(algorithm=name, override=cells, reference="teacher" if row.advantage == "none" else "start")
+    rl.run(model, stage, context)
     assert any((before[k] != v).any() for k, v in model.state_dict().items())
     told = [line["values"] for line in lines(tmp_path) if line["stage"] == "rl"]
     assert len(told) == 3 and max(v.get("gap", 0.0) for v in told) < 1e-4
-    assert ("kl" in told[-1]) == (name == "grpo")
+    assert ("kl" in told[-1]) == row.has_kl and ("explained" in told[-1]) == (row.critic is not None)
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):

@@ -32,7 +32,7 @@ def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
     >>> [[round(x, 4) for x in a.tolist()] for a in zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])]
     [[1.732, -0.5773, -0.5773, -0.5773]]
     """
-    return [a / (r.std(correction=0) + eps) for r, a in zip(groups, centred(groups), strict=True)]
+    return [a if _equal(r) else a / (r.std(correction=0) + eps) for r, a in zip(groups, centred(groups), strict=True)]
 
 
 def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
@@ -55,7 +55,56 @@ def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:
     return [r - baseline for r in groups]
 
 
+def raw(groups: Sequence[Rewards]) -> list[Rewards]:
+    """A_i = r_i: for rows whose baseline is a critic's value or the mean of the batch.
+
+    >>> [a.tolist() for a in raw([torch.tensor([1.0, 0.0])])]
+    [[1.0, 0.0]]
+    """
+    return list(groups)
+
+
+def none(groups: Sequence[Rewards]) -> list[Rewards]:
+    """0: the reward is not looked at; what teaches is the KL to a teacher.
+
+    >>> [a.tolist() for a in none([torch.tensor([1.0, 0.0])])]
+    [[0.0, 0.0]]
+    """
+    return [torch.zeros_like(r) for r in groups]
+
+
+def cloned(groups: Sequence[Rewards]) -> list[Rewards]:
+    """1 for right answers (r > 1/2); for wrong ones -k/(G - 1), k the right ones of the group. OREAL, arXiv:2502.06781.
+
+    Wrong answers get the reshaped reward 1 - p through the leave-one-out baseline, the sign turned: the rarer success is, the
+    less a failure weighs. A group of equal rewards gives 0.
+
+    >>> [a.tolist() for a in cloned([torch.tensor([1.0, 0.0, 0.0])])]
+    [[1.0, -0.5, -0.5]]
+    """
+    found: list[Rewards] = []
+    for r in groups:
+        right = (r > 0.5).to(r.dtype)
+        wrong = -right.sum() / max(len(r) - 1, 1)
+        found.append(torch.zeros_like(r) if _equal(right) else torch.where(right > 0, 1.0, wrong))
+    return found
+
+
+def whitened(values: Float[Tensor, " m"], eps: float = 1e-8) -> Float[Tensor, " m"]:
+    """(x - mean) / (std + eps) over all M numbers, std without correction; equal numbers give exactly 0. PPO's and REINFORCE++'s normalisation.
+
+    >>> [round(x, 4) for x in whitened(torch.tensor([1.0, 2.0, 3.0]).double()).tolist()]
+    [-1.2247, 0.0, 1.2247]
+    """
+    if _equal(values):
+        return torch.zeros_like(values)
+    return (values - values.mean()) / (values.std(correction=0) + eps)
+
+
 ADVANTAGES: dict[str, Advantage] = {
+    "raw": raw,
+    "none": none,
+    "cloned": cloned,
     "centred": centred,
     "zscored": zscored,
     "leave_one_out": leave_one_out,

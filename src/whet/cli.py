@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("recipe", type=Path)
     show.add_argument("pairs", nargs="*", metavar="key=value")
 
+    check = add("check", check_command, "Look for what would make a recipe fail, before it runs.")
+    check.add_argument("recipe", type=Path)
+    check.add_argument("pairs", nargs="*", metavar="key=value")
+
     report = add("report", report_command, "Write a run's report.html again.")
     report.add_argument("run", type=Path)
     add("tasks", tasks_command, "List the tasks.")
@@ -104,6 +108,12 @@ def show_command(arguments: argparse.Namespace) -> int:
     from whet.commands import show
 
     return show(arguments.recipe, arguments.pairs)
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    from whet.commands import check
+
+    return check(arguments.recipe, arguments.pairs)
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from whet import config, display, recipes
@@ -53,14 +54,31 @@ def one_run(recipe: config.Recipe, directory: Path, overwrite: bool) -> dict[str
 
 def show(path: Path, overrides: Sequence[str]) -> int:
     """The recipe with every key filled in, and each algorithm's row as it resolves."""
-    from whet.algorithms import algorithm
+    from whet.algorithms import algorithm, cells
 
     recipe = recipes.load(path, overrides)
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
-            print(f"\n# stage {stage.name}: {algorithm(stage.algorithm, stage.override)}")
+            resolved = tomli_w.dumps(cells(algorithm(stage.algorithm, stage.override)))
+            print(f"\n# stage {stage.name}: {stage.algorithm}, every cell\n# " + resolved.strip().replace("\n", "\n# "))
     return 0
+
+
+def check(path: Path, overrides: Sequence[str]) -> int:
+    """A line for each thing looked at; 1 where any is not as it should be."""
+    from whet.check import findings
+
+    console, bad = Console(), 0
+    for finding in findings(recipes.load(path, overrides)):
+        bad += not finding.ok
+        mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
+        console.print(
+            f"{mark} [bold]{escape(finding.name)}[/]  {escape(finding.told)}", highlight=False, soft_wrap=True
+        )
+    if bad:
+        console.print(f"\n{bad} of these would make the run fail or mislead.", highlight=False)
+    return int(bad > 0)
 
 
 def tasks() -> int:
@@ -75,19 +93,16 @@ def tasks() -> int:
 
 def algorithms() -> int:
     """The table of algorithms, a row each, and where each comes from."""
-    from whet.algorithms import TABLE
+    from whet.algorithms import TABLE, shown
 
-    table = Table(
-        "", "advantage", "ratio", "clip", "aggregation", "KL", "groups", "updates", box=None, padding=(0, 2, 0, 0)
-    )
-    for row in TABLE.values():
-        clip = "–" if row.ratio == "none" else f"{row.clip_low:g}/{row.clip_high:g}"
-        kl = "–" if row.kl == "none" else f"{row.kl} × {row.beta:g}"
-        cells = (row.advantage, row.ratio, clip, row.aggregation, kl, row.sampling, str(row.updates))
-        table.add_row(f"[bold]{row.name}[/]", *cells)
-    console = Console(width=max(100, Console().width))
-    console.print(table)
-    console.print("\n" + "\n".join(f"{row.name:<10} {row.source}" for row in TABLE.values()), highlight=False)
+    rows = {name: shown(row) for name, row in TABLE.items()}
+    console = Console(width=max(110, Console().width))
+    for columns in (("advantage", "ratio", "clip", "aggregation", "KL"), ("critic", "groups", "updates", "also")):
+        table = Table("", *columns, box=None, padding=(0, 2, 0, 0))
+        for name, cells in rows.items():
+            table.add_row(f"[bold]{name}[/]", *(cells[c] for c in columns))
+        console.print(table, "")
+    console.print("\n".join(f"{row.name:<17} {row.source}" for row in TABLE.values()), highlight=False)
     console.print(
         "\nA recipe's rl stage names a row (algorithm) and may override any cell (override).", highlight=False
     )

@@ -143,6 +143,11 @@ class RL(Stage):
     kind: Literal["rl"]
     algorithm: str = "dr_grpo"
     override: dict[str, Any] = {}  # cells of the algorithm's row
+    reference: str = (
+        "start"  # what a KL holds the policy to, or the teacher: start | a stage's name | a directory or Hub id
+    )
+    critic: Optimizer | None = None  # of the critic or token-level reward model; the policy's settings where not given
+    pool: Positive | None = None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
     steps: Positive
     prompts: Positive = 32
     samples: Annotated[int, Field(ge=1)] = 8

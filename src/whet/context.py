@@ -23,6 +23,7 @@ class Context:
     seed: int
     engine: Callable[[Policy, Chat], Engine]
     data: dict[str, list[tuple[Problem, str]]]  # by reject stage: (problem, verified response)
+    model: Callable[[str], Policy]  # of an earlier stage, a directory or a Hub id
 
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
         return [self.chat.prompt(p, thinking=self.ask.thinking, system=self.ask.system) for p in problems]

@@ -1,21 +1,27 @@
 """The trained side: log-probabilities of a pack, gradients over micro-batches, and the optimizer's step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from whet import config
-from whet.batch import PolicyBatch
+from whet.batch import Pack, PolicyBatch
 from whet.errors import WhetError
 from whet.logprobs import chosen_logprobs, processed
 from whet.model.policy import Policy
 from whet.types import Sampling
 
-Loss = Callable[[Float[Tensor, " m"], Float[Tensor, " m"], PolicyBatch], Float[Tensor, " m"]]
+
+class Trained(Protocol):
+    """Whatever has weights: a policy, a critic."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 def policy_logprobs(
@@ -38,16 +44,20 @@ class Stepped:
     grad_norm: float
 
 
-class Learner:
-    """A policy and its optimizers; the only thing in a run that changes."""
+Batch = TypeVar("Batch", bound=Pack)
+Model = TypeVar("Model", bound=Trained)
 
-    def __init__(self, policy: Policy, settings: config.Optimizer, steps: int) -> None:
-        self.policy = policy
+
+class Learner(Generic[Model]):
+    """A model and its optimizers; the only thing in a run that changes."""
+
+    def __init__(self, model: Model, settings: config.Optimizer, steps: int) -> None:
+        self.model = model
         self.settings = settings
         self.steps = max(steps, 1)
         self.done = 0
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizers = _optimizers(policy, settings)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = _optimizers(model, settings)
         self.base_lr = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     @property
@@ -59,9 +69,7 @@ class Learner:
         shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
         return warm * shape[s.schedule]
 
-    def step(
-        self, batch: PolicyBatch, micro_tokens: int, loss_of: Callable[[PolicyBatch], Float[Tensor, " m"]]
-    ) -> Stepped:
+    def step(self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]) -> Stepped:
         """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
 
         `loss_of(micro)` gives the per-token loss [M]. Raises WhetError before the weights change if the gradient is not finite.
@@ -85,13 +93,18 @@ class Learner:
         self.done += 1
         return Stepped(float(total), float(norm))
 
+    def fresh(self) -> None:
+        """Optimizers as they were before the first step; the schedule goes on."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def forget(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _optimizers(policy: Policy, s: config.Optimizer) -> list[torch.optim.Optimizer]:
-    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+def _optimizers(model: Trained, s: config.Optimizer) -> list[torch.optim.Optimizer]:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
     matrices = inner if s.kind == "muon" else []
     taken = {id(p) for p in matrices}

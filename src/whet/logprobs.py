@@ -52,6 +52,13 @@ def processed(
     return wide.masked_fill(excluded, -torch.inf).log_softmax(-1)
 
 
+def before(states: Float[Tensor, " *n"], chosen: Int[Tensor, " m"]) -> Float[Tensor, " *m"]:
+    """The state (row, or number) of the N that each of the M chosen tokens was drawn in. Raises ValueError where one has no predecessor in the pack."""
+    if len(chosen) and int(chosen.min()) < 1:
+        raise ValueError("the first token of a pack has no predecessor")
+    return states[chosen - 1]
+
+
 def chosen_logprobs(
     hidden: Float[Tensor, "n h"],
     head: Callable[[Tensor], Tensor],
@@ -68,9 +75,7 @@ def chosen_logprobs(
     where `entropy_grad` asks for it.
     Raises ValueError where a chosen token has no predecessor in the pack.
     """
-    if len(chosen) and int(chosen.min()) < 1:
-        raise ValueError("chosen_logprobs: the first token of a pack has no predecessor")
-    rows, targets = hidden[chosen - 1], tokens[chosen]
+    rows, targets = before(hidden, chosen), tokens[chosen]
 
     def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logp = shape(head(rows), targets)

@@ -1,7 +1,10 @@
-"""Per-token policy losses: [M] in, [M] out. No model, no config, no reduction (weights are the batch's)."""
+"""Per-token policy losses: [M] in, [M] out. No model, no config, no reduction (weights are the batch's).
+
+Where a loss works on whole answers, `sequence` [M] names the answer of each token.
+"""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 M = Float[Tensor, " m"]
@@ -16,24 +19,76 @@ def policy_gradient(logp: M, advantage: M) -> M:
     return -advantage * logp
 
 
-def clipped(logp: M, logp_old: M, advantage: M, low: float, high: float) -> M:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old. PPO, arXiv:1707.06347, eq. 7; low != high: DAPO, arXiv:2503.14476, eq. 8.
+def log_ratio(logp: M, logp_old: M) -> M:
+    """log rho_t = log pi - log pi_old of each token.
+
+    >>> log_ratio(torch.tensor([-1.0]), torch.tensor([-3.0])).tolist()
+    [2.0]
+    """
+    return logp - logp_old
+
+
+def sequence_log_ratio(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
+    """log s_i = (1/|o_i|) sum_t log rho_it, for each token of o_i: the geometric mean of its ratios. GSPO, arXiv:2507.18071, eq. 7.
+
+    >>> sequence_log_ratio(torch.tensor([1.0, 2.0, 5.0]), torch.zeros(3), torch.tensor([0, 0, 1])).tolist()
+    [1.5, 1.5, 5.0]
+    """
+    total = sequence_sum(logp - logp_old, sequence)
+    return total / torch.bincount(sequence)[sequence]
+
+
+def sequence_sum(x: M, sequence: Int[Tensor, " m"]) -> M:
+    """The sum over a token's sequence, for each of its tokens.
+
+    >>> sequence_sum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()
+    [3.0, 3.0, 5.0]
+    """
+    if not len(x):
+        return x
+    return x.new_zeros(int(sequence.max()) + 1).index_add(0, sequence, x)[sequence]
+
+
+def clipped(log_rho: M, advantage: M, low: float, high: float) -> M:
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A). PPO, arXiv:1707.06347, eq. 7; low != high: DAPO, arXiv:2503.14476, eq. 8.
 
     `min` whatever the sign of A: the clip only ever removes an incentive to move further away.
 
-    >>> logp, old = torch.tensor([1.5, 1.5, 0.5, 0.5]).log(), torch.zeros(4)
-    >>> [round(x, 2) for x in clipped(logp, old, torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, 0.28).tolist()]
+    >>> rho = torch.tensor([1.5, 1.5, 0.5, 0.5])
+    >>> [round(x, 2) for x in clipped(rho.log(), torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, 0.28).tolist()]
     [-1.28, 1.5, -0.5, 0.8]
     """
-    ratio = torch.exp(logp - logp_old)
+    ratio = torch.exp(log_rho)
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def clip_acts(logp: M, logp_old: M, advantage: M, low: float, high: float) -> Tensor:
+def clip_acts(log_rho: M, advantage: M, low: float, high: float) -> Tensor:
     """True [M] where the clip removes the gradient: rho above 1 + high with A > 0, or below 1 - low with A < 0.
 
-    >>> clip_acts(torch.tensor([1.5, 1.5]).log(), torch.zeros(2), torch.tensor([1.0, -1.0]), 0.2, 0.28).tolist()
+    >>> clip_acts(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), 0.2, 0.28).tolist()
     [True, False]
     """
-    ratio = torch.exp(logp - logp_old)
+    ratio = torch.exp(log_rho)
     return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))
+
+
+def weighted(logp: M, log_rho: M, advantage: M, low: float, high: float) -> M:
+    """-sg(clip(rho, 1 - low, 1 + high)) A log pi: the ratio is a bounded weight, and no token loses its gradient. CISPO, arXiv:2506.13585, eq. 4.
+
+    >>> logp = torch.tensor([-2.0, -2.0], requires_grad=True)
+    >>> loss = weighted(logp, logp + torch.tensor([5.0, 2.0]), torch.tensor([1.0, 1.0]), 1.0, 3.0)
+    >>> [round(x, 2) for x in loss.tolist()], torch.autograd.grad(loss.sum(), logp)[0].tolist()
+    ([8.0, 2.0], [-4.0, -1.0])
+    """
+    return -torch.exp(log_rho).clamp(1 - low, 1 + high).detach() * advantage * logp
+
+
+def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
+    """(log pi(o)/pi_old(o))^2 / 2 of the whole answer, shared out over its tokens: they sum to it, and so do their gradients.
+    Kimi k1.5, arXiv:2501.12599, eq. 3.
+
+    >>> proximal(torch.tensor([1.0, 2.0]), torch.zeros(2), torch.tensor([0, 0])).tolist()
+    [1.5, 3.0]
+    """
+    moved = logp - logp_old
+    return sequence_sum(moved, sequence) * moved / 2

@@ -5,6 +5,7 @@ import platform
 import shutil
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ import tomli_w
 import torch
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms import algorithm, cells
 from whet.chat import Chat
 from whet.checkpoint import committed
 from whet.context import Context
@@ -27,6 +28,7 @@ from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import combined
 from whet.runlog import Display, RunLog
+from whet.stages import rl
 from whet.tasks import load as load_task
 from whet.types import Task
 
@@ -73,7 +75,9 @@ class Pipeline:
         for note in (chat.note, getattr(task, "note", "")):
             if note:
                 log.warn("start", 0, note)
-        context = Context(task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {})
+        context = Context(
+            task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {}, partial(loaded, recipe, directory)
+        )
         pipeline = Pipeline(recipe, directory, context)
         if given is not None:
             pipeline.policy = pipeline.place(given)
@@ -107,6 +111,11 @@ class Pipeline:
                 self.policy = policy
                 save(policy, self.context.chat, self.directory / stage.name / "model")
             self.record(stage.name, stage.kind, seconds, policy, measure_it=trained and stage.evaluate)
+            if isinstance(stage, config.RL):
+                self.records[-1]["algorithm"] = {
+                    "name": stage.algorithm,
+                    **cells(algorithm(stage.algorithm, stage.override)),
+                }
         log.display.end()
         self.summarize(None)
 
@@ -119,9 +128,7 @@ class Pipeline:
             return self.place(fresh(shape or self.recipe.model.shape, self.context.chat, self.recipe.seed))
         if stage.start == "previous" and self.policy is not None:
             return self.policy
-        own = self.directory / stage.start / "model"
-        source = str(own) if own.exists() else stage.start
-        return self.place(hub.load(source, dtype=getattr(torch, self.recipe.model.dtype)))
+        return self.context.model(stage.start)
 
     def place(self, policy: Policy) -> Policy:
         return place(policy, self.recipe.model)
@@ -183,7 +190,10 @@ def refuse(recipe: config.Recipe, task: Task) -> None:
         if stage.start not in earlier:
             hub.resolve(stage.start)
         if isinstance(stage, config.RL):
-            algorithm(stage.algorithm, stage.override)
+            row = algorithm(stage.algorithm, stage.override)
+            rl.refuse(stage, row)
+            if stage.reference not in ["start", *earlier]:
+                hub.resolve(stage.reference)
         if isinstance(stage, config.SFT):
             gate = stage.gate
             for mode in [*stage.mix, *([gate.mode, gate.above] if gate else [])]:
@@ -199,6 +209,13 @@ def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
         path = hub.resolve(recipe.model.path)
         return Chat.load(path), path
     return Chat.from_characters(task.alphabet()), None
+
+
+def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
+    """The model of an earlier stage, a directory or a Hub id, on its device."""
+    own = directory / source / "model"
+    found = hub.load(str(own) if own.exists() else source, dtype=getattr(torch, recipe.model.dtype))
+    return place(found, recipe.model)
 
 
 def place(policy: Policy, spec: config.Model) -> Policy:
@@ -251,4 +268,5 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:
         log = RunLog(Path(scratch))
-        return measure(policy, Context(task, reward, chat, ask, log, evaluation.seed, engine_for, {}), evaluation)
+        context = Context(task, reward, chat, ask, log, evaluation.seed, engine_for, {}, hub.load)
+        return measure(policy, context, evaluation)

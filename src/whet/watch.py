@@ -27,6 +27,10 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
             found.append(
                 "entropy has fallen below a tenth of its start while most answers are wrong: exploration is collapsing"
             )
+        if all(v.get("explained", 0.0) < -0.1 for v in recent):
+            found.append(
+                "the critic predicts returns worse than their mean would: give it a warm-up (override warmup), or a lower learning rate (critic = { lr = ... })"
+            )
         if all(v.get("unparsed", 0.0) > 0.9 for v in recent):
             found.append(
                 "over nine tenths of the answers cannot be parsed: check the prompt's format against the reward's"

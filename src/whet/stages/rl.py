@@ -1,35 +1,33 @@
 """Reinforcement learning: sample groups, score, turn rewards into advantages, step."""
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
-
-import torch
+from collections.abc import Sequence
+from dataclasses import replace
 
 from whet import config
-from whet.algorithms import Algorithm, algorithm
-from whet.batch import PolicyBatch, pack
+from whet.algorithms import algorithm
 from whet.context import Context
-from whet.errors import RewardError
-from whet.kl import k3
-from whet.learner import Learner, policy_logprobs
+from whet.curriculum import Curriculum, InOrder, Prioritised
+from whet.errors import ModelError, RecipeError, RewardError
+from whet.learner import Learner
 from whet.model.policy import Policy
-from whet.rollout import describe, mean, rollout
-from whet.types import Engine, Group, Problem, Sampling, Update
+from whet.model.scalar import ScalarModel, frozen
+from whet.rollout import describe, rollout
+from whet.row import Algorithm
+from whet.trainer import Trainer
+from whet.types import Engine, Group, Sampling, Update
 from whet.watch import concerns
+
+POOL = 4096  # most prompts that priorities are kept for
 
 
 def run(policy: Policy, stage: config.RL, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
     row = algorithm(stage.algorithm, stage.override)
-    learner = Learner(policy, stage.optimizer, stage.steps * row.updates)
-    reference = copy.deepcopy(policy).eval().requires_grad_(False) if row.needs_reference else None
-    sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k)
-    trainer = Trainer(learner, reference, row, sampling, stage.micro_tokens)
+    trainer = prepared(policy, stage, row, context)
+    learner, sampling = trainer.learner, trainer.sampling
     engine = context.engine(policy, context.chat)
-    problems = context.stream("train")
+    problems = curriculum(stage, row, context)
     history: list[dict[str, float]] = []
     for step in range(1, stage.steps + 1):
         engine.version = learner.done
@@ -37,11 +35,11 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
             probe(engine, stage, context, step - 1)
         began = time.perf_counter()
         fresh = replace(sampling, seed=context.seed * 1_000_003 + step)
-        groups, trained = collect(engine, problems, fresh, stage, context, row.sampling == "dynamic")
+        groups, trained = collect(engine, problems, fresh, stage, context)
         sampled = time.perf_counter()
-        usable = [g.usable for g in trained]
-        advantages = row.advantages([g.rewards for g in usable])
-        values = describe(groups, context.task) | trainer.update(usable, advantages)
+        problems.learn(groups)
+        updated, advantages = trainer.update([g.usable for g in trained])
+        values = describe(groups, context.task) | updated
         seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
         history.append(values)
         context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
@@ -50,6 +48,48 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
             context.log.warn(stage.name, step, text)
     engine.version = learner.done
     probe(engine, stage, context, stage.steps)
+
+
+def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
+    """The models that the row holds beside the policy, and their optimizers. Raises WhetError where a key is not read by the row."""
+    refuse(stage, row)
+    reference = None
+    if row.has_kl:
+        reference = policy if stage.reference == "start" else context.model(stage.reference)
+        if reference.config.vocab != policy.config.vocab:
+            raise ModelError(
+                f"stage {stage.name}: reference {stage.reference} has a vocabulary of {reference.config.vocab}, the policy one of "
+                f"{policy.config.vocab}; a KL needs the same tokens"
+            )
+        reference = frozen(reference)
+    judge = None
+    if row.critic is not None or row.token_reward:
+        each = row.critic.updates if row.critic is not None else 1
+        judge = Learner(ScalarModel(policy), stage.critic or stage.optimizer, stage.steps * each)
+    sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k)
+    learner = Learner(policy, stage.optimizer, stage.steps * row.updates)
+    return Trainer(learner, row, sampling, stage.micro_tokens, reference, judge)
+
+
+def refuse(stage: config.RL, row: Algorithm) -> None:
+    """Raises RecipeError for a key that the row would not read, or one that it needs."""
+    said = f"stage {stage.name}: algorithm {row.name}"
+    if stage.critic is not None and row.critic is None and not row.token_reward:
+        raise RecipeError(f"{said} trains no critic; drop the stage's critic table")
+    if stage.reference != "start" and not row.has_kl:
+        raise RecipeError(f"{said} has no KL, so reference = {stage.reference!r} would not be read; drop it")
+    if stage.reference == "start" and row.advantage == "none":
+        raise RecipeError(f"{said} learns from a teacher only; name it: reference = a stage, a directory or a Hub id")
+    if stage.pool is not None and row.sampling != "prioritised":
+        raise RecipeError(f"{said} takes prompts in order, so pool would not be read; drop it")
+
+
+def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum:
+    stream = context.stream("train")
+    if row.sampling != "prioritised":
+        return InOrder(stream)
+    size = context.task.size("train")
+    return Prioritised(stream, min(stage.pool or POOL, size or POOL), context.seed)
 
 
 def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
@@ -62,17 +102,18 @@ def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None
 
 
 def collect(
-    engine: Engine, problems: Iterator[Problem], sampling: Sampling, stage: config.RL, context: Context, dynamic: bool
-) -> tuple[list[Group], list[Group]]:  # fmt: skip
+    engine: Engine, problems: Curriculum, sampling: Sampling, stage: config.RL, context: Context
+) -> tuple[list[Group], list[Group]]:
     """All groups drawn for one step, and those to train on.
 
     Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups have signal, at most
     `stage.draws` times; what has none is left out.
     """
+    dynamic = algorithm(stage.algorithm, stage.override).sampling == "dynamic"
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
-        fresh = rollout(engine, context.reward, context.prompts(list(islice(problems, stage.prompts))), sampling)
+        fresh = rollout(engine, context.reward, context.prompts(problems.draw(stage.prompts)), sampling)
         _refuse_errors(fresh, stage.max_errors)
         groups += fresh
         trained += [g for g in fresh if g.usable.has_signal] if dynamic else fresh
@@ -90,75 +131,10 @@ def _refuse_errors(groups: Sequence[Group], most: float) -> None:
         )
 
 
-def _aligned(groups: Sequence[Group], advantages: Sequence[torch.Tensor]) -> list[list[float | None]]:
+def _aligned(groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[float | None]]:
     """Advantages [G] per group, None for samples whose verifier failed."""
     rows: list[list[float | None]] = []
     for group, values in zip(groups, advantages, strict=True):
-        given = iter(values.tolist())
+        given = iter(values)
         rows.append([next(given) if score.usable else None for score in group.scores])
     return rows
-
-
-@dataclass
-class Trainer:
-    """What turns groups and advantages into optimizer steps."""
-
-    learner: Learner
-    reference: Policy | None
-    row: Algorithm
-    sampling: Sampling
-    micro_tokens: int
-
-    def update(self, groups: Sequence[Group], advantages: Sequence[torch.Tensor]) -> dict[str, float]:
-        """`row.updates` optimizer steps, each on its share of the groups; the figures are means over them."""
-        bounds = [len(groups) * i // self.row.updates for i in range(self.row.updates + 1)]
-        steps = [self._minibatch(groups[a:b], advantages[a:b]) for a, b in pairwise(bounds) if b > a]
-        made = [s for s in steps if s]
-        figures = {key: mean([s[key] for s in made]) for key in made[0]} if made else {"grad_norm": 0.0, "tokens": 0.0}
-        if made:
-            figures["gap"] = made[0]["gap"]
-            figures["tokens"] = sum(s["tokens"] for s in made)
-        return figures
-
-    def _minibatch(self, groups: Sequence[Group], advantages: Sequence[torch.Tensor]) -> dict[str, float]:
-        """One step. Weights count every sample; only those that can move the policy reach the model."""
-        samples = [s for g in groups for s in g.samples]
-        given = [a for values in advantages for a in values.tolist()]
-        weights = self.row.weights([s.length for s in samples], self.sampling.max_tokens)
-        keep = [i for i, a in enumerate(given) if a != 0 or not self.row.only_advantage]
-        if not keep:
-            return {}
-        batch = pack([samples[i] for i in keep], [given[i] for i in keep], [weights[i] for i in keep])
-        batch = batch.to(next(self.learner.policy.parameters()).device)
-        sums: dict[str, float] = {}
-
-        def loss_of(micro: PolicyBatch) -> torch.Tensor:
-            logp, entropy = policy_logprobs(self.learner.policy, micro, self.sampling, self.row.entropy != 0)
-            logp_ref = self._reference(micro)
-            for key, value in self._figures(logp.detach(), entropy.detach(), logp_ref, micro).items():
-                sums[key] = sums.get(key, 0.0) + value if key != "gap" else max(sums.get(key, 0.0), value)
-            return self.row.loss(logp, entropy, micro, logp_ref)
-
-        stepped = self.learner.step(batch, self.micro_tokens, loss_of)
-        tokens = len(batch.chosen)
-        figures = {key: value if key == "gap" else value / tokens for key, value in sums.items()}
-        return {"loss": stepped.loss, "grad_norm": stepped.grad_norm, "tokens": float(tokens), **figures}
-
-    def _reference(self, micro: PolicyBatch) -> torch.Tensor | None:
-        if self.reference is None:
-            return None
-        with torch.no_grad():
-            return policy_logprobs(self.reference, micro, self.sampling)[0]
-
-    def _figures(
-        self, logp: torch.Tensor, entropy: torch.Tensor, logp_ref: torch.Tensor | None, micro: PolicyBatch
-    ) -> dict[str, float]:  # fmt: skip
-        """Sums over chosen tokens; `gap` is the largest difference between trainer and sampler."""
-        found = {
-            "entropy": float(entropy.sum()),
-            "clipped": float(self.row.clipped(logp, micro).sum()),
-            "gap": float((logp - micro.logp_old).abs().max()),
-        }
-        if logp_ref is not None:
-            found["kl"] = float(k3(logp, logp_ref).sum())
-        return found

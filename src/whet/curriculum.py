@@ -1,0 +1,62 @@
+"""Which prompts come next: in the task's order, or those that the policy still fails on."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from whet.types import Group, Problem
+
+
+class Curriculum(Protocol):
+    def draw(self, n: int) -> list[Problem]: ...
+
+    def learn(self, groups: Sequence[Group]) -> None:
+        """What became of the prompts that were drawn."""
+        ...
+
+
+class InOrder:
+    def __init__(self, problems: Iterator[Problem]) -> None:
+        self.problems = problems
+
+    def draw(self, n: int) -> list[Problem]:
+        return list(islice(self.problems, n))
+
+    def learn(self, groups: Sequence[Group]) -> None:
+        """Nothing: the order is the task's."""
+
+
+class Prioritised:
+    """Prompts in proportion to 1 - success, from a pool of the task's first `pool` problems. Kimi k1.5, arXiv:2501.12599, sec. 2.3.3.
+
+    Success is the share of right answers when a prompt was last drawn; one that was never drawn counts as unsolved. Where too few
+    prompts are unsolved to fill a draw, solved ones fill it, each as likely as the other.
+    """
+
+    def __init__(self, problems: Iterator[Problem], pool: int, seed: int) -> None:
+        self.pool = {p.id: p for p in islice(problems, pool)}
+        self.success = dict.fromkeys(self.pool, 0.0)
+        self.random = np.random.default_rng(seed)
+
+    def draw(self, n: int) -> list[Problem]:
+        """n problems, none twice unless the pool has fewer."""
+        ids = list(self.pool)
+        found: list[str] = []
+        while len(found) < n:
+            found += self._some(ids, min(n - len(found), len(ids)))
+        return [self.pool[i] for i in found]
+
+    def _some(self, ids: list[str], n: int) -> list[str]:
+        """The n largest of u^(1/w), u uniform: drawing without replacement in proportion to w."""
+        weight = np.array([1 - self.success[i] for i in ids])
+        keys = np.where(weight > 0, np.log(self.random.random(len(ids))) / np.maximum(weight, 1e-12), -np.inf)
+        order = np.lexsort((self.random.random(len(ids)), -keys))
+        return [ids[i] for i in order[:n]]
+
+    def learn(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            told = [c.correct for c in group.usable.scores]
+            if told and group.prompt.id in self.success:
+                self.success[group.prompt.id] = sum(told) / len(told)

@@ -1,0 +1,254 @@
+"""From an answer's number to its tokens', and what the models beside the policy do: critic, reference, token-level reward model."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from whet import config
+from whet.algorithms import algorithm
+from whet.batch import pack
+from whet.credit import Credit, last_tokens, shares
+from whet.curriculum import Prioritised
+from whet.errors import ModelError, RecipeError
+from whet.kl import k1
+from whet.learner import Learner, policy_logprobs
+from whet.model.scalar import ScalarModel, frozen
+from whet.rollout import rollout
+from whet.stages import rl
+from whet.trainer import Trainer
+from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
+from whet.values import gae, returns_to_go
+
+from .tiny_world import lines, rl_stage, world
+
+SAMPLING = Sampling(n=4, temperature=0.7, max_tokens=8)
+
+
+def naive_gae(rewards, values, after, gamma, lam):
+    """The double sum of the definition."""
+    v = [*values, after]
+    delta = [rewards[t] + gamma * v[t + 1] - v[t] for t in range(len(rewards))]
+    return [sum((gamma * lam) ** (j - t) * delta[j] for j in range(t, len(delta))) for t in range(len(delta))]
+
+
+def test_gae_is_the_sum_of_its_definition_for_ragged_packs():
+    rng = np.random.default_rng(0)
+    lengths = [1, 4, 2, 7]
+    sequence = torch.tensor(np.repeat(range(4), lengths))
+    rewards, values = (torch.tensor(rng.normal(size=14)) for _ in range(2))
+    after, lam = torch.tensor([0.3, 0.0, -1.2, 0.7]).double(), torch.tensor([0.9, 0.5, 0.0, 1.0]).double()
+    got = gae(rewards, values, after, sequence, 0.8, lam)
+    for i in range(4):
+        own = sequence == i
+        want = naive_gae(rewards[own].tolist(), values[own].tolist(), after[i].item(), 0.8, lam[i].item())
+        assert got[own].tolist() == pytest.approx(want, abs=1e-12)
+    sums = returns_to_go(rewards, sequence, 0.5)
+    assert sums[1].item() == pytest.approx(sum(0.5**k * rewards[1 + k].item() for k in range(4)))
+    assert len(gae(rewards[:0], values[:0], after[:0], sequence[:0], 1.0, lam[:0])) == 0
+
+
+def drawn(tmp_path, judge=None, count=3):
+    """Groups that a model of the test world really sampled."""
+    judge = judge or (lambda p, t: [Score(float(i % 3 == 0)) for i in range(len(t))])
+    model, context = world(tmp_path, judge)
+    prompts = context.prompts(context.task.problems("train", count, 1))
+    groups = rollout(context.engine(model, context.chat), context.reward, prompts, replace(SAMPLING, seed=4))
+    return model, context, groups
+
+
+def parts(groups):
+    samples = [s for g in groups for s in g.samples]
+    return samples, [c.correct for g in groups for c in g.scores], [c.value for g in groups for c in g.scores]
+
+
+def weights_of(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_kl_in_the_reward_is_what_lies_ahead_of_each_token(tmp_path):
+    _, _, groups = drawn(tmp_path)
+    reference = frozen(world(tmp_path, seed=9)[0])
+    samples, right, given = parts(groups)
+    row = algorithm("reinforce_pp", {"normalise": False, "beta": 0.3, "gamma": 0.9})
+    batch = pack(samples, given, [1.0] * len(samples))
+    got = Credit(row, SAMPLING, 40, reference).give(batch, samples, right)[0].advantage
+    with torch.no_grad():
+        kl = k1(batch.logp_old, policy_logprobs(reference, batch, SAMPLING)[0])
+    for i in range(len(samples)):
+        own = kl[batch.sequence == i].tolist()
+        want = [given[i] - 0.3 * sum(0.9 ** (j - t) * own[j] for j in range(t, len(own))) for t in range(len(own))]
+        assert got[batch.sequence == i].tolist() == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bootstrap):
+    model, _, groups = drawn(tmp_path)
+    samples, right, given = parts(groups)
+    samples = [replace(s, finish="length" if i % 2 else "stop") for i, s in enumerate(samples)]
+    critic = ScalarModel(model)
+    torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
+    row = algorithm(
+        "ppo",
+        {"kl": "none", "beta": 0.0, "normalise": False, "gamma": 0.9, "critic": {"lam": 0.6, "bootstrap": bootstrap}},
+    )
+    batch = pack(samples, given, [1.0] * len(samples))
+    with torch.no_grad():
+        states = critic(batch.tokens, batch.positions, batch.starts)
+    learner = Learner(critic, config.Optimizer(lr=1e-3), 10)
+    got, figures = Credit(row, SAMPLING, 30, None, learner).give(batch, samples, right)
+    for i, s in enumerate(samples):
+        a, b = int(batch.starts[i]), int(batch.starts[i + 1])
+        values = [states[a + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]]
+        after = states[b - 1].item() if bootstrap and i % 2 else 0.0
+        want = naive_gae([0.0] * (len(values) - 1) + [given[i]], values, after, 0.9, 0.6)
+        assert got.advantage[batch.sequence == i].tolist() == pytest.approx(want, abs=1e-5)
+    assert figures["value_loss"] > 0 and learner.done == row.critic.updates
+
+
+def test_the_critic_learns_what_answers_are_worth(tmp_path):
+    """Right answers begin with the first token's id even: after enough rollouts the value of the state behind it says so."""
+    model, _, groups = drawn(tmp_path, count=8)
+    samples, _, _ = parts(groups)
+    given = [float(s.tokens[s.mask][0] % 2) for s in samples]
+    row = algorithm("ppo_orz", {"critic": {"updates": 3, "value_clip": 0.0}})
+    credit = Credit(row, SAMPLING, 500, None, Learner(ScalarModel(model), config.Optimizer(lr=3e-3), 300))
+    batch = pack(samples, given, [1.0] * len(samples))
+    told = [credit.give(batch, samples, [False] * len(samples))[1] for _ in range(60)]
+    assert (
+        told[0]["explained"] < 0.1 < 0.6 < told[-1]["explained"]
+        and told[-1]["value_loss"] < 0.3 * told[0]["value_loss"]
+    )
+
+
+def test_while_the_critic_warms_up_the_policy_stays(tmp_path):
+    model, context, _ = drawn(tmp_path)
+    before = weights_of(model)
+    rl.run(model, rl_stage(algorithm="ppo_orz", steps=2, override={"warmup": 2, "critic": {"updates": 2}}), context)
+    assert torch.equal(weights_of(model), before)
+    rl.run(model, rl_stage(algorithm="ppo_orz", steps=3, override={"warmup": 2, "critic": {"updates": 2}}), context)
+    assert not torch.equal(weights_of(model), before)
+
+
+def test_the_reference_and_the_critic_are_models_of_their_own(tmp_path):
+    model, context, groups = drawn(tmp_path)
+    trainer = rl.prepared(model, rl_stage(algorithm="ppo", critic=config.Optimizer(lr=0.02)), algorithm("ppo"), context)
+    held, critic = weights_of(trainer.reference), weights_of(trainer.judge.model)
+    assert trainer.judge.settings.lr == 0.02 and trainer.learner.settings.lr == 3e-3
+    before = weights_of(model)
+    trainer.update(groups)
+    assert torch.equal(weights_of(trainer.reference), held) and not any(
+        p.requires_grad for p in trainer.reference.parameters()
+    )
+    assert not torch.equal(weights_of(model), before) and not torch.equal(weights_of(trainer.judge.model), critic)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in trainer.judge.model.parameters()}
+
+
+def test_a_sampler_that_differs_is_corrected(tmp_path):
+    """Log-probabilities that are off by a constant: the weight is what they are off by, bounded; ratios start from 1."""
+    model, _, groups = drawn(tmp_path)
+    shift = 0.4
+
+    def moved(s):
+        return Sample(s.tokens, s.mask, np.where(s.mask, s.logp - shift, 0).astype(np.float32), s.text, s.finish)
+
+    off = [Group(g.prompt, tuple(moved(s) for s in g.samples), g.scores) for g in groups]
+
+    def gradient(row, given):
+        net = copy.deepcopy(model)
+        learner = Learner(net, config.Optimizer(lr=1e-9, max_grad_norm=1e9), 1)
+        told, _ = Trainer(learner, algorithm("rloo", row), SAMPLING, 1000).update(given)
+        return told
+
+    plain = gradient({}, groups)["grad_norm"]
+    for cap, factor in ((2.0, np.exp(shift)), (1.2, 1.2)):
+        told = gradient({"correction": "token", "cap": cap}, off)
+        assert told["grad_norm"] == pytest.approx(plain * factor, rel=1e-3)
+        assert told["sampler_gap"] == pytest.approx(shift, abs=1e-3) and told["corrected"] == float(cap < 1.4)
+        assert told["gap"] < 1e-4
+    assert gradient({"correction": "sequence", "cap": 2.0}, off)["grad_norm"] == pytest.approx(plain, rel=1e-3)
+    assert gradient({"correction": "sequence", "cap": 1.2}, off)["grad_norm"] == 0.0
+
+
+def test_a_rollouts_mini_batches_are_its_groups_in_turn(tmp_path):
+    assert [list(s) for s in shares(5, 2)] == [[0, 1], [2, 3, 4]] and [list(s) for s in shares(2, 4)] == [[0], [1]]
+    model, _, groups = drawn(tmp_path, count=5)
+    learner = Learner(model, config.Optimizer(lr=1e-4), 4)
+    _, advantages = Trainer(learner, algorithm("rloo", {"updates": 2}), SAMPLING, 1000).update(groups)
+    assert learner.done == 2 and [len(a) for a in advantages] == [4] * 5
+    want = algorithm("rloo").advantages([g.rewards for g in groups])
+    assert all(a == pytest.approx(w.tolist()) for a, w in zip(advantages, want, strict=True))
+
+
+def test_kimi_forgets_the_optimizer_with_every_rollout(tmp_path):
+    model, _, groups = drawn(tmp_path)
+    for cells, steps in (
+        ({"fresh_optimizer": True, "updates": 1, "tau": 0.0}, 1.0),
+        ({"fresh_optimizer": False, "updates": 1, "tau": 0.0}, 2.0),
+    ):
+        learner = Learner(copy.deepcopy(model), config.Optimizer(lr=1e-4), 4)
+        trainer = Trainer(learner, algorithm("kimi", cells), SAMPLING, 1000)
+        trainer.update(groups)
+        trainer.update(groups)
+        state = next(iter(learner.optimizers[0].state.values()))
+        assert float(state["step"]) == steps
+
+
+def test_last_tokens_are_those_before_the_next_sequence():
+    mask = np.array([False, True, True])
+    one = Sample(np.array([1, 2, 3]), mask, np.zeros(3, np.float32), "", "stop")
+    assert last_tokens(pack([one, one], [1.0, 1.0], [1.0, 1.0])).tolist() == [0, 1, 0, 1]
+
+
+def group(problem, right):
+    one = Sample(np.array([1, 2]), np.array([False, True]), np.zeros(2, np.float32), "", "stop")
+    return Group(Prompt(problem, (1,)), (one,) * len(right), tuple(Score(float(r)) for r in right))
+
+
+def test_prompts_come_in_proportion_to_failure():
+    problems = [Problem(str(i), ({"role": "user", "content": str(i)},)) for i in range(4)]
+    pool = Prioritised(iter(problems), 4, seed=0)
+    pool.learn([group(p, r) for p, r in zip(problems, ([1, 1], [1, 0], [0, 0], [1, 1]), strict=True)])
+    counts = [0] * 4
+    for _ in range(4000):
+        counts[int(pool.draw(1)[0].id)] += 1
+    assert counts[0] == counts[3] == 0 and counts[2] / counts[1] == pytest.approx(2.0, rel=0.12)
+    assert {p.id for p in pool.draw(4)} == {"0", "1", "2", "3"}  # solved ones fill up
+    assert len(pool.draw(6)) == 6
+    pool.learn([group(problems[2], [1, 1]), group(problems[1], [1, 1])])
+    assert {pool.draw(1)[0].id for _ in range(60)} == {"0", "1", "2", "3"}
+
+
+def test_keys_that_a_row_does_not_read_are_refused(tmp_path):
+    model, context = world(tmp_path)
+    for given, words in (
+        ({"critic": config.Optimizer()}, "trains no critic"),
+        ({"reference": "elsewhere"}, "has no KL"),
+        ({"pool": 9}, "in order"),
+        ({"algorithm": "distil_on_policy"}, "name it"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            rl.run(model, rl_stage(**given), context)
+    other = copy.deepcopy(model)
+    other.config = replace(other.config, vocab=99)
+    with pytest.raises(ModelError, match="the same tokens"):
+        rl.run(
+            model, rl_stage(algorithm="distil_on_policy", reference="big"), replace(context, model=lambda name: other)
+        )
+
+
+def test_a_teachers_distribution_is_learnt_from_own_samples(tmp_path):
+    model, context = world(tmp_path)
+    teacher = world(tmp_path, seed=8)[0]
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.15)
+    context = replace(context, model=lambda name: teacher)
+    stage = rl_stage(
+        algorithm="distil_on_policy", reference="teacher", steps=30, prompts=16, optimizer=config.Optimizer(lr=5e-3)
+    )
+    rl.run(model, stage, context)
+    kl = [line["values"]["kl"] for line in lines(tmp_path)]
+    assert np.mean(kl[-3:]) < 0.65 * np.mean(kl[:3])
