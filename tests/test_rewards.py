@@ -186,12 +186,45 @@ def test_a_recipes_parts_are_combined(own: Own) -> None:
         ([("task", 1.0, {"gate": "task"})], "there is no other part"),
         ([("task", 1.0, {"seconds": 1})], "unknown option 'seconds'"),
         ([("maht", 1.0, {})], "did you mean 'math'"),
+        ([("task", 1.0, {"pays": {"unparsd": -1.0}})], "unknown status 'unparsd'; did you mean 'unparsed'?"),
+        ([("task", 1.0, {"pays": {"error": 0.0}})], "unknown status 'error'"),
+        ([("task", 1.0, {"pays": {"wrong": math.inf}})], "pays.wrong = inf"),
+        ([("task", 1.0, {"pays": -1})], "is no table"),
+        ([("task", 1.0, {"clip": [1.0, 0.0]})], "it must be [low, high]"),
+        ([("task", 1.0, {"clip": 1.0})], "it must be [low, high]"),
     ],
 )
 def test_a_recipes_faults_are_one_line(parts: list[tuple[str, float, dict[str, Any]]], message: str) -> None:
     with pytest.raises(RewardError) as error:
         of(*parts)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+class Graded(Sums):
+    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+        statuses: list[Status] = ["scored", "wrong", "unparsed", "timeout"]
+        return [Score(float(s == "scored"), s) for s in statuses[: len(texts)]]
+
+
+def test_a_recipe_says_what_each_status_is_worth_and_accuracy_stays_the_verifiers() -> None:
+    """Logic-RL's scale, arXiv:2502.14768; the verifier's own failures have no value at all."""
+    parts = [("task", 1.0, {"pays": {"scored": 2.0, "wrong": -1.5, "unparsed": -2.0}})]
+    scores = combined(parts, Graded()).score(PROBLEMS[:1] * 4, ["a", "b", "c", "d"])  # type: ignore[arg-type]
+    assert [s.value for s in scores] == [2.0, -1.5, -2.0, 0.0] and [s.usable for s in scores] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert [s.parts.get("accuracy") for s in scores] == [1.0, 0.0, 0.0, None]
+    assert [s.correct for s in scores] == [True, False, False, False]
+    assert [s.status for s in scores] == ["scored", "wrong", "unparsed", "timeout"]
+
+
+def test_a_part_is_clipped_before_its_weight(own: Own) -> None:
+    spec = own("def brevity(prompt, sample):\n    return -len(sample.text)\n", "brevity")
+    reward = of(("task", 1.0, {}), (spec, 0.1, {"clip": [-3.0, 0]}))
+    assert [s.value for s in reward.score(PROBLEMS, ["4", "longer"])] == [pytest.approx(0.9), pytest.approx(-0.3)]
 
 
 def test_a_part_must_score_every_response() -> None:

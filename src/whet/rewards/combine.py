@@ -2,22 +2,38 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from whet.errors import RewardError, did_you_mean
 from whet.rewards.registry import Reward, load
 from whet.types import Problem, Sample, Score, Task
 
+PAID = ("scored", "wrong", "unparsed")  # statuses that have a value; timeout and error never reach an update
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`weight` times what `reward` pays; with a gate, only where the part of that name pays more than one half."""
+    """`weight` times what `reward` pays; with a gate, only where the part of that name pays more than one half.
+
+    `pays` replaces what a score of that status (scored, wrong, unparsed) is worth; `clip` bounds it after.
+    """
 
     name: str
     reward: Reward
     weight: float = 1.0
     gate: str | None = None
+    pays: Mapping[str, float] = field(default_factory=dict[str, float])
+    clip: tuple[float, float] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the part alone is its reward, unchanged."""
+        return self.weight == 1 and not self.pays and self.clip is None
+
+    def worth(self, score: Score) -> float:
+        value = self.pays.get(score.status, score.value)
+        return value if self.clip is None else min(max(value, self.clip[0]), self.clip[1])
 
 
 class TaskReward:
@@ -67,7 +83,7 @@ class CombinedReward:
         return [self._sum(row) for row in zip(*columns, strict=True)]
 
     def _sum(self, row: Sequence[Score]) -> Score:
-        values = {part.name: score.value for part, score in zip(self.parts, row, strict=True) if score.usable}
+        values = {part.name: part.worth(score) for part, score in zip(self.parts, row, strict=True) if score.usable}
         for score in row:
             if not score.usable:
                 return Score(0.0, score.status, values)
@@ -86,16 +102,45 @@ class CombinedReward:
 def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) -> Reward:
     """The reward of a recipe: (name, weight, options) of each part; the name `task` is the task's own verifier.
 
-    The option `gate` names the part that must pay for this one to count. A part is logged under its name, your own function's
+    Options of every part: `gate` names the part that must pay for this one to count; `pays` = { unparsed = -1.0 } replaces the value of a
+    status; `clip` = [low, high] bounds the part's value before its weight. A part is logged under its name, your own function's
     under the function's name. One part of weight 1 stays as it is. Raises RewardError for what cannot be loaded or combined.
     """
     built = []
     labels = [name.rpartition(":")[2] for name, _, _ in parts]
     for (name, weight, options), label in zip(parts, labels, strict=True):
-        others = {key: value for key, value in options.items() if key != "gate"}
+        others = {key: value for key, value in options.items() if key not in ("gate", "pays", "clip")}
         if name == "task" and others:
-            raise RewardError(f"reward task: unknown option {next(iter(others))!r}; it takes none but gate")
+            raise RewardError(
+                f"reward task: unknown option {next(iter(others))!r}; it takes none but gate, pays and clip"
+            )
         reward = TaskReward(task) if name == "task" else load(name, **others)
-        built.append(Part(label if labels.count(label) == 1 else name, reward, weight, options.get("gate")))
+        shown = label if labels.count(label) == 1 else name
+        pays, clip = _pays(shown, options.get("pays", {})), _clip(shown, options.get("clip"))
+        built.append(Part(shown, reward, weight, options.get("gate"), pays, clip))
     whole = CombinedReward(built)
-    return built[0].reward if len(built) == 1 and built[0].weight == 1 else whole
+    return built[0].reward if len(built) == 1 and built[0].plain else whole
+
+
+def _pays(name: str, given: object) -> dict[str, float]:
+    if not isinstance(given, Mapping):
+        raise RewardError(f"reward {name}: pays = {given!r} is no table such as {{ unparsed = -1.0 }}")
+    for status, value in given.items():
+        if status not in PAID:
+            raise RewardError(f"reward {name}: pays has an unknown status {status!r}{did_you_mean(str(status), PAID)}")
+        if not _number(value):
+            raise RewardError(f"reward {name}: pays.{status} = {value!r} is not a finite number")
+    return {str(status): float(value) for status, value in given.items()}
+
+
+def _clip(name: str, given: object) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    bounds = list(given) if isinstance(given, (list, tuple)) else []
+    if len(bounds) != 2 or not all(_number(b) for b in bounds) or bounds[0] > bounds[1]:
+        raise RewardError(f"reward {name}: clip = {given!r}; it must be [low, high]")
+    return float(bounds[0]), float(bounds[1])
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
