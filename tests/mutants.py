@@ -94,7 +94,7 @@ MUTANTS = [
     ("losses", "return sequence_sum(moved, sequence) * moved / 2", "return moved * moved / 2"),
     ("row", "loss = loss + self.tau *", "loss = loss - self.tau *"),
     ("row", "loss = loss - batch.clone * logp", "loss = loss + batch.clone * logp"),
-    ("row", "self.clone / tokens / w if r", "self.clone / tokens if r"),
+    ("row", "self.clone / max(tokens, 1) / w if r", "self.clone / max(tokens, 1) if r"),
     ("row", "return self.has_kl and self.kl_in == \"loss\"", "return self.has_kl"),
     ("row", "return self.rewards_kl or self.critic", "return self.critic"),
     ("row", "if self.ratio == \"sequence\":", "if False:"),
