@@ -76,8 +76,8 @@ def none(groups: Sequence[Rewards]) -> list[Rewards]:
 def cloned(groups: Sequence[Rewards]) -> list[Rewards]:
     """1 for right answers (r > 1/2); for wrong ones -k/(G - 1), k the right ones of the group. OREAL, arXiv:2502.06781.
 
-    Wrong answers get the reshaped reward 1 - p through the leave-one-out baseline, the sign turned: the rarer success is, the
-    less a failure weighs. A group of equal rewards gives 0.
+    Its derivation weighs a failure by 1 - p, p the success rate; its preprocessing F, the leave-one-out baseline of paper and released
+    code alike, makes that -p: where success is rare a failure weighs little. This is the latter. Equal rewards give 0.
 
     >>> [a.tolist() for a in cloned([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
