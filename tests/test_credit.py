@@ -20,7 +20,7 @@ from whet.rollout import rollout
 from whet.stages import rl
 from whet.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
-from whet.values import gae, returns_to_go
+from whet.values import gae, returns_to_go, value_loss
 
 from .tiny_world import lines, rl_stage, world
 
@@ -252,3 +252,38 @@ def test_a_teachers_distribution_is_learnt_from_own_samples(tmp_path):
     rl.run(model, stage, context)
     kl = [line["values"]["kl"] for line in lines(tmp_path)]
     assert np.mean(kl[-3:]) < 0.65 * np.mean(kl[:3])
+
+
+@pytest.mark.parametrize(
+    ("value", "clip", "loss", "slope"),
+    [
+        (0.1, 0.2, 0.405, -0.9),  # has moved by less than the clip: plain
+        (0.5, 0.2, 0.32, 0.0),  # has moved towards its target by more: the held value's loss, and no gradient
+        (-0.5, 0.2, 1.125, -1.5),  # has moved away: the larger is the plain one, which pulls it back
+        (0.5, 0.0, 0.125, -0.5),  # no clip
+    ],
+)
+def test_a_value_that_has_moved_enough_gets_no_more_gradient(value, clip, loss, slope):
+    at = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    found = value_loss(at, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), clip)
+    found.sum().backward()
+    assert found.item() == pytest.approx(loss) and at.grad.item() == pytest.approx(slope)
+
+
+def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
+    """Targets of 5 and values at 0: after the first of two mini-batches' steps a tight clip has no gradient left to give."""
+    model, _, groups = drawn(tmp_path)
+    samples, right, _ = parts(groups)
+    moved = {}
+    for clip in (0.0, 0.01):
+        critic = ScalarModel(model)
+        learner = Learner(critic, config.Optimizer(lr=1e-2), 40)
+        credit = Credit(
+            algorithm("ppo_orz", {"critic": {"updates": 12, "value_clip": clip}}), SAMPLING, 1000, None, learner
+        )
+        credit.give(pack(samples, [5.0] * len(samples), [1.0] * len(samples)), samples, right)
+        again = credit.values(
+            pack(samples, [5.0] * len(samples), [1.0] * len(samples)), torch.zeros(len(samples)).bool()
+        )
+        moved[clip] = float(again[0].mean())
+    assert 0.0 < moved[0.01] < 0.5 * moved[0.0]

@@ -89,7 +89,9 @@ class Algorithm:
         """`clone` / (tokens of right answers) for each token of a right answer, as a multiple of its weight. VAPO, arXiv:2504.05118, sec. 4.3."""
         tokens = sum(n for n, r in zip(lengths, right, strict=True) if r)
         weights = self.weights(lengths, limit)
-        return [self.clone / max(tokens, 1) / w if r and self.clone else 0.0 for r, w in zip(right, weights, strict=True)]
+        return [
+            self.clone / max(tokens, 1) / w if r and self.clone else 0.0 for r, w in zip(right, weights, strict=True)
+        ]
 
     @property
     def has_kl(self) -> bool:
