@@ -287,3 +287,28 @@ def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
         )
         moved[clip] = float(again[0].mean())
     assert 0.0 < moved[0.01] < 0.5 * moved[0.0]
+
+
+def test_a_token_level_reward_model_is_asked_before_it_learns_and_learns_which_answers_were_right(tmp_path):
+    model, _, groups = drawn(tmp_path)
+    samples, right, _ = parts(groups)
+    judge = ScalarModel(model)
+    torch.nn.init.normal_(judge.value_head.weight, generator=torch.Generator().manual_seed(2))
+    row = algorithm("oreal")
+    given = [a for g in row.advantages([g.rewards for g in groups]) for a in g.tolist()]
+    batch = pack(samples, given, [1.0] * len(samples))
+    with torch.no_grad():
+        w = judge(batch.tokens, batch.positions, batch.starts)[batch.chosen]
+    credit = Credit(row, SAMPLING, 30, None, Learner(judge, config.Optimizer(lr=3e-3), 60))
+    got, told = credit.give(batch, samples, right)
+    losses = []
+    for i, ok in enumerate(right):
+        own = w[batch.sequence == i]
+        lean = [2 / (1 + np.exp(-x)) - 1 for x in own.tolist()]
+        weights = [max(x if ok else -x, 0.0) for x in lean]
+        assert got.advantage[batch.sequence == i].tolist() == pytest.approx([given[i] * x for x in weights], abs=1e-5)
+        chance = 1 / (1 + np.exp(-own.mean().item()))
+        losses.append(-np.log(chance if ok else 1 - chance))
+    assert told["token_reward_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    later = [credit.give(batch, samples, right)[1]["token_reward_loss"] for _ in range(50)]
+    assert later[-1] < 0.5 * told["token_reward_loss"]
