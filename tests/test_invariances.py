@@ -1,77 +1,195 @@
-"""What must not change the gradient: 1,000 random ragged batches for each property, float64, to 1e-10, every row of the table among them.
+"""What must not change the gradient on whet's whole path, Trainer and Learner: 1,000 random ragged batches for each property, to 1e-10.
 
-A batch goes through whet's own path, Trainer and Learner, in front of a policy that is a table: the state of a token is a hash of its
-prefix. A state that no chosen token is drawn in can be marked UNREAD: the policy, the reference and the judge answer NaN there.
+The rows of the table take turns, and so do variants of some. test_invariances_losses.py asks the same of a row's loss alone.
 """
 
 import functools
 import random
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from whet import config
-from whet.algorithms import TABLE, algorithm
-from whet.batch import PolicyBatch, pack
+from whet.batch import pack
 from whet.credit import Credit
-from whet.learner import Learner, policy_logprobs
+from whet.learner import policy_logprobs
 from whet.row import Algorithm
-from whet.trainer import Trainer
-from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
+from whet.types import Group
 
-from .test_gradient import tiny
+from .invariance_case import EOS, ROWS, UNREAD, WHOLE, case, micro_tokens_of, models, trained
 
-CASES, TRANSFORMER_CASES, NEAR = 1000, 100, 1e-10
-EOS, VOCAB, STATES, UNREAD, WHOLE = 1, 13, 97, 1000, 10**6
-SAMPLINGS = [Sampling(temperature=t, top_p=p, max_tokens=15) for t, p in ((0.6, 1.0), (1.0, 1.0), (1.7, 0.8))]
-VARIANTS = {
-    "dapo/entropy": {"entropy": 0.03, "updates": 2},
-    "grpo/k2": {"kl": "k2", "beta": 0.07},
-    "rloo/token": {"correction": "token", "ratio": "token"},
-    "dr_grpo/sequence": {"correction": "sequence", "cap": 1.8},
-}
-ROWS = {**TABLE, **{name: algorithm(name.partition("/")[0], cells) for name, cells in VARIANTS.items()}}
+CASES, FEW, NEAR = 1000, 100, 1e-10
 GROUP_RELATIVE = [n for n, row in ROWS.items() if row.advantage in ("centred", "zscored", "leave_one_out", "cloned")]
 every_row = pytest.mark.parametrize("name", ROWS)
 
 
-class Table(nn.Module):
-    """`width` numbers for each state; states are whole numbers, so that they are exact whatever stands before a segment."""
-
-    def __init__(self, seed, width):
-        super().__init__()
-        made = torch.randn(STATES + 1, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        made[STATES] = torch.nan
-        self.table = nn.Parameter(made)
-        self.factor = torch.tensor([random.Random(t).randrange(1, STATES) for t in range(64)])
-
-    def packed(self, tokens, positions, starts):
-        sums = torch.cat([starts[:1] * 0, ((tokens % UNREAD + 1) * self.factor[positions]).cumsum(0)])
-        before = sums[starts[:-1]].repeat_interleave(starts.diff())
-        return torch.where(tokens >= UNREAD, STATES, (sums[1:] - before) % STATES)
-
-    def logits(self, states):
-        return self.table[states]
+def seeds(name, count=CASES):
+    """The rows take turns: this row's share of `count` batches."""
+    return range(list(ROWS).index(name), count, len(ROWS))
 
 
-class Judge(Table):
-    def forward(self, tokens, positions, starts):
-        return self.table[self.packed(tokens, positions, starts), 0]
+@functools.cache
+def plain(seed, name):
+    return trained(case(seed, name))
 
 
-class Kept:
-    """In the place of an optimizer: adds up the gradients that it is shown, and moves nothing."""
+@pytest.fixture(autouse=True)
+def in_float64(monkeypatch):
+    monkeypatch.setattr("whet.trainer.pack", functools.partial(pack, dtype=torch.float64))
 
-    def __init__(self, parameters):
-        self.parameters, self.param_groups, self.total = parameters, [], 0.0
 
-    def step(self):
-        self.total = self.total + torch.cat([(p.detach() * 0 if p.grad is None else p.grad).flatten() for p in self.parameters])
+def far(a, b):
+    """The largest difference; NaN, which no bound holds, where either has one."""
+    return float((a - b).detach().abs().max())
 
-    def zero_grad(self, set_to_none):
-        for p in self.parameters:
-            p.grad = None
+
+@every_row
+def test_micro_batches_and_ranks_cannot_change_the_gradient(name):
+    moved = 0
+    for seed in seeds(name):
+        rng, whole = random.Random(seed), plain(seed, name)[0]
+        split = trained(case(seed, name), micro_tokens_of(rng), ranks=rng.randrange(1, 5), rng=rng)[0]
+        assert far(split, whole) < NEAR, seed
+        moved += bool(whole.norm() > 1e-6)
+    assert moved > 0.6 * len(seeds(name))
+
+
+def padded(rng):
+    """Each sample with 0 to 5 pad ids behind it."""
+
+    def longer(s):
+        n = rng.randrange(6)
+        ends = zip((s.tokens, s.mask, s.logp), (EOS, False, 0), strict=True)
+        tokens, mask, logp = (np.append(x, np.full(n, end, x.dtype)) for x, end in ends)
+        return replace(s, tokens=tokens, mask=mask, logp=logp)
+
+    return longer
+
+
+@every_row
+def test_packed_equals_padded(name):
+    critic = ROWS[name].critic
+    for transformer, count in ((False, CASES), (True, FEW)):
+        for seed in seeds(name, count):
+            rng, given, packed = random.Random(seed), case(seed, name), None
+            if critic and critic.bootstrap:  # it values the state behind a cut, which padding would move
+                given = given.with_samples(lambda s: replace(s, finish="stop"))
+            elif not transformer:
+                packed = plain(seed, name)[0]
+            packed = trained(given, transformer=transformer)[0] if packed is None else packed
+            micro_tokens = micro_tokens_of(rng) if transformer else WHOLE
+            wide = trained(given.with_samples(padded(rng)), micro_tokens, transformer=transformer)[0]
+            assert far(packed, wide) < NEAR, (seed, transformer)
+
+
+@every_row
+def test_what_is_not_read_may_hold_anything(name):
+    """NaN and infinities in the place of log-probabilities that nobody drew, and NaN from every state that no token was drawn in."""
+    poison = np.array([np.nan, np.inf, -np.inf], np.float32)
+    for seed in seeds(name):
+        rng = np.random.default_rng(seed)
+
+        def poisoned(s, rng=rng):
+            read = s.mask | np.append(s.mask[1:], s.finish == "length")  # a critic is asked what it expects behind a cut
+            logp = np.where(s.mask, s.logp, rng.choice(poison, len(s.mask)))
+            return replace(s, logp=logp, tokens=s.tokens + UNREAD * ~read)
+
+        assert torch.equal(trained(case(seed, name).with_samples(poisoned))[0], plain(seed, name)[0]), seed
+
+
+@every_row
+def test_the_order_of_groups_and_of_their_samples_does_not_matter(name):
+    for seed in seeds(name):
+        rng, given = random.Random(seed), case(seed, name).at_once()
+        order = rng.sample(range(len(given.groups)), len(given.groups))
+        within = [rng.sample(range(len(g.samples)), len(g.samples)) for g in given.groups]
+        moved = tuple(
+            Group(g.prompt, tuple(g.samples[i] for i in o), tuple(g.scores[i] for i in o))
+            for g, o in ((given.groups[k], within[k]) for k in order)
+        )
+        before, told, _ = trained(given) if given.row != case(seed, name).row else plain(seed, name)
+        after, again, _ = trained(replace(given, groups=moved))
+        assert far(before, after) < NEAR, seed
+        for k, values in zip(order, again, strict=True):
+            assert values == pytest.approx([told[k][i] for i in within[k]], abs=NEAR), seed
+
+
+def in_company(given, company, transformer):
+    """The batch of the samples `company` names, its log-probabilities, and the loss of each token; rewards are the advantages."""
+    policy, judge, reference = models(transformer)
+    judge.ready(1, None)
+    row, samples = replace(given.row, normalise=False), [given.samples[i] for i in company]
+    scores = [c for g in given.groups for c in g.scores]
+    values = [scores[i].value for i in company]
+    batch = pack(samples, values, [1.0] * len(company), torch.float64, [i + 0.5 for i in company])
+    credit = Credit(row, given.sampling, WHOLE, reference, judge)
+    batch, _ = credit.give(batch, samples, [scores[i].correct for i in company])
+    logp, entropy = policy_logprobs(policy.model, batch, given.sampling, True)
+    logp_ref = policy_logprobs(reference, batch, given.sampling)[0].detach()
+    return batch, logp, row.loss(logp, entropy, batch, logp_ref)
+
+
+@every_row
+def test_neighbours_in_a_pack_do_not_see_each_other(name):
+    for transformer, count in ((False, CASES), (True, FEW)):
+        for seed in seeds(name, count):
+            given = case(seed, name)
+            everyone = range(len(given.samples))
+            one = random.Random(seed).choice(everyone)
+            batch, logp, loss = in_company(given, everyone, transformer)
+            _, alone, own_loss = in_company(given, [one], transformer)
+            own = batch.sequence == one
+            assert far(logp[own], alone) < NEAR and far(loss[own], own_loss) < NEAR, (seed, transformer)
+            got, want = (torch.autograd.grad(x.sum(), at)[0] for x, at in ((loss[own], logp), (own_loss, alone)))
+            assert far(got[own], want) < NEAR and not got[~own].any(), (seed, transformer)
+
+
+def unchosen(s):
+    return replace(s, mask=np.zeros_like(s.mask))
+
+
+@every_row
+def test_a_batch_in_which_nothing_was_chosen_gives_0(name):
+    for seed in seeds(name):
+        gradient, advantages, _ = trained(
+            case(seed, name).with_samples(unchosen), random.Random(seed).choice([1, WHOLE])
+        )
+        assert (gradient == 0).all() and not any(map(any, advantages)), seed
+
+
+@every_row
+def test_an_answer_without_tokens_among_others_changes_nothing(name):
+    """Alone in its micro-batch, or in one with others."""
+    for seed in seeds(name, FEW):
+        rng = random.Random(seed)
+        some = case(seed, name).with_samples(lambda s, rng=rng: unchosen(s) if rng.random() < 0.3 else s)
+        assert far(trained(some, micro_tokens=1)[0], trained(some)[0]) < NEAR, seed
+
+
+class Keeping(Algorithm):
+    only_advantage = False
+
+
+@every_row
+def test_leaving_out_what_has_no_advantage_changes_nothing(name):
+    left_out = 0
+    for seed in seeds(name):
+        given, (gradient, _, seen) = case(seed, name), plain(seed, name)
+        keeping = Keeping(**{f.name: getattr(given.row, f.name) for f in fields(given.row)})
+        every, _, all_seen = trained(replace(given, row=keeping))
+        assert far(gradient, every) < NEAR and all_seen == len(given.samples), seed
+        left_out += all_seen - seen
+    row = ROWS[name]
+    assert not left_out if not row.only_advantage else left_out or name not in GROUP_RELATIVE
+
+
+@pytest.mark.parametrize("name", GROUP_RELATIVE)
+def test_rewards_that_differ_between_prompts_only_are_no_signal(name):
+    """Prompt i pays i: one baseline for all prompts, or a sample in the wrong group, would leave something."""
+    row = ROWS[name]
+    for seed in range(GROUP_RELATIVE.index(name), CASES, len(GROUP_RELATIVE)):
+        paid = replace(case(seed, name).with_rewards(float), row=row)
+        assert all((a == 0).all() for a in row.advantages([g.rewards for g in paid.groups])), seed
+        _, advantages, seen = trained(paid)
+        assert not any(map(any, advantages)) and seen == (0 if row.only_advantage else len(paid.samples)), seed

@@ -99,7 +99,7 @@ class Credit:
                 states = self.judge.model(micro.tokens, micro.positions, micro.starts).double()
                 inner.append(before(states, micro.chosen))
                 behind.append(states[micro.starts[1:] - 1])
-        return torch.cat(inner), torch.cat(behind) * cut_off
+        return torch.cat(inner), torch.where(cut_off, torch.cat(behind), 0.0)
 
     def _teach_critic(self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor) -> float:
         assert self.judge is not None

@@ -74,7 +74,7 @@ class Trainer:
 
     def _corrected(self, batch: PolicyBatch) -> tuple[PolicyBatch, dict[str, float]]:
         """Where the row corrects for its sampler: ratios start from the trainer's own log-probabilities, and weights carry the difference."""
-        if self.row.correction == "none":
+        if self.row.correction == "none" or not len(batch.chosen):
             return batch, {}
         with torch.no_grad():
             micros = batch.split(self.micro_tokens)
@@ -126,7 +126,7 @@ class Trainer:
         found = {
             "entropy": float(entropy.sum()),
             "clipped": float(self.row.clipped(logp, micro).sum()),
-            "gap": float((logp - micro.logp_old).abs().max()),
+            "gap": float((logp - micro.logp_old).abs().max()) if len(logp) else 0.0,
         }
         if logp_ref is not None:
             found["kl"] = float(k3(logp, logp_ref).sum())
