@@ -108,6 +108,24 @@ def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bo
     assert figures["value_loss"] > 0 and learner.done == row.critic.updates
 
 
+def test_the_critic_is_taught_the_state_before_each_token(tmp_path):
+    """Its first loss is the mean square of what its own values were off by: (R - V)^2 / 2, R from its own lambda."""
+    model, _, groups = drawn(tmp_path)
+    samples, right, given = parts(groups)
+    critic = ScalarModel(model)
+    torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
+    row = algorithm("ppo_orz", {"gamma": 0.9, "critic": {"lam": 0.3, "lam_critic": 0.8, "updates": 1}})
+    batch = pack(samples, given, [1.0] * len(samples))
+    with torch.no_grad():
+        states = critic(batch.tokens, batch.positions, batch.starts)
+    _, told = Credit(row, SAMPLING, 30, None, Learner(critic, config.Optimizer(), 10)).give(batch, samples, right)
+    off = []
+    for i, s in enumerate(samples):
+        values = [states[int(batch.starts[i]) + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]]
+        off += naive_gae([0.0] * (len(values) - 1) + [given[i]], values, 0.0, 0.9, 0.8)
+    assert told["value_loss"] == pytest.approx(np.mean(np.square(off)) / 2, rel=1e-4)
+
+
 def test_the_critic_learns_what_answers_are_worth(tmp_path):
     """Right answers begin with the first token's id even: after enough rollouts the value of the state behind it says so."""
     model, _, groups = drawn(tmp_path, count=8)
