@@ -91,7 +91,9 @@ def test_what_is_not_read_may_hold_anything(name):
         rng = np.random.default_rng(seed)
 
         def poisoned(s, rng=rng):
-            read = s.mask | np.append(s.mask[1:], s.finish == "length")  # a critic is asked what it expects behind a cut
+            read = s.mask | np.append(
+                s.mask[1:], s.finish == "length"
+            )  # a critic is asked what it expects behind a cut
             logp = np.where(s.mask, s.logp, rng.choice(poison, len(s.mask)))
             return replace(s, logp=logp, tokens=s.tokens + UNREAD * ~read)
 
