@@ -88,7 +88,7 @@ def test_format_options() -> None:
 
 
 def test_registry_names_the_nearest() -> None:
-    assert set(names()) == {"math", "format"}
+    assert {"math", "format"} < set(names())
     fails("did you mean 'format'", "formt")
     fails("module:function", "zzzzzz")
     fails("needs a recipe", "task")

@@ -61,6 +61,7 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
         "tokens": sum(s.length for g in groups for s in g.samples),
         "pass_at": {str(k): mean([statistics.pass_at_k(len(c), int(sum(c)), k) for c in counts]) for k in ks},
         "modes": modes(groups, context),
+        "parts": {name.removeprefix("part_"): value for name, value in told.items() if name.startswith("part_")},
     }
     if sampling.n > 1 and counts:
         found["majority"] = mean([vote(g) for g in usable])

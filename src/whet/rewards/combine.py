@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.errors import RewardError, did_you_mean
-from whet.rewards.registry import Reward, load
+from whet.rewards.registry import Judging, Reward, load
 from whet.types import Problem, Sample, Score, Task
 
 PAID = ("scored", "wrong", "unparsed")  # statuses that have a value; timeout and error never reach an update
@@ -76,11 +76,31 @@ class CombinedReward:
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Score]:
         """N problems and N completion texts -> N scores."""
-        columns = [part.reward.score(problems, texts, samples) for part in self.parts]
-        for part, column in zip(self.parts, columns, strict=True):
+        columns: dict[str, list[Score]] = {}
+        ordered = sorted(self.parts, key=lambda part: isinstance(part.reward, Judging))  # they need the others first
+        for part in ordered:
+            if isinstance(part.reward, Judging):
+                column = part.reward.given(problems, texts, samples, self._verdicts(part, columns, len(texts)))
+            else:
+                column = part.reward.score(problems, texts, samples)
             if len(column) != len(texts):
                 raise RewardError(f"reward {part.name}: returned {len(column)} scores for {len(texts)} responses")
-        return [self._sum(row) for row in zip(*columns, strict=True)]
+            columns[part.name] = column
+        return [self._sum(row) for row in zip(*(columns[part.name] for part in self.parts), strict=True)]
+
+    def _verdicts(self, wanting: Part, columns: Mapping[str, Sequence[Score]], n: int) -> list[Score]:
+        """Each response's verdict: that of the first part, not itself in need of one, which says how accurate it was."""
+        verdicts = []
+        for i in range(n):
+            row = {name: column[i] for name, column in columns.items()}
+            failed = next((score for score in row.values() if not score.usable), None)
+            verdict = failed or next((s for name, s in row.items() if name == "task" or "accuracy" in s.parts), None)
+            if verdict is None:
+                raise RewardError(
+                    f"reward {wanting.name} pays by a verifier's verdict and no other part gives one; add task or math"
+                )
+            verdicts.append(verdict)
+        return verdicts
 
     def _sum(self, row: Sequence[Score]) -> Score:
         values = {part.name: part.worth(score) for part, score in zip(self.parts, row, strict=True) if score.usable}

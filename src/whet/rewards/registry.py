@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from whet.errors import RewardError, did_you_mean
 from whet.types import Problem, Sample, Score
@@ -11,6 +11,19 @@ from whet.types import Problem, Sample, Score
 _BUILT_IN = {
     "math": ("whet.rewards.math:MathReward", "1 where the final answer equals the problem's answer mathematically"),
     "format": ("whet.rewards.format:FormatReward", "1 where the response is <think>…</think><answer>…</answer>"),
+    "code": ("whet.rewards.code:CodeReward", "1 where the program passes the problem's tests, run isolated"),
+    "choice": ("whet.rewards.choice:ChoiceReward", "1 where the one letter stated last is the right choice"),
+    "logic": (
+        "whet.rewards.logic:LogicReward",
+        "Logic-RL's scale of format and answer, 3 to -3, over a verifier's verdict",
+    ),
+    "language": ("whet.rewards.language:LanguageReward", "the share of the thinking's words in a language's script"),
+    "length_kimi": ("whet.rewards.length:KimiLength", "short among the group's answers, 0.5 to -0.5 (Kimi k1.5)"),
+    "lcpo_exact": ("whet.rewards.length:LcpoExact", "minus the distance to the length asked for (L1)"),
+    "lcpo_max": ("whet.rewards.length:LcpoMax", "right, and within the length asked for (L1)"),
+    "budget_error": ("whet.rewards.length:BudgetError", "the relative distance to the length asked for, to be logged"),
+    "overlong": ("whet.rewards.length:Overlong", "0 to -1 over the last tokens before the limit (DAPO)"),
+    "cosine": ("whet.rewards.length:Cosine", "short where right, long where wrong (arXiv:2502.03373)"),
 }
 
 
@@ -19,6 +32,19 @@ class Reward(Protocol):
 
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+    ) -> list[Score]: ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A part that pays by the verdict of a verifier beside it: N problems, texts and verdicts -> N scores."""
+
+    def given(
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None,
+        verdicts: Sequence[Score],
     ) -> list[Score]: ...
 
 

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from whet.errors import RecipeError, did_you_mean
+from whet.tasks.budget import Budgeted
 from whet.types import Task
 
 _TASKS = {
@@ -15,6 +16,7 @@ _TASKS = {
         "whet.tasks.countdown:Countdown",
         "reach a target from given numbers: the smallest on which searching pays",
     ),
+    "knights": ("whet.tasks.knights:Knights", "knights and knaves: who always tells the truth, who never does"),
     "files": ("whet.tasks.files:Files", "questions and answers from a JSONL or Parquet file"),
     "hf:OWNER/NAME": ("whet.tasks.files:Files", "the same from a data set on the Hugging Face Hub"),
     "gym:NAME": ("whet.tasks.gym:Gym", "any reasoning-gym data set with its own scorer, such as gym:chain_sum"),
@@ -27,12 +29,21 @@ def names() -> list[tuple[str, str]]:
 
 
 def load(name: str, **options: Any) -> Task:
-    """The task of that name with its options. Raises RecipeError for a name or an option that there is not.
+    """The task of that name with its options; the option `budget` asks for a length too (`tasks.budget`).
+
+    Raises RecipeError for a name or an option that there is not.
 
     >>> load("chian")
     Traceback (most recent call last):
     whet.errors.RecipeError: unknown task 'chian'; did you mean 'chain'?
     """
+    if "budget" in options:
+        asked = options.pop("budget")
+        if not isinstance(asked, Mapping):
+            raise RecipeError(
+                f"task {name}: budget = {asked!r}; it must be a table such as {{ min = 100, max = 4000 }}"
+            )
+        return Budgeted(load(name, **options), asked)
     prefix, colon, rest = name.partition(":")
     if prefix == "gym" and rest:
         entry, fixed = "gym:NAME", {"dataset": rest}

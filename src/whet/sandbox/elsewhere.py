@@ -1,0 +1,153 @@
+"""The same guest elsewhere: in a Docker container, or behind a SandboxFusion endpoint. Only inputs go there, only outputs come back."""
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from whet.errors import RewardError
+from whet.sandbox.isolate import CURE, GRACE, MAX_REPLY, PROCESSES, Isolation, Ran, held, ordered, read, source, told
+
+IMAGE = "python:3.12-slim"
+DOCKER_START = 20.0  # seconds a container may take beyond the order's own
+PATIENCE = 30.0  # seconds for a service to answer beyond what it was asked to run
+
+
+class Runner(Protocol):
+    """Whatever runs an order of the guest's."""
+
+    def run(self, order: Mapping[str, Any]) -> Ran: ...
+
+
+def runner(sandbox: str, memory_mb: int) -> Runner:
+    """By name: "bubblewrap", "docker", "docker:IMAGE" or the URL of an endpoint. Raises RewardError for anything else, and where it is not here.
+
+    >>> runner("chroot", 512)
+    Traceback (most recent call last):
+    whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and http(s)://…
+    """
+    if sandbox == "bubblewrap":
+        return Isolation(memory_mb)
+    name, _, image = sandbox.partition(":")
+    if name == "docker":
+        return Docker(image or IMAGE, memory_mb)
+    if name in ("http", "https") and urlsplit(sandbox).hostname:
+        return Endpoint(sandbox, memory_mb)
+    raise RewardError(f"code sandbox: {sandbox!r} is none of bubblewrap, docker, docker:IMAGE and http(s)://…")
+
+
+@dataclass(frozen=True, slots=True)
+class Docker:
+    """`docker run`, one fresh container an order: no network, read-only, no capability, nobody's uid, limits on memory and processes."""
+
+    image: str
+    memory_mb: int
+
+    def __post_init__(self) -> None:
+        if self.image.startswith("-") or not self.image.isprintable() or " " in self.image:
+            raise RewardError(f"code sandbox: {self.image!r} is no name of a Docker image")
+        if shutil.which("docker") is None:
+            raise RewardError(f"code sandbox: docker is not here; {CURE}")
+
+    def command(self, name: str) -> list[str]:
+        memory = f"{self.memory_mb + 128}m"
+        options = ["--rm", "--interactive", "--name", name, "--network", "none", "--read-only", "--pull", "never"]
+        options += ["--tmpfs", "/tmp:rw,nosuid,nodev,size=32m", "--workdir", "/tmp", "--cap-drop", "ALL"]
+        options += [
+            "--security-opt",
+            "no-new-privileges",
+            "--user",
+            "65534:65534",
+            "--ipc",
+            "none",
+            "--log-driver",
+            "none",
+        ]
+        options += ["--memory", memory, "--memory-swap", memory, "--pids-limit", str(PROCESSES), "--cpus", "1"]
+        options += ["--env", "PYTHONHASHSEED=0", "--entrypoint", "python3"]
+        return ["docker", "run", *options, self.image, "-sSB", "-c", source()]
+
+    def run(self, order: Mapping[str, Any]) -> Ran:
+        start = time.monotonic()
+        name = f"whet-{os.getpid()}-{time.monotonic_ns()}"
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ}
+        given = held(ordered(order, self.memory_mb))
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen(self.command(name), stdin=given, stdout=pipe, stderr=pipe, env=kept)
+        except OSError as error:
+            return Ran([], False, "died", f"docker does not start: {error}")
+        finally:
+            os.close(given)
+        raw, errors, ended = read(process, start + order["total"] + GRACE + DOCKER_START)
+        if ended != "died":
+            with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
+                subprocess.run(["docker", "rm", "--force", name], capture_output=True, env=kept, timeout=PATIENCE)
+            process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        return told(raw, ended, errors, time.monotonic() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """SandboxFusion's `POST /run_code` (github.com/bytedance/SandboxFusion): the guest is the code, the order its standard input.
+
+    The service shares its processes' uid, so the guest kills only what the program started in its own session.
+    """
+
+    url: str
+    memory_mb: int
+
+    def run(self, order: Mapping[str, Any]) -> Ran:
+        start = time.monotonic()
+        body = {
+            "code": source(),
+            "language": "python",
+            "stdin": ordered(order, self.memory_mb, alone=False).decode(),
+            "run_timeout": order["total"] + GRACE,
+            "compile_timeout": GRACE,
+        }
+        try:
+            reply = self.post(json.dumps(body).encode(), order["total"] + PATIENCE)
+            result = reply["run_result"]
+            raw, status = result["stdout"].encode(), result["status"]
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return Ran([], False, "died", f"{self.url} does not answer as SandboxFusion does ({said})")
+        ended = "time" if status == "TimeLimitExceeded" else "died"
+        return told(raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start)
+
+    def post(self, body: bytes, seconds: float) -> Any:
+        """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError past `seconds`."""
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=seconds)
+        path = parts.path if parts.path.rstrip("/") else "/run_code"
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read(4 * MAX_REPLY)
+            if answer.status != 200:
+                raise ValueError(f"HTTP {answer.status}")
+            return json.loads(text)
+        finally:
+            with suppress(OSError):
+                connection.close()
