@@ -148,7 +148,7 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path):
 
 def test_the_reference_and_the_critic_are_models_of_their_own(tmp_path):
     model, context, groups = drawn(tmp_path)
-    trainer = rl.prepared(model, rl_stage(algorithm="ppo", critic=config.Optimizer(lr=0.02)), algorithm("ppo"), context)
+    trainer = rl.prepared(model, rl_stage(algorithm="ppo", critic=config.Critic(lr=0.02)), algorithm("ppo"), context)
     held, critic = weights_of(trainer.reference), weights_of(trainer.judge.model)
     assert trainer.judge.settings.lr == 0.02 and trainer.learner.settings.lr == 3e-3
     before = weights_of(model)

@@ -128,7 +128,7 @@ def test_sft_loss_is_the_mean_over_response_tokens(tmp_path):
     sft.run(model, stage, context)
     total = count = 0.0
     for problem, response in pairs:
-        made = sft.example(problem, response, context)
+        made = context.example(problem, response)
         one = pack([made], [1.0], [1.0])
         hidden = untouched.packed(one.tokens, one.positions, one.starts)
         logp = untouched.logits(hidden).log_softmax(-1)[one.chosen - 1, one.tokens[one.chosen]]

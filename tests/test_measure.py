@@ -23,7 +23,7 @@ def context(tmp_path):
             return task.score(problems, texts)
 
     return Context(
-        task, Reward(), chat, config.Ask(), RunLog(tmp_path), 0, lambda policy, chat: policy, {}, lambda name: None
+        task, Reward(), chat, config.Ask(), RunLog(tmp_path), 0, lambda policy, chat: policy, lambda name: None
     )
 
 

@@ -28,7 +28,7 @@ FAULTS = {
     "seed=1.5": "seed: Input should be a valid integer (given: 1.5)",
     "stage.rl.steps=true": "stage.rl.steps",
     "model.shape.hidden=30": "hidden (30) must be a multiple of 2 x heads (4)",
-    "result=foo": "result = 'foo' is no training stage; known: base, rl",
+    "result=foo": "result = 'foo' makes no policy; known: base, rl",
     "stage.rl.kind=foo": "does not match any of the expected tags",
     "stage.rl.optimizer.lr=nan": "nan and inf",
     "stage.rl.name=base": "two stages are named 'base'",

@@ -20,7 +20,7 @@ from .tiny_world import lines, rl_stage, sample, sft_stage, world
 
 def test_sft_learns_and_trains_the_response_only(tmp_path):
     model, context = world(tmp_path)
-    made = sft.example(Problem("p", ({"role": "user", "content": "1+1="},), "2"), "<think></think>2", context)
+    made = context.example(Problem("p", ({"role": "user", "content": "1+1="},), "2"), "<think></think>2")
     prompt = context.prompts([Problem("p", ({"role": "user", "content": "1+1="},), "2")])[0].tokens
     assert made.mask.tolist() == [False] * len(prompt) + [True] * 4 and made.tokens[-1] == context.chat.turn_end
     sft.run(model, sft_stage(), context)

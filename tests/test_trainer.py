@@ -93,7 +93,7 @@ def test_prompts_come_in_proportion_to_failure():
 def test_keys_that_a_row_does_not_read_are_refused(tmp_path):
     model, context = world(tmp_path)
     for given, words in (
-        ({"critic": config.Optimizer()}, "trains no critic"),
+        ({"critic": config.Critic()}, "trains no critic"),
         ({"reference": "elsewhere"}, "has no KL"),
         ({"pool": 9}, "in order"),
         ({"algorithm": "distil_on_policy"}, "name it"),

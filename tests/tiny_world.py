@@ -32,9 +32,7 @@ def world(tmp_path, judge=None, seed=3):
     shape = ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True, max_positions=64, eos=chat.eos)
     model = Transformer(shape).initialize(torch.Generator().manual_seed(seed))
     log = RunLog(tmp_path)
-    return model, Context(
-        task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, {}, lambda name: model
-    )
+    return model, Context(task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, lambda name: model)
 
 
 def sft_stage(**keys):

@@ -5,6 +5,7 @@ What a loss reads exists for the M chosen tokens only, so prompts, tool output a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Self, cast
 
 import numpy as np
@@ -44,17 +45,22 @@ class Pack:
     def to(self, device: str | torch.device) -> Self:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def seams(self) -> list[int]:
+        """Sequences [..] at which a micro-batch may begin, and S: any, unless a loss reads several together."""
+        return list(range(self.sequences + 1))
+
     def split(self, tokens: int) -> Iterator[Self]:
-        """Micro-batches of whole sequences, at most `tokens` tokens each (a longer sequence stands alone).
+        """Micro-batches of whole sequences, at most `tokens` tokens each (what is longer and cannot be split stands alone).
 
         Weights travel along, so sums over micro-batches equal the sum over the batch.
         """
         bounds = cast(list[int], self.starts.tolist())  # pyright: ignore[reportUnknownMemberType]
         first = 0
-        for last in range(1, self.sequences + 1):
-            if last == self.sequences or bounds[last + 1] - bounds[first] > tokens:
-                yield self.take(range(first, last))
-                first = last
+        for here, there in pairwise(self.seams()):
+            if here > first and bounds[there] - bounds[first] > tokens:
+                yield self.take(range(first, here))
+                first = here
+        yield self.take(range(first, self.sequences))
 
     def take(self, sequences: Sequence[int]) -> Self:
         """Some sequences, in ascending order, as a batch of their own."""
@@ -90,6 +96,23 @@ class ValueBatch(Pack):
 
     target: Float[Tensor, " m"]  # the return that the value is to predict
     value_old: Float[Tensor, " m"]  # what the critic said when the rollout was judged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedBatch(Pack):
+    """What a loss over pairs of responses to one prompt reads. Sequences of one ranking stand behind one another and are never split."""
+
+    group: Int[Tensor, " m"]  # the ranking that the token's sequence belongs to
+    rank: Int[Tensor, " m"]  # 0 is the best
+    reference: Float[Tensor, " m"]  # log-probability under the reference; 0 where none is read
+
+    def seams(self) -> list[int]:
+        group = self.of_sequence(self.group).cpu().numpy()
+        return [0, *(i for i in range(1, self.sequences) if group[i] != group[i - 1]), self.sequences]
+
+    def of_sequence(self, numbers: Tensor) -> Tensor:
+        """[M], equal for all tokens of a sequence -> [S]."""
+        return numbers.new_zeros(self.sequences).index_put((self.sequence,), numbers)
 
 
 def pack(

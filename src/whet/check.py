@@ -19,10 +19,11 @@ from whet.learner import policy_logprobs
 from whet.logprobs import MAX_LOGITS
 from whet.model.config import ModelConfig
 from whet.model.policy import Policy
-from whet.pipeline import Pipeline, fresh
+from whet.pipeline import Pipeline
+from whet.provision import fresh
 from whet.rollout import mean
 from whet.row import Algorithm
-from whet.stages import rl, sft
+from whet.stages import rl
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 
 GAP = 1e-3  # nats that sampler and trainer may differ by on a token, in float32
@@ -110,7 +111,7 @@ def masks(context: Context, problems: Sequence[Problem]) -> str:
     """What is trained on is the response and its end, and nothing of the prompt. Raises WhetError."""
     chat = context.chat
     for problem, text in responses(context, problems):
-        made = sft.example(problem, text, context)
+        made = context.example(problem, text)
         chosen = made.tokens[made.mask].tolist()
         if chat.decode(chosen).strip() != text.strip() or chosen[-1] not in chat.eos:
             raise WhetError(

@@ -1,16 +1,20 @@
 """What every stage is handed: the task, its reward, the tokenizer, the log, and the means to sample."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
+from whet import rankings
 from whet.chat import Chat
 from whet.config import Ask
+from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
 from whet.rollout import endless
 from whet.runlog import RunLog
-from whet.types import Engine, Problem, Prompt, Task
+from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,11 @@ class Context:
     log: RunLog
     seed: int
     engine: Callable[[Policy, Chat], Engine]
-    data: dict[str, list[tuple[Problem, str]]]  # by reject stage: (problem, verified response)
     model: Callable[[str], Policy]  # of an earlier stage, a directory or a Hub id
+    data: dict[str, list[tuple[Problem, str]]] = field(
+        default_factory=dict
+    )  # by reject stage: (problem, verified response)
+    rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
 
     def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
         return [self.chat.prompt(p, thinking=self.ask.thinking, system=self.ask.system) for p in problems]
@@ -32,6 +39,28 @@ class Context:
         """n problems of a split, as prompts, in an order that the seed fixes; all there are where they are fewer."""
         size = self.task.size(split)
         return self.prompts(self.task.problems(split, n if size is None else min(n, size), seed))
+
+    def policy(self, source: str) -> Policy:
+        """As `model`. Raises ModelError where it is a reward model."""
+        found = self.model(source)
+        if found.config.scalar:
+            raise ModelError(f"{source} is a reward model: it scores texts and cannot write any")
+        return found
+
+    def ranked(self, source: str) -> list[Ranking]:
+        """The rankings of a rank stage, a file or the Hub. Raises DataError."""
+        if source not in self.rankings:
+            return rankings.read(source)
+        if not self.rankings[source]:
+            raise DataError(f"the rank stage {source!r} found nothing to rank")
+        return self.rankings[source]
+
+    def example(self, problem: Problem, response: str) -> Sample:
+        """A document as a sample whose response, end of turn included, the policy is to choose: what is trained on."""
+        prompt = self.prompts([problem])[0].tokens
+        answer = self.chat.response(response)
+        mask = np.concatenate([np.zeros(len(prompt), bool), np.ones(len(answer), bool)])
+        return Sample(np.array([*prompt, *answer]), mask, np.zeros(len(mask), np.float32), response, "stop")
 
     def stream(self, split: Literal["train", "test"]) -> Iterator[Problem]:
         return endless(self.task, split, self.seed)

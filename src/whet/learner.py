@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whet import config
-from whet.batch import Pack, PolicyBatch
+from whet.batch import Pack
 from whet.errors import WhetError
 from whet.logprobs import chosen_logprobs, processed
 from whet.model.policy import Policy
@@ -25,7 +25,7 @@ class Trained(Protocol):
 
 
 def policy_logprobs(
-    policy: Policy, batch: PolicyBatch, sampling: Sampling, entropy_grad: bool = False
+    policy: Policy, batch: Pack, sampling: Sampling, entropy_grad: bool = False
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """log pi of the chosen tokens [M] under the distribution `sampling` draws from, and its entropy [M]."""
 

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module, metadata
@@ -23,17 +24,13 @@ from whet.engines import engine_for
 from whet.errors import RecipeError, did_you_mean
 from whet.measure import Measured, gain, measure
 from whet.model import hub
-from whet.model.config import ModelConfig
 from whet.model.policy import Policy
-from whet.model.transformer import Transformer
+from whet.provision import fresh, loaded, place, rewarded, save, tokenizer
 from whet.rewards import combined
 from whet.runlog import Display, RunLog
-from whet.stages import rl
+from whet.stages import rank, rl
 from whet.tasks import load as load_task
 from whet.types import Task
-
-SMALL = 2_000_000  # parameters, up to which a second thread costs more than it brings
-THREADS = torch.get_num_threads()
 
 
 def prepare(directory: Path, overwrite: bool) -> None:
@@ -65,8 +62,11 @@ class Pipeline:
     @staticmethod
     def of(recipe: config.Recipe, directory: Path, display: Display | None) -> "Pipeline":
         task = load_task(recipe.task.name, **recipe.task.options)
-        reward = combined([(r.name, r.weight, r.options) for r in recipe.reward], task)
         refuse(recipe, task)
+        reward = rewarded(recipe, recipe.reward, task, directory)
+        for stage in recipe.stage:
+            if isinstance(stage, config.Draws) and stage.reward:
+                rewarded(recipe, stage.reward, task, directory)
         chat, path = tokenizer(recipe, task)
         given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         directory.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Pipeline:
             if note:
                 log.warn("start", 0, note)
         context = Context(
-            task, reward, chat, recipe.ask, log, recipe.seed, engine_for, {}, partial(loaded, recipe, directory)
+            task, reward, chat, recipe.ask, log, recipe.seed, engine_for, partial(loaded, recipe, directory)
         )
         pipeline = Pipeline(recipe, directory, context)
         if given is not None:
@@ -103,32 +103,40 @@ class Pipeline:
         if isinstance(stage, config.Evaluate):
             self.record(stage.name, stage.kind, 0.0, policy, measure_it=True, spec=stage)
         else:
-            context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
-            import_module(f"whet.stages.{stage.kind}").run(policy, stage, context)
+            told = import_module(f"whet.stages.{stage.kind}").run(policy, stage, self.handed(stage))
             seconds = time.perf_counter() - began
-            trained = isinstance(stage, (config.SFT, config.RL))
-            if trained:
+            if isinstance(stage, config.Makes):
                 self.policy = policy
                 save(policy, self.context.chat, self.directory / stage.name / "model")
-            self.record(stage.name, stage.kind, seconds, policy, measure_it=trained and stage.evaluate)
+            self.record(stage.name, stage.kind, seconds, policy, isinstance(stage, config.Makes) and stage.evaluate)
+            self.records[-1] |= told or {}
             if isinstance(stage, config.RL):
-                self.records[-1]["algorithm"] = {
-                    "name": stage.algorithm,
-                    **cells(algorithm(stage.algorithm, stage.override)),
-                }
+                row = {"name": stage.algorithm, **cells(algorithm(stage.algorithm, stage.override))}
+                self.records[-1]["algorithm"] = row
         log.display.end()
         self.summarize(None)
+
+    def handed(self, stage: config.AnyStage) -> Context:
+        """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
+        context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
+        if isinstance(stage, config.Draws) and stage.reward:
+            reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
+            context = replace(context, reward=reward)
+        return context
 
     def start(self, stage: config.AnyStage) -> Policy:
         """The model a stage begins with."""
         shape = stage.shape if isinstance(stage, config.SFT) else None
-        if shape is not None or stage.start == "new" or (stage.start == "previous" and self.policy is None):
+        new = shape is not None or stage.start == "new"
+        if new or (not isinstance(stage, config.Merge) and stage.start == "previous" and self.policy is None):
             if self.recipe.model.path is not None:
                 raise RecipeError(f"stage {stage.name}: a new model needs the task's own alphabet; drop model.path")
             return self.place(fresh(shape or self.recipe.model.shape, self.context.chat, self.recipe.seed))
+        if isinstance(stage, config.Merge):
+            return self.context.policy(next(iter(stage.models)))
         if stage.start == "previous" and self.policy is not None:
             return self.policy
-        return self.context.model(stage.start)
+        return self.context.policy(stage.start)
 
     def place(self, policy: Policy) -> Policy:
         return place(policy, self.recipe.model)
@@ -185,73 +193,56 @@ class Pipeline:
 
 def refuse(recipe: config.Recipe, task: Task) -> None:
     """Whatever would stop a later stage stops the run before its first. Raises WhetError."""
-    earlier = ["previous", "new"]
+    earlier: dict[str, str] = {"previous": "", "new": ""}
+
+    def known(*names: str) -> None:
+        for name in names:
+            if name not in earlier:
+                hub.resolve(name)
+
+    for part in recipe.reward:
+        if part.name == "learned" and part.options.get("model") in {s.name for s in recipe.stage}:
+            raise RecipeError(
+                f"reward learned: stage {part.options['model']} makes its model only later, and every stage is measured by the recipe's "
+                "reward; name it in the [[stage.reward]] of the rl stage"
+            )
     for stage in recipe.stage:
-        if stage.start not in earlier:
-            hub.resolve(stage.start)
+        known(stage.start)
         if isinstance(stage, config.RL):
             row = algorithm(stage.algorithm, stage.override)
             rl.refuse(stage, row)
-            if stage.reference not in ["start", *earlier]:
-                hub.resolve(stage.reference)
+            known(*([] if stage.reference == "start" else [stage.reference]))
+            known(*([stage.critic.start] if stage.critic is not None and stage.critic.start is not None else []))
+        if isinstance(stage, config.Merge):
+            known(*stage.models)
+        if isinstance(stage, config.Prefer):
+            known(*([] if stage.reference == "start" else [stage.reference]))
+        if isinstance(stage, config.Rank):
+            rank.refuse(stage, task)
+        if isinstance(stage, config.Prefer | config.RewardModel):
+            refuse_data(stage, earlier)
+        if isinstance(stage, config.Draws):
+            for part in stage.reward:
+                if part.name == "learned" and isinstance(part.options.get("model"), str):
+                    known(part.options["model"])
         if isinstance(stage, config.SFT):
             gate = stage.gate
             for mode in [*stage.mix, *([gate.mode, gate.above] if gate else [])]:
                 if mode is not None and mode not in task.modes:
-                    known = did_you_mean(mode, task.modes) if task.modes else "; this task tells none apart"
-                    raise RecipeError(f"stage {stage.name}: task {task.name} has no mode {mode!r}{known}")
-        earlier.append(stage.name)
+                    suffix = did_you_mean(mode, task.modes) if task.modes else "; this task tells none apart"
+                    raise RecipeError(f"stage {stage.name}: task {task.name} has no mode {mode!r}{suffix}")
+        earlier[stage.name] = stage.kind
 
 
-def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
-    """The tokenizer of the model's directory, or one made from the task's alphabet."""
-    if recipe.model.path is not None:
-        path = hub.resolve(recipe.model.path)
-        return Chat.load(path), path
-    return Chat.from_characters(task.alphabet()), None
-
-
-def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
-    """The model of an earlier stage, a directory or a Hub id, on its device."""
-    own = directory / source / "model"
-    found = hub.load(str(own) if own.exists() else source, dtype=getattr(torch, recipe.model.dtype))
-    return place(found, recipe.model)
-
-
-def place(policy: Policy, spec: config.Model) -> Policy:
-    """The model on its device, and as many threads as it can use."""
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
-    small = sum(p.numel() for p in policy.parameters()) <= SMALL
-    torch.set_num_threads(spec.threads or (1 if small else THREADS))
-    return policy.to(wanted)
-
-
-def fresh(shape: config.Shape, chat: Chat, seed: int) -> Transformer:
-    """A model from nothing, its weights fixed by the seed."""
-    model = ModelConfig(
-        family=shape.family,
-        vocab=chat.vocab,
-        hidden=shape.hidden,
-        layers=shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.hidden // shape.heads,
-        ffn=shape.ffn,
-        qk_norm=shape.family == "qwen3",
-        qkv_bias=shape.family == "qwen2",
-        max_positions=shape.max_positions,
-        bos=chat.bos,
-        eos=chat.eos,
-        pad=chat.pad,
+def refuse_data(stage: config.Prefer | config.RewardModel, earlier: Mapping[str, str]) -> None:
+    """Raises RecipeError where a stage's ranked responses come from nowhere."""
+    if earlier.get(stage.data) == "rank" or stage.data.startswith("hf:") or Path(stage.data).expanduser().is_file():
+        return
+    ranks = [name for name, kind in earlier.items() if kind == "rank"]
+    cure = did_you_mean(stage.data, ranks) if ranks else "; put a rank stage before it, or name a file or hf:OWNER/NAME"
+    raise RecipeError(
+        f"stage {stage.name}: data = {stage.data!r} is no earlier rank stage, no file and no data set of the Hub{cure}"
     )
-    return Transformer(model).initialize(torch.Generator().manual_seed(seed))
-
-
-def save(policy: Policy, chat: Chat, directory: Path) -> None:
-    """Weights and tokenizer in one commit: a Hugging Face directory, whole or absent."""
-    with committed(directory) as folder:
-        hub.write(policy, folder)
-        chat.save(folder)
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -268,5 +259,5 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:
         log = RunLog(Path(scratch))
-        context = Context(task, reward, chat, ask, log, evaluation.seed, engine_for, {}, hub.load)
+        context = Context(task, reward, chat, ask, log, evaluation.seed, engine_for, hub.load)
         return measure(policy, context, evaluation)

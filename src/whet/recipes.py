@@ -5,11 +5,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from whet.config import RL, SFT, Ask, Evaluate, Evaluation, Gate, Model, Optimizer, Recipe, Reject, Shape
+from whet import config
+from whet.config import Recipe
 from whet.errors import RecipeError, did_you_mean
 
 
@@ -100,9 +101,10 @@ def _readable(loc: tuple[int | str, ...], data: dict[str, Any]) -> list[str]:
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     """The fields of the table in which an unknown key stands."""
     table: type[BaseModel] = Recipe
-    kinds: dict[str, type[BaseModel]] = {"sft": SFT, "rl": RL, "reject": Reject, "evaluate": Evaluate}
+    kinds = {get_args(k.model_fields["kind"].annotation)[0]: k for k in get_args(get_args(config.AnyStage)[0])}
     tables: dict[str, type[BaseModel]] = {
-        "model": Model, "shape": Shape, "ask": Ask, "evaluation": Evaluation, "optimizer": Optimizer, "gate": Gate,
+        "model": config.Model, "shape": config.Shape, "ask": config.Ask, "evaluation": config.Evaluation,
+        "optimizer": config.Optimizer, "critic": config.Critic, "gate": config.Gate,
     }  # fmt: skip
     for part in loc[:-1]:
         table = kinds.get(str(part)) or tables.get(str(part)) or table

@@ -4,9 +4,10 @@ Index t always speaks of `tokens[t]`: `mask[t]` says whether the policy chose th
 the policy that chose it thought it was.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +134,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """K >= 2 different responses to one problem, best first: every pair of them says which is better."""
+
+    problem: Problem
+    texts: tuple[str, ...]  # [K]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """What one step did: plain numbers, one line of metrics.jsonl."""
 
@@ -166,6 +175,15 @@ class Task(Protocol):
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
         """n (training problem, response text) pairs; `mix` gives the share of each mode."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A task with a taste of its own: it can say which of several responses a person would rather have."""
+
+    def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
+        """Indices of the K texts, best first; `rng` is the labeller's noise."""
         ...
 
 

@@ -29,6 +29,7 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     tied: bool = True
+    scalar: bool = False  # one number for each state in place of a vocabulary: a reward model
     max_positions: int = 2048
     bos: int | None = None
     eos: tuple[int, ...] = ()

@@ -42,8 +42,9 @@ READ = {  # every key of config.json that a ModelConfig's own fields hold, or th
     *("num_key_value_heads", "head_dim", "intermediate_size", "hidden_act", "rms_norm_eps", "max_position_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "no_rope_layers"),
     *("no_rope_layer_interval", "attention_bias", "mlp_bias", "tie_word_embeddings", *IDS),
-    *("dtype", "torch_dtype", "transformers_version", "auto_map"),
+    *("dtype", "torch_dtype", "transformers_version", "auto_map", "num_labels", "id2label", "label2id"),
 }
+SCALAR = "SequenceClassification"  # what the architecture of a reward model ends with
 FOREIGN = (  # keys that change the maths in ways the decoder does not know; absent, null, 0 and false are harmless
     *("attn_logit_softcapping", "final_logit_softcapping", "num_local_experts", "num_experts", "n_routed_experts"),
     *("quantization_config", "logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier", "alibi"),
@@ -119,6 +120,7 @@ def _config(name: str, held: Json, generation: Json) -> ModelConfig:
         out_bias=bias if family.qkv_bias is None else False,
         mlp_bias=_flag(held, "mlp_bias", False) if family.mlp_bias is None else family.mlp_bias,
         tied=_flag(held, "tie_word_embeddings", family.tied),
+        scalar=_scalar(held),
         max_positions=positions,
         bos=next(iter((*_ids(generation, "bos_token_id"), *_ids(held, "bos_token_id"))), None),
         eos=tuple(dict.fromkeys(ends)),
@@ -128,6 +130,20 @@ def _config(name: str, held: Json, generation: Json) -> ModelConfig:
     )
     frequencies(config)
     return config
+
+
+def _scalar(held: Json) -> bool:
+    """Whether it is a reward model: a sequence classifier with one label."""
+    named = held.get("architectures") or [""]
+    if not (isinstance(named, list) and isinstance(named[0], str)):
+        raise ModelError(f"architectures is {named!r}; it must be a list of names")
+    if not named[0].endswith(SCALAR):
+        return False
+    labels = held.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else held.get("num_labels", 2)
+    if count != 1:
+        raise ModelError(f"it is a classifier with {count} labels; a reward model has one")
+    return True
 
 
 def _head_dim(held: Json, family: Family, hidden: int, heads: int) -> int:
@@ -213,7 +229,7 @@ def config_json(config: ModelConfig, dtype: str) -> Json:
         if not can:
             raise ModelError(f"a {c.family} in Hugging Face's format cannot have {key}={given}")
     held: Json = {
-        "architectures": [family.architecture],
+        "architectures": [family.architecture.replace("CausalLM", SCALAR) if c.scalar else family.architecture],
         "model_type": c.family,
         "dtype": dtype,
         "vocab_size": c.vocab,
@@ -234,6 +250,8 @@ def config_json(config: ModelConfig, dtype: str) -> Json:
     }
     if family.no_rope:
         held["no_rope_layers"] = [int(i not in c.no_rope_layers) for i in range(c.layers)]
+    if c.scalar:
+        held |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     return held | _special(c) | {k: v for k, v in c.extra.items() if k not in READ}
 
 

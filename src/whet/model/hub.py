@@ -78,7 +78,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         with torch.device("meta"):
             model = Transformer(config)
         weights.fill(model, config, shards, dtype, device)
-    if config.tied:
+    if config.tied and not config.scalar:
         model.head.weight = model.embed.weight
     model.rotary.to(device)
     return model

@@ -67,8 +67,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.rotary = Rotary(config)
-        self.head = nn.Linear(config.hidden, config.vocab, bias=False)
-        if config.tied:
+        self.head = nn.Linear(config.hidden, 1 if config.scalar else config.vocab, bias=False)
+        if config.tied and not config.scalar:
             self.head.weight = self.embed.weight
 
     def forward(

@@ -55,7 +55,9 @@ def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
         for ours, theirs, width in norms:
             found[f"layers.{i}.norm_{ours}.weight"] = (Part(f"model.layers.{i}.{theirs}.weight", (width,)),)
     found["norm.weight"] = (Part("model.norm.weight", (h,)),)
-    if not c.tied:
+    if c.scalar:
+        found["head.weight"] = (Part("score.weight", (1, h)),)
+    elif not c.tied:
         found["head.weight"] = (Part("lm_head.weight", (c.vocab, h)),)
     return found
 
@@ -130,7 +132,7 @@ def check(config: ModelConfig, shards: Shards) -> None:
     if missing := sorted(expected.keys() - found):
         raise ModelError(f"{where} lacks {_some(missing)}, which its config.json calls for; is the model whole?")
     extra = found - expected.keys()
-    if config.tied and "lm_head.weight" in extra:
+    if config.tied and not config.scalar and "lm_head.weight" in extra:
         if not torch.equal(shards.tensor("lm_head.weight"), shards.tensor("model.embed_tokens.weight")):
             cure = "set tie_word_embeddings to false in its config.json if the head is meant"
             raise ModelError(

@@ -55,7 +55,7 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
     refuse(stage, row)
     reference = None
     if row.has_kl:
-        reference = policy if stage.reference == "start" else context.model(stage.reference)
+        reference = policy if stage.reference == "start" else context.policy(stage.reference)
         if reference.config.vocab != policy.config.vocab:
             raise ModelError(
                 f"stage {stage.name}: reference {stage.reference} has a vocabulary of {reference.config.vocab}, the policy one of "
@@ -65,7 +65,12 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
     judge = None
     if row.critic is not None or row.token_reward:
         each = row.critic.updates if row.critic is not None else 1
-        judge = Learner(ScalarModel(policy), stage.critic or stage.optimizer, stage.steps * each)
+        start = stage.critic.start if stage.critic is not None else None
+        judge = Learner(
+            ScalarModel(policy if start is None else context.model(start)),
+            stage.critic or stage.optimizer,
+            stage.steps * each,
+        )
     sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k)
     learner = Learner(policy, stage.optimizer, stage.steps * row.updates)
     return Trainer(learner, row, sampling, stage.micro_tokens, reference, judge)

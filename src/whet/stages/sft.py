@@ -13,7 +13,7 @@ from whet.learner import Learner, policy_logprobs
 from whet.losses import policy_gradient
 from whet.measure import accuracy_by_mode
 from whet.model.policy import Policy
-from whet.types import Problem, Sample, Sampling, Update
+from whet.types import Problem, Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)
 
@@ -25,9 +25,7 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     pairs = documents(stage, context)
     for step in range(1, stage.steps + 1):
         began = time.perf_counter()
-        examples = [
-            example(problem, response, context) for problem, response in (next(pairs) for _ in range(stage.batch))
-        ]
+        examples = [context.example(*next(pairs)) for _ in range(stage.batch)]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
 
@@ -50,8 +48,17 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
 
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
-    """(problem, response) without end: the task's corpus, new each block, or a reject stage's samples, epoch by epoch."""
-    if stage.data == "corpus":
+    """(problem, response) without end: the task's corpus, new each block; a reject stage's samples, epoch by epoch; or both by their shares."""
+    streams = {name: _stream(name, stage, context) for name, share in stage.shares.items() if share > 0}
+    shares = np.array([stage.shares[name] for name in streams])
+    rng = np.random.default_rng(context.seed)
+    while True:
+        for i in rng.choice(len(streams), size=1024, p=shares / shares.sum()):
+            yield next(list(streams.values())[i])
+
+
+def _stream(name: str, stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
+    if name == "corpus":
         block = 0
         while True:
             pairs = context.task.corpus(stage.mix, 4096, context.seed * 100_003 + block)
@@ -59,21 +66,13 @@ def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, st
                 raise DataError(f"task {context.task.name} has no corpus to train on")
             yield from pairs
             block += 1
-    pairs = context.data[stage.data]
+    pairs = context.data[name]
     if not pairs:
-        raise DataError(f"stage {stage.name}: the reject stage {stage.data!r} kept no sample to train on")
+        raise DataError(f"stage {stage.name}: the reject stage {name!r} kept no sample to train on")
     rng = np.random.default_rng(context.seed)
     while True:
         for i in rng.permutation(len(pairs)):
             yield pairs[i]
-
-
-def example(problem: Problem, response: str, context: Context) -> Sample:
-    """A document as a sample whose response the policy is to choose: trained on, end of turn included."""
-    prompt = context.prompts([problem])[0].tokens
-    answer = context.chat.response(response)
-    mask = np.concatenate([np.zeros(len(prompt), bool), np.ones(len(answer), bool)])
-    return Sample(np.array([*prompt, *answer]), mask, np.zeros(len(mask), np.float32), response, "stop")
 
 
 def holds(gate: config.Gate, told: Mapping[str, tuple[float, int]], step: int, last: bool) -> bool:

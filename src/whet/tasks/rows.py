@@ -37,15 +37,15 @@ def valid_text(text: str, where: str, column: str) -> str | None:
     return text if text.strip() else None
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """All rows of a file that must have these columns. Raises DataError, naming the line and the cure."""
+def read_rows(path: Path, columns: Sequence[str] | None) -> list[Row]:
+    """All rows of a file that must have these columns; None: every column it has. Raises DataError, naming the line and the cure."""
     if not path.exists():
         raise DataError(f"no data file at {path}")
     if path.is_dir():
         raise DataError(f"{path} is a directory; name one of its .jsonl or .parquet files")
     if path.suffix not in (*LINES, ".parquet"):
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give .jsonl or .parquet")
-    rows = _parquet(path, columns) if path.suffix == ".parquet" else _lines(path, columns)
+    rows = _parquet(path, columns) if path.suffix == ".parquet" else _lines(path, columns or [])
     if not rows:
         raise DataError(f"{path}: it is empty; there is not one row")
     return rows
@@ -80,7 +80,7 @@ def _row(line: bytes, where: str) -> Row:
     return Row(where, values)
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> list[Row]:
+def _parquet(path: Path, columns: Sequence[str] | None) -> list[Row]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -88,8 +88,8 @@ def _parquet(path: Path, columns: Sequence[str]) -> list[Row]:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'whet[data]'") from None
     try:
         file = parquet.ParquetFile(path)
-        _demand_columns(path, columns, file.schema_arrow.names)
-        cells = file.read(columns=list(columns)).to_pylist()
+        _demand_columns(path, columns or [], file.schema_arrow.names)
+        cells = file.read(columns=None if columns is None else list(columns)).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: no readable Parquet file ({reason}); was it copied whole?") from None
