@@ -38,7 +38,7 @@ FLOORS = (
     "measure",
     "stages provision",
     "pipeline report display",
-    "check",
+    "check rerun",
     "commands",
     "cli",
 )

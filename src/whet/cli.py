@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "pairs", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds"
     )
     run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
+    run.add_argument("--only", metavar="STAGE", help="run this stage of a finished run once more, alone")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
     evaluate = add("eval", eval_command, "Measure a model on a task's test problems.")
@@ -95,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 def run_command(arguments: argparse.Namespace) -> int:
     from whet.commands import run
 
-    return run(arguments.recipe, arguments.pairs, arguments.runs, arguments.overwrite)
+    return run(arguments.recipe, arguments.pairs, arguments.runs, arguments.overwrite, arguments.only)
 
 
 def eval_command(arguments: argparse.Namespace) -> int:

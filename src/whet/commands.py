@@ -20,14 +20,16 @@ from whet.errors import RecipeError
 SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")
 
 
-def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool) -> int:
-    """One run, or one a seed where an override says seed=1..5."""
+def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool, only: str | None = None) -> int:
+    """One run, or one a seed where an override says seed=1..5; with `only`, one stage of a run that is there."""
     ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
     plain = [o for o in overrides if not SEEDS.fullmatch(o)]
     if not ranges:
         recipe = recipes.load(path, plain)
-        one_run(recipe, runs / recipe.name, overwrite)
+        one_run(recipe, runs / recipe.name, overwrite, only)
         return 0
+    if only is not None:
+        raise RecipeError("--only reruns a stage of one run; give one seed")
     first, last = int(ranges[-1].group(1)), int(ranges[-1].group(2))
     if not 0 <= last - first < 1000:
         raise RecipeError(f"{ranges[-1].group(0)}: give a rising range, such as seed=1..5")
@@ -37,19 +39,21 @@ def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool) -> in
     return 0
 
 
-def one_run(recipe: config.Recipe, directory: Path, overwrite: bool) -> dict[str, Any]:
+def one_run(recipe: config.Recipe, directory: Path, overwrite: bool, only: str | None = None) -> dict[str, Any]:
     from whet import pipeline, report
+    from whet.rerun import rerun
 
     console = Console()
-    pipeline.prepare(directory, overwrite)
+    if only is None:
+        pipeline.prepare(directory, overwrite)
     terminal = display.Terminal(console)
     try:
-        summary = pipeline.run(recipe, directory, terminal)
+        run = pipeline.run(recipe, directory, terminal) if only is None else rerun(recipe, directory, only, terminal)
     finally:
         terminal.end()
     report.write(directory)
-    display.closing(console, summary, directory)
-    return summary
+    display.closing(console, run, directory)
+    return run
 
 
 def show(path: Path, overrides: Sequence[str]) -> int:

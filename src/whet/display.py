@@ -21,6 +21,9 @@ SHOWN = {
         ("entropy", "entropy", "{:.2f}"),
     ),
     "reject": (("kept", "kept", "{:.0f}"),),
+    "rank": (("kept", "kept", "{:.0f}"),),
+    "reward_model": (("loss", "loss", "{:.3f}"), ("pairs_right", "pairs right", "{:.0%}")),
+    "prefer": (("loss", "loss", "{:.3f}"), ("pairs_right", "pairs right", "{:.0%}")),
 }
 
 
@@ -78,10 +81,11 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     for column in ("accuracy", "95 % interval", "problems", "length", "cut off", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for s in summary["stages"]:
-        interval = "–" if s.get("low") is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f}"
+        told = s.get("pairs") or s  # a reward model is measured on pairs of responses
+        interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
         table.add_row(
-            name, percent(s.get("accuracy")), interval, str(s.get("n") or "–"), number(s.get("length")),
+            name, percent(told.get("accuracy")) + " of pairs" * ("pairs" in s), interval, str(told.get("n") or "–"), number(s.get("length")),
             percent(s.get("truncated")), number(s.get("seconds")),
         )  # fmt: skip
     return table

@@ -88,6 +88,10 @@ class Pipeline:
             self.record("start", "model", 0.0, self.policy, measure_it=True)
         for stage in self.recipe.stage:
             self.stage(stage)
+        return self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        """The result's model in model/, and the summary."""
         result = self.recipe.result or next(reversed(self.recipe.trained), None)
         if result is not None:
             with committed(self.directory / "model") as folder:

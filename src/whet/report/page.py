@@ -36,7 +36,9 @@ def page(run: Run, samples: str) -> str:
         tag("title", f"{name} · whet report"),
         tag("style", Markup(style)),
     )
-    data = f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind != "reject"])},"samples":{samples}}}'
+    data = (
+        f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind not in ("reject", "rank")])},"samples":{samples}}}'
+    )
     body = tag(
         "body",
         tag("main", *_top(run, name), *_drawn()),
@@ -138,16 +140,17 @@ def _stages(run: Run) -> Markup | None:
 
 
 def _stage_row(stage: Mapping[str, Any], result: str) -> Markup:
-    accuracy = number(stage.get("accuracy"))
+    told = mapped(stage.get("pairs")) or stage  # a reward model is measured on pairs of responses
+    accuracy = number(told.get("accuracy"))
     right, wrong = number(stage.get("length_right")), number(stage.get("length_wrong"))
     lengths = "–" if right is None and wrong is None else f"{_tokens(right)} / {_tokens(wrong)}"
-    ends = tag("span", interval(stage) or "–")
-    bar = interval_bar(accuracy, number(stage.get("low")), number(stage.get("high")))
+    ends = tag("span", interval(told) or "–")
+    bar = interval_bar(accuracy, number(told.get("low")), number(told.get("high")))
     name = str(stage.get("name", ""))
     cells = [
-        tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
+        tag("b", percent(accuracy) + " of pairs" * ("pairs" in stage)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        count(number(stage.get("n"))),
+        count(number(told.get("n"))),
         _tokens(number(stage.get("length"))),
         lengths,
         percent(number(stage.get("truncated"))),

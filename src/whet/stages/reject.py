@@ -2,12 +2,16 @@
 
 import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from whet import config
 from whet.context import Context
+from whet.errors import DataError
 from whet.model.policy import Policy
 from whet.rollout import describe, rollout
-from whet.types import Group, Sampling, Update
+from whet.tasks.rows import read_rows
+from whet.types import Group, Problem, Sampling, Update
 
 
 def run(policy: Policy, stage: config.Reject, context: Context) -> None:
@@ -20,12 +24,30 @@ def run(policy: Policy, stage: config.Reject, context: Context) -> None:
     context.data[stage.name] = pairs
     folder = context.log.directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
-        for problem, text in pairs:
-            messages = [*problem.messages, {"role": "assistant", "content": text}]
-            file.write(json.dumps({"id": problem.id, "messages": messages, "answer": problem.answer}) + "\n")
+    write(pairs, folder / "data.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(pairs))}
     context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "reject")
+
+
+def write(pairs: Sequence[tuple[Problem, str]], path: Path) -> None:
+    """One conversation a line, as `read` and the task `files` (messages = "messages") read them."""
+    with path.open("w", encoding="utf-8") as file:
+        for problem, text in pairs:
+            messages = [*problem.messages, {"role": "assistant", "content": text}]
+            line = {"id": problem.id, "messages": messages, "answer": problem.answer, "task": problem.task}
+            file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[tuple[Problem, str]]:
+    """What `write` wrote. Raises DataError where it is not whole."""
+    pairs: list[tuple[Problem, str]] = []
+    for row in read_rows(path, ["id", "messages"]):
+        given, messages = row.values, row.values["messages"]
+        if not isinstance(messages, list) or len(messages) < 2:
+            raise DataError(f"{row.where}: messages must be a prompt and a response")
+        problem = Problem(str(given["id"]), tuple(messages[:-1]), row.text("answer"), str(given.get("task", "")))
+        pairs.append((problem, messages[-1]["content"]))
+    return pairs
 
 
 def kept(group: Group, stage: config.Reject) -> list[str]:

@@ -89,4 +89,4 @@ def measured(model: ScalarModel, held: Sequence[Ranking], context: Context) -> d
         ]
         rows.setdefault(str(ranking.problem.messages), []).extend(right)
     interval = statistics.mean_with_interval(list(rows.values()))
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": len(rows), "of": "pairs"}
+    return {"pairs": {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": len(rows)}}
