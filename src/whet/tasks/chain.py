@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from whet.errors import RecipeError
+from whet.tasks.budget import checked
 from whet.tasks.corpus import draw_modes, training_problems
 from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
@@ -49,15 +50,20 @@ def scratchpad(expression: str, stride: int) -> str:
 
 
 class Chain:
-    """`operations` operations on digits. Train and test problems are split by a hash of the expression."""
+    """`operations` operations on digits. Train and test problems are split by a hash of the expression.
+
+    `checks`: careful responses of the corpus go over their last step 0 to `checks` times more, whatever the problem: a model that
+    learned from it thinks longer than it needs to.
+    """
 
     name = "chain"
     modes: tuple[str, ...] = ("direct", "coarse", "careful")
 
-    def __init__(self, operations: int = 6) -> None:
-        if not 1 <= operations <= 30:
-            raise RecipeError(f"task chain: operations = {operations}; it must be between 1 and 30")
-        self.operations = operations
+    def __init__(self, operations: int = 6, checks: int = 0) -> None:
+        for name, value, least in (("operations", operations, 1), ("checks", checks, 0)):
+            if not least <= value <= 30:
+                raise RecipeError(f"task chain: {name} = {value}; it must be between {least} and 30")
+        self.operations, self.checks = operations, checks
 
     @cached_property
     def _pool(self) -> dict[str, list[str]] | None:
@@ -131,5 +137,7 @@ class Chain:
         for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
             expression = problem.question.rstrip("=")
             working = "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
-            pairs.append((problem, f"<think>{working}</think>{problem.answer}"))
+            response = f"<think>{working}</think>{problem.answer}"
+            times = rng.randint(0, self.checks) if self.checks and mode == "careful" else 0
+            pairs.append((problem, checked(response, times)))
         return pairs
