@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from whet.errors import RewardError
-from whet.rewards.verdict import Failure, Verdict
+from whet.rewards.verdict import Failure, Verdict, ruled
 
 PATH = "/chat/completions"
 MAX_REPLY = 1 << 20  # bytes
@@ -276,7 +276,7 @@ def read(payload: bytes) -> Verdict | Failure:
     said = content.rpartition("</think>")[2].strip() if isinstance(content, str) else ""
     if said not in ("0", "1"):
         return Failure("error", f"the judge said {said[-40:]!r}, neither 0 nor 1")
-    return Verdict(int(said), probability(entries, said))
+    return ruled(int(said), probability(entries, said))
 
 
 def probability(entries: Any, said: str) -> float | None:

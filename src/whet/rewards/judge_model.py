@@ -14,7 +14,7 @@ from whet.errors import DataError, ModelError
 from whet.logprobs import MAX_LOGITS, processed
 from whet.model import hub
 from whet.model.policy import Policy
-from whet.rewards.verdict import Failure, Verdict
+from whet.rewards.verdict import Failure, Verdict, ruled
 
 PACK = 8192  # tokens a forward pass; a longer prompt stands alone
 LABELS = ("0", "1")
@@ -35,6 +35,7 @@ class LocalJudge:
             raise ModelError(
                 f"{self.directory}: the tokenizer has no token for 0 and another for 1, so it cannot judge"
             )
+        self.identity = fingerprint(self.directory)
 
     @cached_property
     def policy(self) -> Policy:
@@ -81,12 +82,7 @@ class LocalJudge:
         first = int(logp.argmax())
         for said, ids in enumerate(self.labels):
             if first in ids:
-                p = float(logp[sorted(ids)].exp().sum())
-                return (
-                    Verdict(said, min(1.0, p))
-                    if p >= 0
-                    else Failure("error", "the judge's probabilities are no numbers")
-                )
+                return ruled(said, min(1.0, float(logp[sorted(ids)].exp().sum())))
         return Failure("error", f"the judge began with {self.chat.pieces([first])[0]!r:.40}, not with 0 or 1")
 
 

@@ -32,6 +32,21 @@ class Failure:
     refused: bool = False
 
 
+def ruled(said: int, probability: float | None) -> Verdict | Failure:
+    """The verdict, unless the judge holds its own word less likely than not.
+
+    Else an answer that only confuses the judge would be paid for its "0": 1 - P("0") is high where most of the probability is on neither.
+
+    >>> ruled(0, 0.875), ruled(0, 0.25).status
+    (Verdict(said=0, probability=0.875), 'error')
+    """
+    if probability is not None and not probability >= 0.5:
+        return Failure(
+            "error", f"the judge said {said} with probability {probability:.2g}: it mostly means neither 0 nor 1"
+        )
+    return Verdict(said, probability)
+
+
 def paid(verdict: Verdict, soft: bool = True) -> float:
     """P("1") where the judge said 1, 1 - P("0") where it said 0; hard, or without probabilities, what it said.
 
