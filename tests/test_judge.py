@@ -16,7 +16,7 @@ from whet.errors import DataError, ModelError, RewardError
 from whet.model import hub
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.rewards import combined, judge, judge_model, load, verdict
+from whet.rewards import combined, judge, judge_model, load
 from whet.rewards.judge import JudgeReward, quoted
 from whet.rewards.judge_model import LocalJudge, packs, spellings
 from whet.rewards.verdict import Failure, Memory, Verdict
@@ -297,5 +297,4 @@ def test_in_a_recipe_it_is_the_verifier_that_others_pay_by(monkeypatch: pytest.M
 
 
 def test_the_z_score_over_the_batch_is_a_row_of_the_algorithms_table():
-    row = algorithm("reinforce", {"advantage": "raw", "normalise": True})
-    assert row.normalise and verdict.paid(Verdict(0, 0.9)) == pytest.approx(0.1)
+    assert algorithm("reinforce_pp").advantage == "raw" and algorithm("reinforce_pp").normalise
