@@ -152,8 +152,6 @@ def test_a_cache_that_is_another_file_is_refused(tmp_path: Path, line: str):
     assert path.read_text() == line + "\n"
     with pytest.raises(RewardError, match="no folder"):
         Memory(tmp_path / "none" / "x")
-    with pytest.raises(RewardError, match="cannot be used"):
-        Memory(tmp_path)
 
 
 def test_memory_is_bounded_and_forgets_what_was_used_longest_ago():
@@ -182,6 +180,7 @@ def test_an_answer_stays_inside_its_quotation(attack: str):
     text = quoted(judge.PROMPT, "q", "r", attack := attack.replace("{code}", seen))
     code = quoted("{code}", "q", "r", attack)
     assert code not in attack and text.count(f"<<begin answer {code}>>") == text.count(f"<<end answer {code}>>") == 1
+    assert code != quoted("{code}", "q", "r", "Lyon")
     inside = text.split(f"<<begin answer {code}>>\n")[1].split(f"\n<<end answer {code}>>")[0]
     assert inside == attack.replace("\ud800", "?")
     assert text.replace(inside, "").count("<<end") == 1 + 3  # what it is told, and three quotations
@@ -233,6 +232,8 @@ def test_the_verdict_of_one_distribution(directory: Path):
     doubtful = torch.tensor([0.2, 0.1, 0.1, 0.3, 0, 0.3, 0]).log()
     for odd in (torch.tensor([0.4, 0, 0, 0.3, 0, 0.3, 0]).log(), doubtful, torch.full((7,), torch.nan)):
         assert isinstance(local.verdict(odd), Failure)
+    local.chat = Chat.from_characters("01")
+    assert isinstance(dict(local.judge(["an answer that it cannot spell"]))[0], Failure)
 
 
 def test_labels_are_found_with_and_without_a_space(directory: Path):
@@ -252,7 +253,6 @@ def test_a_tokenizer_without_the_labels_cannot_judge(tmp_path: Path):
 
 def test_packs_hold_few_tokens_and_few_prompts():
     assert list(packs(dict.fromkeys(range(5), 10), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(packs({}, 2)) == []
     assert [len(p) for p in packs(dict.fromkeys(range(7), judge_model.PACK // 3), 100)] == [3, 3, 1]
 
 

@@ -209,10 +209,10 @@ BROKEN: dict[str, Reply] = {
     "not JSON": lambda stub, body, number: stub.say("{"),
     "no choice": lambda stub, body, number: stub.say({"choices": []}),
     "nested": lambda stub, body, number: stub.say("[" * 100_000),
-    "huge": lambda stub, body, number: stub.say("x" * (endpoint.MAX_REPLY + 10)),
+    "huge": lambda stub, body, number: stub.say(json.dumps(completion("1")) + " " * endpoint.MAX_REPLY),
     "null": lambda stub, body, number: stub.say(completion(None)),
     "prose": lambda stub, body, number: stub.say(completion("The answer is 1")),
-    "full width": lambda stub, body, number: stub.say(completion("１")),
+    "two": lambda stub, body, number: stub.say(completion("10")),
     "unfinished": lambda stub, body, number: stub.say(completion("<think>1")),
     "too long a prompt": lambda stub, body, number: stub.say("context length", 400),
     "no HTTP": garbage,
@@ -285,8 +285,8 @@ def test_bad_options_are_one_line_that_repeats_no_key(
 
 
 def test_thinking_is_left_out_and_the_last_word_counts():
-    entries = [token("1", 0.6), token("</think>", 0.9), token("\n", 0.9), token("0", 0.6, (" 0", 0.1), ("1", 0.3))]
-    said = read(json.dumps(completion("<think>1?</think>\n0", {"content": entries})).encode())
+    entries = [token("0", 0.9), token("</think>", 0.9), token("\n", 0.9), token("0", 0.6, (" 0", 0.1), ("1", 0.3))]
+    said = read(json.dumps(completion("<think>0?</think>\n0", {"content": entries})).encode())
     assert isinstance(said, Verdict) and said.said == 0 and said.probability == pytest.approx(0.7)
     for odd in ({"content": [{"token": "1", "logprob": "x"}]}, {"content": [{"token": "1", "logprob": 3.0}]},
                 {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3}, {"content": [None]}, {}):  # fmt: skip
