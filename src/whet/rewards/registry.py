@@ -21,6 +21,10 @@ _BUILT_IN = {
         "whet.rewards.learned:LearnedReward",
         "the score of a reward model: a stage's, a directory's or the Hub's",
     ),
+    "judge": (
+        "whet.rewards.judge:JudgeReward",
+        "how likely a judging model holds the answer right, given the reference",
+    ),
     "language": ("whet.rewards.language:LanguageReward", "the share of the thinking's words in a language's script"),
     "length_kimi": ("whet.rewards.length:KimiLength", "short among the group's answers, 0.5 to -0.5 (Kimi k1.5)"),
     "lcpo_exact": ("whet.rewards.length:LcpoExact", "minus the distance to the length asked for (L1)"),

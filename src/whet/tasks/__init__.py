@@ -17,6 +17,10 @@ _TASKS = {
         "reach a target from given numbers: the smallest on which searching pays",
     ),
     "knights": ("whet.tasks.knights:Knights", "knights and knaves: who always tells the truth, who never does"),
+    "taste": (
+        "whet.tasks.taste:Taste",
+        "a hidden taste in strings of letters, which can rank texts: for reward models",
+    ),
     "files": ("whet.tasks.files:Files", "questions and answers from a JSONL or Parquet file"),
     "hf:OWNER/NAME": ("whet.tasks.files:Files", "the same from a data set on the Hugging Face Hub"),
     "gym:NAME": ("whet.tasks.gym:Gym", "any reasoning-gym data set with its own scorer, such as gym:chain_sum"),
