@@ -180,6 +180,13 @@ def print_evaluation(told: dict[str, Any]) -> None:
         "length, all · right · wrong",
         lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")),
     )
+    for name in sides[0].get("by_task", {}):
+        row(
+            f"{name}: pass@1 · length",
+            lambda s, t=name: (
+                f"{display.percent(s['by_task'][t]['accuracy'])} · {display.number(s['by_task'][t]['length'])}"
+            ),
+        )
     for mode in sides[0]["modes"]:
         row(
             f"{mode}: share · accuracy",

@@ -1,7 +1,7 @@
 """Measuring a model: the same harness for gates, recipes, `whet eval` and comparisons.
 
-pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right and of wrong answers, and the
-share and accuracy of each mode of answering. The sampling settings stand beside every score (arXiv:2504.07086).
+pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right and of wrong answers, the
+share and accuracy of each mode of answering, and the accuracy of each task of a mixture. The sampling settings stand beside every score (arXiv:2504.07086).
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,25 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
     }
     if sampling.n > 1 and counts:
         found["majority"] = mean([vote(g) for g in usable])
+    if parts := by_task(usable):
+        found["by_task"] = parts
     return found
+
+
+def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
+    """Accuracy with its interval, number of problems and mean length (tokens) of each task of a mixture; empty where there is one."""
+    groups: dict[str, list[Group]] = {}
+    for g in usable:
+        groups.setdefault(g.prompt.problem.task, []).append(g)
+    if len(groups) < 2:
+        return {}
+    table: dict[str, dict[str, float | int]] = {}
+    for name, own in sorted(groups.items()):
+        interval = statistics.mean_with_interval([[float(c.correct) for c in g.scores] for g in own])
+        length = mean([float(s.length) for g in own for s in g.samples])
+        told = {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
+        table[name] = {**told, "n": len(own), "length": length}
+    return table
 
 
 def vote(group: Group) -> float:

@@ -70,7 +70,7 @@ def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
     if wrong:
         figures["length_wrong"] = mean(wrong)
     for part in sorted({name for _, _, c in rows for name in c.parts}):
-        figures[f"part_{part}"] = mean([c.parts.get(part, 0.0) for _, _, c in rows])
+        figures[f"part_{part}"] = mean([c.parts[part] for _, _, c in rows if part in c.parts])
     if task.modes:
         modes = [task.mode(p, s.text) for p, s, _ in rows]
         figures |= {f"share_{mode}": modes.count(mode) / len(modes) for mode in task.modes}
