@@ -181,11 +181,13 @@ def print_evaluation(told: dict[str, Any]) -> None:
         lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")),
     )
     for name in sides[0].get("by_task", {}):
+
+        def of(s: dict[str, Any], key: str, t: str = name) -> Any:
+            return s.get("by_task", {}).get(t, {}).get(key)
+
         row(
             f"{name}: pass@1 · length",
-            lambda s, t=name: (
-                f"{display.percent(s['by_task'][t]['accuracy'])} · {display.number(s['by_task'][t]['length'])}"
-            ),
+            lambda s, of=of: f"{display.percent(of(s, 'accuracy'))} · {display.number(of(s, 'length'))}",
         )
     for mode in sides[0]["modes"]:
         row(
