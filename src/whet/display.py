@@ -85,7 +85,7 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
         interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
         table.add_row(
-            name, percent(told.get("accuracy")) + " of pairs" * ("pairs" in s), interval, str(told.get("n") or "–"), number(s.get("length")),
+            name, percent(told.get("accuracy")), interval, str(told.get("n") or "–") + " pairs" * ("pairs" in s), number(s.get("length")),
             percent(s.get("truncated")), number(s.get("seconds")),
         )  # fmt: skip
     return table

@@ -148,9 +148,9 @@ def _stage_row(stage: Mapping[str, Any], result: str) -> Markup:
     bar = interval_bar(accuracy, number(told.get("low")), number(told.get("high")))
     name = str(stage.get("name", ""))
     cells = [
-        tag("b", percent(accuracy) + " of pairs" * ("pairs" in stage)) if accuracy is not None else escape("–"),
+        tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        count(number(told.get("n"))),
+        join([count(number(told.get("n"))), escape(" pairs" if "pairs" in stage else "")]),
         _tokens(number(stage.get("length"))),
         lengths,
         percent(number(stage.get("truncated"))),

@@ -89,4 +89,5 @@ def measured(model: ScalarModel, held: Sequence[Ranking], context: Context) -> d
         ]
         rows.setdefault(str(ranking.problem.messages), []).extend(right)
     interval = statistics.mean_with_interval(list(rows.values()))
-    return {"pairs": {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": len(rows)}}
+    count = sum(len(row) for row in rows.values())
+    return {"pairs": {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": count}}
