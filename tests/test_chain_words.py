@@ -103,6 +103,7 @@ def test_every_word_counts_as_one_of_its_language_and_none_hides_in_another():
         ({"en": -1.0}, "en = -1.0; it must be a share"),
         ({"en": True}, "en = True; it must be a share"),
         ({"en": float("nan")}, "en = nan"),
+        ({"en": float("inf")}, "en = inf"),
         ({"en": 0.0}, "needs the share of a language"),
         ({}, "needs the share of a language"),
     ],

@@ -3,10 +3,12 @@
 import itertools
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from whet.check import responses
 from whet.errors import DataError, RecipeError
 from whet.rewards import combined
 from whet.rollout import endless
@@ -43,8 +45,10 @@ def test_each_problem_is_judged_by_the_task_that_posed_it():
     for problem, text, score in zip(problems, texts, task.score(problems, texts), strict=True):
         options = {"chain": CHAIN, "knights": {"name": "knights", "people": 2}, "taste": TASTE}[problem.task]
         alone = load(**options)
-        assert score == alone.score([problem], [text])[0]
+        own = alone.score([problem], [text])[0]
+        assert (score.value, score.status) == (own.value, own.status)
         assert score.value == (0.5 if problem.task == "taste" else 1.0)
+        assert score.parts == {"accuracy": own.value, **own.parts}
     stray = Problem("x", ({"role": "user", "content": "1+1="},), "2", "chian")
     for ask in (lambda: task.score([stray], ["2"]), lambda: task.mode(stray, "2")):
         with pytest.raises(DataError, match="is no part; did you mean 'chain'"):
@@ -72,6 +76,14 @@ def test_modes_keep_their_names_where_one_part_has_them():
             task.corpus(mix, 9, 1)
     with pytest.raises(RecipeError, match="its parts tell none apart"):
         mixed(TASTE).corpus({"careful": 1.0}, 9, 1)
+
+
+def test_a_check_tries_the_reward_on_what_every_part_writes():
+    task = mixed(CHAIN, {"name": "knights", "people": 2, "terse": True}, TASTE)
+    pairs = responses(SimpleNamespace(task=task, seed=1), [])  # type: ignore[arg-type]
+    assert {p.task for p, _ in pairs} == set(task.tasks)
+    scores = task.score([p for p, _ in pairs], [text for _, text in pairs])
+    assert all(s.correct for (p, _), s in zip(pairs, scores, strict=True) if p.task != "taste")
 
 
 def test_a_task_twice_needs_a_name_and_never_shares_an_id():
@@ -107,6 +119,7 @@ def test_shares_never_take_a_problem_back():
         assert all(sum(c) == n for n, c in enumerate(counts))
         assert all(a <= b for c, d in itertools.pairwise(counts) for a, b in zip(c, d, strict=True))
         assert all(abs(c - w / sum(weights) * 199) <= 1 for c, w in zip(counts[-1], weights, strict=True))
+    assert shares([0.9, 0.1], 6) == [5, 1]  # a tenth is served once it is half a problem behind
     assert served([1, 1], [0, 5]) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from whet.errors import DataError, RecipeError
 from whet.tasks import load
-from whet.tasks.taste import LETTERS, LONG, NOISE, REPEAT, Taste, legible
+from whet.tasks.taste import LETTERS, LONG, NOISE, Taste, legible
 from whet.types import Problem, Ranker
 
 
@@ -21,9 +21,9 @@ def test_utility_by_hand():
     one = task.utility(asked("jkl"), "abc")
     assert one == pytest.approx(task.weights["ab"] + task.weights["bc"])
     assert task.utility(asked("bck"), "abc") == pytest.approx(one + 2)
-    assert task.utility(asked("jkl"), "aaaa") == pytest.approx(task.weights["aa"] - 2 * REPEAT)
+    assert task.utility(asked("jkl"), "aaaa") == pytest.approx(task.weights["aa"] - 2 * 0.8)
     long = [task.utility(asked("jkl"), "a" * n) for n in (LONG, LONG + 1, LONG + 2)]
-    assert (long[1] - long[0], long[2] - long[1]) == pytest.approx((-REPEAT - 0.05, -REPEAT - 0.15))
+    assert (long[1] - long[0], long[2] - long[1]) == pytest.approx((-0.8 - 0.05, -0.8 - 0.15))
 
 
 @pytest.mark.parametrize("text", ["", "abz", "ab c", "АБ", "ab\n", "<think>"])
@@ -58,6 +58,15 @@ def test_pairs_of_a_ranking_follow_bradley_terry_whatever_stands_beside_them():
         margin = task.utility(problem, texts[i]) - task.utility(problem, texts[j])
         share = sum(order.index(i) < order.index(j) for order in orders) / len(orders)
         assert share == pytest.approx(1 / (1 + math.exp(-margin / NOISE)), abs=0.03)
+
+
+def test_the_first_of_a_ranking_follows_plackett_luce():
+    """Noise of another form can give the same pairs, and another first of three."""
+    task, problem, rng = Taste(), asked("abc"), random.Random(2)
+    task.weights = {"da": 0.0, "db": 0.0, "dc": NOISE}
+    first = [task.rank(problem, ["da", "db", "dc"], rng)[0] for _ in range(20_000)]
+    for i, worth in enumerate((1.0, 1.0, math.e)):
+        assert first.count(i) / len(first) == pytest.approx(worth / (2 + math.e), abs=0.012)
 
 
 def test_rules_differ_and_are_fixed():

@@ -83,7 +83,7 @@ def responses(context: Context, problems: Sequence[Problem]) -> list[tuple[Probl
     """Right answers to training problems, as the task's corpus writes them, or bare where it has none."""
     modes = context.task.modes
     try:
-        return context.task.corpus({modes[-1]: 1.0} if modes else {}, SOME, context.seed)
+        return context.task.corpus(dict.fromkeys(modes, 1.0), SOME, context.seed)
     except WhetError:
         return [(p, p.answer) for p in problems if p.answer is not None]
 

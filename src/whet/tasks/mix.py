@@ -86,7 +86,7 @@ class Mix:
         return self.parts[problem.task]
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """What each problem's own task says."""
+        """What each problem's own task says, each with a part `accuracy`, as some tasks give it and others do not."""
         rows: dict[str, list[int]] = {}
         for i, problem in enumerate(problems):
             self._part(problem)
@@ -94,7 +94,7 @@ class Mix:
         scores: dict[int, Score] = {}
         for label, at in rows.items():
             found = self.parts[label].score([problems[i] for i in at], [texts[i] for i in at])
-            scores |= dict(zip(at, found, strict=True))
+            scores |= dict(zip(at, map(_accurate, found), strict=True))
         return [scores[i] for i in range(len(texts))]
 
     def mode(self, problem: Problem, text: str) -> str:
@@ -163,6 +163,12 @@ def served(weights: Sequence[float], sizes: Iterable[int | None]) -> int | None:
 
 def _next(weights: Sequence[float], counts: Sequence[int]) -> int:
     return max(range(len(weights)), key=lambda i: weights[i] / (2 * counts[i] + 1))
+
+
+def _accurate(score: Score) -> Score:
+    if not score.usable or "accuracy" in score.parts:
+        return score
+    return replace(score, parts={**score.parts, "accuracy": score.value})
 
 
 def _part(given: object) -> tuple[str, float, Task]:
