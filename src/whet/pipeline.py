@@ -162,7 +162,8 @@ class Pipeline:
             found = measure(policy, self.context, spec or self.recipe.evaluation)
             self.measured[name] = found
             line |= found.figures
-            self.context.log.samples(f"{name}-test", 0, found.groups[:200], self.context.chat, self.context.task)
+            shown = found.groups[:200] if found.off is None else [*found.groups[:100], *found.off.groups[:100]]
+            self.context.log.samples(f"{name}-test", 0, shown, self.context.chat, self.context.task)
         self.records.append(line)
 
     def summarize(self, result: str | None) -> dict[str, Any]:
@@ -259,6 +260,8 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)
     chat = Chat.load(path)
+    if evaluation.thinking == "both":
+        chat.demand_switch()
     policy = place(hub.load(str(path)), config.Model())
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:
