@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from whet.errors import did_you_mean
-from whet.thinking import Measured as Switched
-from whet.thinking import Thinking
+from whet.thinking import Switch, Thinking
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Positive = Annotated[int, Field(ge=1)]
@@ -91,7 +90,7 @@ class Evaluation(Table):
     top_k: Annotated[int, Field(ge=0)] = 0
     max_tokens: Positive = 128
     seed: int = 0
-    thinking: Switched = None
+    thinking: Switch = None
 
 
 class Optimizer(Table):

@@ -30,6 +30,7 @@ from whet.rewards import combined
 from whet.runlog import Display, RunLog
 from whet.stages import rank, rl
 from whet.tasks import load as load_task
+from whet.thinking import measured
 from whet.types import Task
 
 
@@ -260,7 +261,7 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)
     chat = Chat.load(path)
-    if evaluation.thinking == "both":
+    if len(measured(evaluation.thinking, ask.thinking)) > 1:
         chat.demand_switch()
     policy = place(hub.load(str(path)), config.Model())
     reward = combined([("task", 1.0, {})], task)

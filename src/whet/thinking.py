@@ -21,14 +21,14 @@ def _setting(value: object) -> bool | float | None:
 
 
 Thinking = Annotated[bool | float | None, PlainValidator(_setting)]  # a number: the share that is asked with it on
-Measured = Literal["on", "off", "both"] | None  # None: as prompts are asked
+Switch = Literal["on", "off", "both"] | None  # None: as prompts are asked
 
 
 def stands(setting: bool | float | None, key: str) -> bool | None:
     """How the switch stands for what `key` names; where the setting is a share, a hash of the key decides. None: not set.
 
     >>> stands(True, "7"), sum(stands(0.3, str(i)) for i in range(1000))
-    (True, 301)
+    (True, 296)
     """
     if setting is None or isinstance(setting, bool):
         return setting
@@ -36,7 +36,7 @@ def stands(setting: bool | float | None, key: str) -> bool | None:
     return int.from_bytes(digest[:8], "big") < setting * 2**64
 
 
-def measured(how: Measured, setting: bool | float | None) -> tuple[bool | None, ...]:
+def measured(how: Switch, setting: bool | float | None) -> tuple[bool | None, ...]:
     """How the switch stands, measurement by measurement; None: as prompts are asked. A share is measured both ways.
 
     >>> measured(None, True), measured(None, 0.5), measured("off", 0.5)

@@ -101,7 +101,7 @@ class Chat:
     def demand_switch(self) -> None:
         """Raises ModelError where the chat template asks the same whether `enable_thinking` is on or off."""
         asked = ({"role": "user", "content": "ask"},)
-        if self.render(asked, True) == self.render(asked, False):
+        if self._rendered(asked, True, True, self.template) == self._rendered(asked, False, True, self.template):
             raise ModelError(
                 "the chat template has no enable_thinking switch, so nothing can be asked with thinking both on and off; "
                 "set thinking to true or false, or take a model such as Qwen3"
