@@ -242,7 +242,7 @@ def test_summary_table_and_report_show_both(tmp_path):
     other = {**made, "accuracy": 0.25, "low": 0.2, "high": 0.3, "length": 2.5}
     summary["stages"].append({**made, "thinking": {"on": made, "off": other}})
     rows = [line.strip("│ ") for line in printed(display.stages_table(summary))][:-1]
-    assert [r.split()[:4] for r in rows[-2:]] == [["x", "·", "thinking", "on"], ["x", "·", "thinking", "off"]]
+    assert [r.split()[:4] for r in rows[-2:]] == [["x", "│", "on", "│"], ["x", "│", "off", "│"]]
     for row, figures in zip(
         rows[-2:], (["75.0", "70.0", "80.0", "31.5"], ["25.0", "20.0", "30.0", "2.5"]), strict=True
     ):

@@ -82,16 +82,18 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     """Stage by stage: accuracy with its 95 % interval, length, truncation, time; a line each with thinking on and off."""
     title = f"{summary['name']} · task {summary['task']} · seed {summary['seed']}"
     table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
+    rows = [(stage, *row) for stage in summary["stages"] for row in switched(stage)]
+    both = any(switch for _, switch, _ in rows)
+    for column in ("stage", *(["thinking"] if both else [])):
+        table.add_column(column, no_wrap=True)
     for column in ("accuracy", "95 % interval", "problems", "length", "cut off", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    rows = [(stage, *row) for stage in summary["stages"] for row in switched(stage)]
     for s, switch, figures in rows:
         told = s.get("pairs") or figures  # a reward model is measured on pairs of responses
         interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
         table.add_row(
-            f"{name} · thinking {switch}" if switch else name, percent(told.get("accuracy")), interval,
+            name, *([switch] if both else []), percent(told.get("accuracy")), interval,
             str(told.get("n") or "–") + " pairs" * ("pairs" in s), number(figures.get("length")),
             percent(figures.get("truncated")), "" if switch == "off" else number(s.get("seconds")),
         )  # fmt: skip

@@ -156,7 +156,7 @@ def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
     cells = [
         tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        join([count(number(told.get("n"))), escape(" pairs" if "pairs" in stage else "")]),
+        escape(count(number(told.get("n"))) + " pairs" * ("pairs" in stage)),
         _tokens(number(figures.get("length"))),
         lengths,
         percent(number(figures.get("truncated"))),
