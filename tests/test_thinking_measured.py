@@ -122,7 +122,9 @@ def test_rankings_keep_how_they_were_asked(tmp_path):
 
 def test_a_learned_reward_reads_what_the_policy_read(tmp_path):
     _, context = sized(tmp_path, 0.5)
-    judge = LearnedReward("nowhere")
+    told = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 1 if enable_thinking else '0<think></think>' }}"
+    context = dataclasses.replace(context, chat=Chat.from_characters("0123456789+-*=;", template=told))
+    judge = LearnedReward("nowhere", thinking=True)
     judge.__dict__["held"] = context.chat, None
     off, on = (context.prompts([problem(thinking)])[0] for thinking in (False, True))
     assert judge.tokens(off.problem, off.begun + "8") == [*off.tokens, *context.chat.response("8")]
