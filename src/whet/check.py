@@ -113,7 +113,11 @@ def masks(context: Context, problems: Sequence[Problem]) -> str:
     for problem, text in responses(context, problems):
         made = context.example(problem, text)
         chosen = made.tokens[made.mask].tolist()
-        if chat.decode(chosen).strip() != text.strip() or chosen[-1] not in chat.eos:
+        if (
+            not text.endswith(made.text)
+            or chat.decode(chosen).strip() != made.text.strip()
+            or chosen[-1] not in chat.eos
+        ):
             raise WhetError(
                 f"of the response {_short(text)} the mask keeps {_short(chat.decode(chosen))}; the template does not fit this tokenizer"
             )

@@ -13,6 +13,7 @@ from whet.context import Context
 from whet.model.policy import Policy
 from whet.rewards.extract import concluded, final_answer
 from whet.rollout import describe, mean, rollout
+from whet.thinking import measured
 from whet.types import Group, Progress, Sampling, Score
 
 GATE_SPLIT = "train"  # a gate may look as often as it likes without spending the test split
@@ -24,6 +25,7 @@ class Measured:
 
     groups: list[Group]
     figures: dict[str, Any]
+    off: "Measured | None" = None  # the same problems with the thinking switch off, where it was measured both ways
 
     @property
     def correct(self) -> list[list[bool]]:
@@ -32,11 +34,21 @@ class Measured:
 
 
 def measure(policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None) -> Measured:
-    """Draws spec.samples answers to spec.problems test problems and sums them up."""
-    prompts = context.some("test", spec.problems, spec.seed)
+    """Draws spec.samples answers to spec.problems test problems and sums them up.
+
+    Where the thinking switch is measured both ways, the figures are those with it on; `figures["thinking"]` has {on, off}.
+    """
     sampling = Sampling(spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed)
-    groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling, progress)
-    return Measured(groups, figures(groups, context, sampling))
+    engine = context.engine(policy, context.chat)
+    found: list[Measured] = []
+    for thinking in measured(spec.thinking, context.ask.thinking):
+        prompts = context.some("test", spec.problems, spec.seed, thinking)
+        groups = rollout(engine, context.reward, prompts, sampling, progress)
+        found.append(Measured(groups, figures(groups, context, sampling)))
+    if len(found) == 1:
+        return found[0]
+    on, off = found
+    return Measured(on.groups, {**on.figures, "thinking": {"on": on.figures, "off": off.figures}}, off)
 
 
 def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> dict[str, Any]:
@@ -89,7 +101,7 @@ def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
 def vote(group: Group) -> float:
     """Majority vote over the answers a group gave."""
     votes = [
-        None if c.status == "unparsed" else ballot(s.text) for s, c in zip(group.samples, group.scores, strict=True)
+        None if c.status == "unparsed" else ballot(text) for text, c in zip(group.texts, group.scores, strict=True)
     ]
     return statistics.majority(votes, [c.correct for c in group.scores])
 
@@ -110,9 +122,9 @@ def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, floa
     if not task.modes:
         return {}
     rows: list[tuple[str, Score]] = [
-        (task.mode(g.prompt.problem, s.text), c)
+        (task.mode(g.prompt.problem, text), c)
         for g in (g.usable for g in groups)
-        for s, c in zip(g.samples, g.scores, strict=True)
+        for text, c in zip(g.texts, g.scores, strict=True)
     ]
     names = [*task.modes, *sorted({m for m, _ in rows} - set(task.modes))]
     table: dict[str, dict[str, float | int | None]] = {}

@@ -25,7 +25,7 @@ from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
 
 OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
-RESPONSE = re.compile(r"<think>([0-9+\-*=;]*)</think>([0-9])")
+RESPONSE = re.compile(r"<think>\s*+([0-9+\-*=;]*)\s*</think>\s*([0-9])")
 WORDS = {"en": {"+": "plus", "-": "less", "*": "by"}, "ru": {"+": "плюс", "-": "без", "*": "на"}}
 SYMBOLS = {word: symbol for words in WORDS.values() for symbol, word in words.items()}
 WORD = re.compile("|".join(SYMBOLS))
