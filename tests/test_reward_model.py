@@ -228,7 +228,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
         whole = (loss[part.sequence] * part.weight).sum()
         whole.backward()
         total += whole.item()
-    assert total == pytest.approx(float(expected), rel=1e-5)
+    assert total == pytest.approx(expected.item(), rel=1e-5)
     for p, g in zip(policy.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=2e-3, atol=2e-6)
 
