@@ -97,6 +97,7 @@ class Score:
     value: float
     status: Status = "scored"
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    reason: str = ""  # of a timeout or an error, in one line
 
     @property
     def usable(self) -> bool:

@@ -1,7 +1,7 @@
 """Your own reward: `def reward(prompt, sample) -> float`, or a function written for TRL, unmodified.
 
-It runs in this process, as trusted as the recipe that names it. Whatever goes wrong in it is said in one line that names
-the function, the file and the line.
+This is what a worker holds (`own` is the side that asks): the function is as trusted as the recipe that names it, and not expected
+to end. Whatever goes wrong in it is said in one line that names the function, the file and the line.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from whet.errors import RewardError, did_you_mean
 from whet.rewards.registry import check_options
 from whet.types import Finish, Problem, Sample, Score
 
+NAMED = "WHET_REWARD"  # the variable that tells a worker its function: [spec, options] as JSON
 _CURE = "write def reward(prompt, sample) -> float, or TRL's def reward(completions, **columns) -> list[float]"
 _PASSED = ("prompt", "sample", "prompts", "completions", "completion_ids", "self")
 
@@ -38,8 +39,12 @@ class BareText:
         raise AttributeError(f"sample.{name} is not known here: only the text was given")
 
 
+class Failed(RewardError):
+    """The function itself failed on an answer, which says nothing of any other answer."""
+
+
 class CustomReward:
-    """A user's function as a reward.
+    """A user's function as a reward, called where it stands.
 
     `(prompt, sample)`: called for each response with the Problem (.messages .question .answer .meta .id) and the Sample (.text
     .tokens .length .finish); returns a number or a Score. With a parameter `completions`: called once a batch with keywords as TRL
@@ -90,7 +95,7 @@ class CustomReward:
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises RewardError where the function fails or returns no number."""
+        """N problems and N completion texts -> N scores. Raises Failed where the function fails or returns no number."""
         if self.batched:
             return self._score_batch(problems, texts, samples)
         given: Sequence[Sample | BareText] = samples if samples is not None else [BareText(text) for text in texts]
@@ -116,7 +121,7 @@ class CustomReward:
             values = values.tolist()
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(texts):
             got = f"{len(values)} values" if isinstance(values, list | tuple) else type(values).__name__
-            raise RewardError(
+            raise Failed(
                 f"reward {self.spec}: returned {got} for {len(texts)} responses; it must return a number for each"
             )
         return [
@@ -145,21 +150,21 @@ class CustomReward:
     def _call(self, where: str, *arguments: Any, **keywords: Any) -> Any:
         try:
             return self.function(*arguments, **keywords)
-        except RewardError:
+        except MemoryError:  # the worker's to tell: it ends with this answer
             raise
         except (Exception, SystemExit) as error:  # the user's code: whatever it raises is the user's to read
             cure = ""
             if self.batched and not self.messages and isinstance(error, TypeError | AttributeError | KeyError):
                 cure = '; if it expects lists of messages, set completions = "messages"'
-            raise RewardError(f"reward {self.spec}: {_told(error, self.function)}, at {where}{cure}") from error
+            raise Failed(f"reward {self.spec}: {_told(error, self.function)}, at {where}{cure}") from error
 
     def _score(self, value: Any, where: str) -> Score:
         if not isinstance(value, Real) and getattr(value, "shape", None) == () and hasattr(value, "item"):
             value = value.item()  # a number of numpy's or torch's
         if not isinstance(value, Real):
-            raise RewardError(f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a number")
+            raise Failed(f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a number")
         if not math.isfinite(value):
-            raise RewardError(f"reward {self.spec}: returned {value} for {where}; it must return a finite number")
+            raise Failed(f"reward {self.spec}: returned {value} for {where}; it must return a finite number")
         return Score(float(value))
 
 

@@ -71,9 +71,9 @@ def load(spec: str, **options: Any) -> Reward:
     whet.errors.RewardError: unknown reward 'maths'; did you mean 'math'?
     """
     if ":" in spec:
-        from whet.rewards.custom import CustomReward
+        from whet.rewards.own import OwnReward
 
-        return CustomReward(spec, options)
+        return OwnReward(spec, **options)
     if spec == "task":
         raise RewardError("reward 'task' is the task's own verifier: it needs a recipe with a task")
     if spec not in _BUILT_IN:
