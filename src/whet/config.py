@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from whet.errors import did_you_mean
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -110,6 +111,27 @@ class Critic(Optimizer):
     start: str | None = None  # a reward_model stage, a directory or a Hub id
 
 
+class Lora(Table):
+    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged model, else the adapter itself."""
+
+    rank: Positive = 16
+    alpha: Rate = 32
+    targets: Annotated[list[str], Field(min_length=1)] = list(PROJECTIONS)
+    merge: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.targets:
+            if name not in PROJECTIONS:
+                raise ValueError(f"targets has no {name!r}{did_you_mean(name, PROJECTIONS)}")
+        return self
+
+    def adapts_like(self, other: "Lora") -> bool:
+        """Whether both describe adapters of the same form, of which one stage could train on what another left."""
+        one, two = ((t.rank, t.alpha, set(t.targets)) for t in (self, other))
+        return one == two
+
+
 class Gate(Table):
     """What a model must reach before the pipeline goes on: accuracy of the answers given in one mode."""
 
@@ -128,6 +150,7 @@ class Stage(Table):
 
 class Trained(Stage):
     optimizer: Optimizer = Optimizer()
+    lora: Lora | None = None
     micro_tokens: Positive = 16384  # tokens a forward pass
 
 
@@ -158,6 +181,8 @@ class SFT(Trained, Makes):
     def _consistent(self) -> Self:
         if self.shape is not None and self.start not in ("previous", "new"):
             raise ValueError(f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one")
+        if self.lora is not None and (self.shape is not None or self.start == "new"):
+            raise ValueError("lora adapts a model that has been trained, and this stage makes a new one; drop one")
         if not sum(self.shares.values()) > 0:
             raise ValueError("data holds no share above 0")
         return self
@@ -218,6 +243,12 @@ class RewardModel(Trained):
     steps: Positive
     batch: Positive = 16  # rankings a step
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the prompts whose pairs are for measuring only
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.lora is not None and not self.lora.merge:
+            raise ValueError("a reward model's head is no adapter, so it is kept whole; drop lora.merge = false")
+        return self
 
 
 class Prefer(Trained, Makes):
