@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "whet"
 FLOORS = (
     "errors",
     "types",
+    "thinking",
     "config",
     "recipes",
     "batch logprobs advantages losses kl values statistics watch",

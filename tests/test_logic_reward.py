@@ -37,7 +37,7 @@ def test_logic_needs_a_verdict_and_takes_the_formats_options() -> None:
         LogicReward().score([], [FORMED])
     with pytest.raises(RewardError, match="1 verdicts for 2 responses"):
         LogicReward().given([], [FORMED] * 2, None, [Score(1.0)])
-    assert LogicReward(opened=True).given([], ["a</think><answer>b</answer>"], None, [Score(1.0)])[0].value == 3.0
+    assert LogicReward(answer="").given([], ["<think>a</think>b"], None, [Score(1.0)])[0].value == 3.0
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def test_format_wants_every_tag_once_and_in_order(text: str, value: int) -> None
 
 
 def test_format_options() -> None:
-    assert FormatReward(opened=True).holds("2</think><answer>4</answer>")
-    assert not FormatReward(opened=True).holds("<think>2</think><answer>4</answer>")
+    assert not FormatReward().holds("2</think><answer>4</answer>")
     assert FormatReward(answer="").holds("<think>2</think>4")
     assert not FormatReward(answer="").holds("<think>2</think> ")
     assert not FormatReward(answer="").holds("4")

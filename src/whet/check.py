@@ -83,7 +83,7 @@ def responses(context: Context, problems: Sequence[Problem]) -> list[tuple[Probl
     """Right answers to training problems, as the task's corpus writes them, or bare where it has none."""
     modes = context.task.modes
     try:
-        return context.task.corpus({modes[-1]: 1.0} if modes else {}, SOME, context.seed)
+        return context.task.corpus(dict.fromkeys(modes, 1.0), SOME, context.seed)
     except WhetError:
         return [(p, p.answer) for p in problems if p.answer is not None]
 
@@ -113,7 +113,11 @@ def masks(context: Context, problems: Sequence[Problem]) -> str:
     for problem, text in responses(context, problems):
         made = context.example(problem, text)
         chosen = made.tokens[made.mask].tolist()
-        if chat.decode(chosen).strip() != text.strip() or chosen[-1] not in chat.eos:
+        if (
+            not text.endswith(made.text)
+            or chat.decode(chosen).strip() != made.text.strip()
+            or chosen[-1] not in chat.eos
+        ):
             raise WhetError(
                 f"of the response {_short(text)} the mask keeps {_short(chat.decode(chosen))}; the template does not fit this tokenizer"
             )

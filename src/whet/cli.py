@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-tokens", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--system", help="a system message before each problem")
-    evaluate.add_argument("--thinking", choices=("on", "off"), help="the chat template's thinking switch")
+    evaluate.add_argument("--thinking", choices=("on", "off", "both"), help="the chat template's switch")
     evaluate.add_argument(
         "--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference"
     )

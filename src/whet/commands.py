@@ -119,13 +119,13 @@ def evaluate(a: argparse.Namespace) -> int:
     from whet.measure import paired
 
     given = {"problems": a.problems, "samples": a.n, "temperature": a.temperature, "top_p": a.top_p}
-    given |= {"top_k": a.top_k, "max_tokens": a.max_tokens, "seed": a.seed}
+    given |= {"top_k": a.top_k, "max_tokens": a.max_tokens, "seed": a.seed, "thinking": a.thinking}
     try:
         spec = config.Evaluation(**given)
     except ValidationError as error:
         faults = "; ".join(f"{f['loc'][0]}: {f['msg']} (given: {f['input']!r})" for f in error.errors())
         raise RecipeError(faults) from None
-    ask = config.Ask(system=a.system, thinking=None if a.thinking is None else a.thinking == "on")
+    ask = config.Ask(system=a.system)
     task = config.Task(name=a.task, **options(a.pairs))
     console = Console(stderr=True)
     with console.status(f"measuring {a.model}"):
@@ -136,6 +136,8 @@ def evaluate(a: argparse.Namespace) -> int:
             other = pipeline.evaluate(a.against, task, ask, spec)
         told["against"] = {"model": a.against, **other.figures}
         told["paired"] = paired(other, one)
+        if one.off is not None and other.off is not None:
+            told["thinking"]["off"]["paired"] = paired(other.off, one.off)
     if a.json:
         print(json.dumps(told, indent=1))
     else:
@@ -158,10 +160,13 @@ def options(words: Sequence[str]) -> dict[str, Any]:
 
 def print_evaluation(told: dict[str, Any]) -> None:
     table = Table(title=f"task {told['task']}", title_justify="left")
-    sides = [told, *([told["against"]] if "against" in told else [])]
+    models = [told, *([told["against"]] if "against" in told else [])]
+    sides = [figures for model in models for _, figures in display.switched(model)]
     table.add_column("")
-    for side in sides:
-        table.add_column(side["model"], justify="right", overflow="fold")
+    for model in models:
+        for switch, _ in display.switched(model):
+            title = f"{model['model']}, thinking {switch}" if switch else model["model"]
+            table.add_column(title, justify="right", overflow="fold")
 
     def row(label: str, cell: Any) -> None:
         table.add_row(label, *(cell(side) for side in sides))
@@ -180,6 +185,15 @@ def print_evaluation(told: dict[str, Any]) -> None:
         "length, all · right · wrong",
         lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")),
     )
+    for name in sides[0].get("by_task", {}):
+
+        def of(s: dict[str, Any], key: str, t: str = name) -> Any:
+            return s.get("by_task", {}).get(t, {}).get(key)
+
+        row(
+            f"{name}: pass@1 · length",
+            lambda s, of=of: f"{display.percent(of(s, 'accuracy'))} · {display.number(of(s, 'length'))}",
+        )
     for mode in sides[0]["modes"]:
         row(
             f"{mode}: share · accuracy",
@@ -190,4 +204,7 @@ def print_evaluation(told: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"sampling: {sampling}", highlight=False)
     if "paired" in told:
-        console.print(display.paired_line(told["paired"]), highlight=False)
+        off = told.get("thinking", {}).get("off")
+        console.print(f"{'thinking on: ' if off else ''}{display.paired_line(told['paired'])}", highlight=False)
+        if off:
+            console.print(f"thinking off: {display.paired_line(off['paired'])}", highlight=False)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from whet.errors import did_you_mean
+from whet.thinking import Switch, Thinking
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
@@ -65,7 +66,7 @@ class Ask(Table):
     """How a problem becomes a prompt: an optional system message, and the template's thinking switch."""
 
     system: str | None = None
-    thinking: bool | None = None
+    thinking: Thinking = None
 
 
 class Reward(BaseModel):
@@ -90,6 +91,7 @@ class Evaluation(Table):
     top_k: Annotated[int, Field(ge=0)] = 0
     max_tokens: Positive = 128
     seed: int = 0
+    thinking: Switch = None
 
 
 class Optimizer(Table):

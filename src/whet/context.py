@@ -1,7 +1,7 @@
 """What every stage is handed: the task, its reward, the tokenizer, the log, and the means to sample."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from whet.model.policy import Policy
 from whet.rewards import Reward
 from whet.rollout import endless
 from whet.runlog import RunLog
+from whet.thinking import left, stands
 from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task
 
 
@@ -32,13 +33,27 @@ class Context:
     )  # by reject stage: (problem, verified response)
     rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
 
-    def prompts(self, problems: Sequence[Problem]) -> list[Prompt]:
-        return [self.chat.prompt(p, thinking=self.ask.thinking, system=self.ask.system) for p in problems]
+    def prompts(
+        self, problems: Sequence[Problem], seed: int | None = None, thinking: bool | None = None
+    ) -> list[Prompt]:
+        """The problems as the model reads them, with thinking as given, else as the problem's meta says, else as the recipe asks.
 
-    def some(self, split: Literal["train", "test"], n: int, seed: int) -> list[Prompt]:
+        Where that is a share, a hash of the problem's id and the seed (the context's where not given) decides for each.
+        """
+        return [self._asked(p, self.seed if seed is None else seed, thinking) for p in problems]
+
+    def _asked(self, problem: Problem, seed: int, thinking: bool | None) -> Prompt:
+        if thinking is None:
+            own = problem.meta.get("thinking")
+            thinking = own if isinstance(own, bool) else stands(self.ask.thinking, f"{seed} {problem.id}")
+        if thinking is not None:
+            problem = replace(problem, meta={**problem.meta, "thinking": thinking})
+        return self.chat.prompt(problem, thinking=thinking, system=self.ask.system)
+
+    def some(self, split: Literal["train", "test"], n: int, seed: int, thinking: bool | None = None) -> list[Prompt]:
         """n problems of a split, as prompts, in an order that the seed fixes; all there are where they are fewer."""
         size = self.task.size(split)
-        return self.prompts(self.task.problems(split, n if size is None else min(n, size), seed))
+        return self.prompts(self.task.problems(split, n if size is None else min(n, size), seed), seed, thinking)
 
     def policy(self, source: str) -> Policy:
         """As `model`. Raises ModelError where it is a reward model."""
@@ -55,12 +70,17 @@ class Context:
             raise DataError(f"the rank stage {source!r} found nothing to rank")
         return self.rankings[source]
 
-    def example(self, problem: Problem, response: str) -> Sample:
-        """A document as a sample whose response, end of turn included, the policy is to choose: what is trained on."""
-        prompt = self.prompts([problem])[0].tokens
-        answer = self.chat.response(response)
-        mask = np.concatenate([np.zeros(len(prompt), bool), np.ones(len(answer), bool)])
-        return Sample(np.array([*prompt, *answer]), mask, np.zeros(len(mask), np.float32), response, "stop")
+    def example(self, problem: Problem, response: str, seed: int | None = None) -> Sample:
+        """A document as a sample whose response, end of turn included, the policy is to choose: what is trained on.
+
+        The response is the whole answer, thinking included; what the prompt has begun of it is not trained on, and with thinking
+        off its thinking is left out. Raises DataError where nothing is left then.
+        """
+        prompt = self.prompts([problem], seed)[0]
+        text = left(prompt, response)
+        answer = self.chat.response(text)
+        mask = np.concatenate([np.zeros(len(prompt.tokens), bool), np.ones(len(answer), bool)])
+        return Sample(np.array([*prompt.tokens, *answer]), mask, np.zeros(len(mask), np.float32), text, "stop")
 
     def stream(self, split: Literal["train", "test"]) -> Iterator[Problem]:
         return endless(self.task, split, self.seed)

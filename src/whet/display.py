@@ -73,20 +73,29 @@ def number(value: float | None, form: str = "{:.1f}") -> str:
     return "–" if value is None else form.format(value)
 
 
+def switched(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """How the thinking switch stood and the figures: once with "" where it was left alone, else on and off."""
+    return list(measured["thinking"].items()) if "thinking" in measured else [("", measured)]
+
+
 def stages_table(summary: Mapping[str, Any]) -> Table:
-    """Stage by stage: accuracy with its 95 % interval, length, truncation, time."""
+    """Stage by stage: accuracy with its 95 % interval, length, truncation, time; a line each with thinking on and off."""
     title = f"{summary['name']} · task {summary['task']} · seed {summary['seed']}"
     table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
+    rows = [(stage, *row) for stage in summary["stages"] for row in switched(stage)]
+    both = any(switch for _, switch, _ in rows)
+    for column in ("stage", *(["thinking"] if both else [])):
+        table.add_column(column, no_wrap=True)
     for column in ("accuracy", "95 % interval", "problems", "length", "cut off", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    for s in summary["stages"]:
-        told = s.get("pairs") or s  # a reward model is measured on pairs of responses
+    for s, switch, figures in rows:
+        told = s.get("pairs") or figures  # a reward model is measured on pairs of responses
         interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
         table.add_row(
-            name, percent(told.get("accuracy")), interval, str(told.get("n") or "–") + " pairs" * ("pairs" in s), number(s.get("length")),
-            percent(s.get("truncated")), number(s.get("seconds")),
+            name, *([switch] if both else []), percent(told.get("accuracy")), interval,
+            str(told.get("n") or "–") + " pairs" * ("pairs" in s), number(figures.get("length")),
+            percent(figures.get("truncated")), "" if switch == "off" else number(s.get("seconds")),
         )  # fmt: skip
     return table
 
@@ -96,7 +105,8 @@ def closing(console: Console, summary: Mapping[str, Any], directory: Path) -> No
     console.print(stages_table(summary))
     told = summary.get("gain")
     if told:
-        line = f"[bold]{told['before']} → {told['after']}: {100 * told['total']:+.1f} points[/]"
+        both = any("thinking" in s for s in summary["stages"] if s["name"] == told["after"])
+        line = f"[bold]{told['before']} → {told['after']}: {100 * told['total']:+.1f} points{' with thinking on' * both}[/]"
         if "choosing" in told:
             line += f" — {100 * told['choosing']:+.1f} from choosing another mode of answering, {100 * told['reasoning']:+.1f} from answering better within a mode"
         console.print(line, highlight=False)
@@ -115,24 +125,34 @@ def paired_line(test: Mapping[str, Any]) -> str:
 
 def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
     """One row a seed, and mean ± standard deviation, for runs of one recipe."""
-    names = [s["name"] for s in summaries[0]["stages"] if s["accuracy"] is not None]
+    rows = [_accuracies(s) for s in summaries]
+    names = list(rows[0])
     table = Table(title=f"accuracy over {len(summaries)} seeds", title_justify="left")
     for column in ("seed", *names, "gain", "seconds"):
         table.add_column(column, justify="right")
-    for s in summaries:
-        row = [percent(next(x["accuracy"] for x in s["stages"] if x["name"] == n)) for n in names]
+    for s, row in zip(summaries, rows, strict=True):
         table.add_row(
             str(s["seed"]),
-            *row,
+            *(percent(row[n]) for n in names),
             number(100 * s["gain"]["total"] if s["gain"] else None, "{:+.1f}"),
             number(s["seconds"], "{:.0f}"),
         )
-    columns = [[next(x["accuracy"] for x in s["stages"] if x["name"] == n) for s in summaries] for n in names]
+    columns = [[row[n] for row in rows] for n in names]
     table.add_section()
     table.add_row(
         "mean ± sd", *(mean_sd(c) for c in columns), mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]), ""
     )
     return table
+
+
+def _accuracies(summary: Mapping[str, Any]) -> dict[str, float]:
+    """By stage, and by how the thinking switch stood."""
+    return {
+        f"{s['name']} {switch}".rstrip(): told["accuracy"]
+        for s in summary["stages"]
+        for switch, told in switched(s)
+        if told["accuracy"] is not None
+    }
 
 
 def mean_sd(values: list[float]) -> str:

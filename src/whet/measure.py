@@ -1,7 +1,7 @@
 """Measuring a model: the same harness for gates, recipes, `whet eval` and comparisons.
 
-pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right and of wrong answers, and the
-share and accuracy of each mode of answering. The sampling settings stand beside every score (arXiv:2504.07086).
+pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right and of wrong answers, the
+share and accuracy of each mode of answering, and the accuracy of each task of a mixture. The sampling settings stand beside every score (arXiv:2504.07086).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from whet.context import Context
 from whet.model.policy import Policy
 from whet.rewards.extract import concluded, final_answer
 from whet.rollout import describe, mean, rollout
+from whet.thinking import measured
 from whet.types import Group, Progress, Sampling, Score
 
 GATE_SPLIT = "train"  # a gate may look as often as it likes without spending the test split
@@ -24,6 +25,7 @@ class Measured:
 
     groups: list[Group]
     figures: dict[str, Any]
+    off: "Measured | None" = None  # the same problems with the thinking switch off, where it was measured both ways
 
     @property
     def correct(self) -> list[list[bool]]:
@@ -32,11 +34,21 @@ class Measured:
 
 
 def measure(policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None) -> Measured:
-    """Draws spec.samples answers to spec.problems test problems and sums them up."""
-    prompts = context.some("test", spec.problems, spec.seed)
+    """Draws spec.samples answers to spec.problems test problems and sums them up.
+
+    Where the thinking switch is measured both ways, the figures are those with it on; `figures["thinking"]` has {on, off}.
+    """
     sampling = Sampling(spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed)
-    groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling, progress)
-    return Measured(groups, figures(groups, context, sampling))
+    engine = context.engine(policy, context.chat)
+    found: list[Measured] = []
+    for thinking in measured(spec.thinking, context.ask.thinking):
+        prompts = context.some("test", spec.problems, spec.seed, thinking)
+        groups = rollout(engine, context.reward, prompts, sampling, progress)
+        found.append(Measured(groups, figures(groups, context, sampling)))
+    if len(found) == 1:
+        return found[0]
+    on, off = found
+    return Measured(on.groups, {**on.figures, "thinking": {"on": on.figures, "off": off.figures}}, off)
 
 
 def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> dict[str, Any]:
@@ -65,13 +77,31 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
     }
     if sampling.n > 1 and counts:
         found["majority"] = mean([vote(g) for g in usable])
+    if parts := by_task(usable):
+        found["by_task"] = parts
     return found
+
+
+def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
+    """Accuracy with its interval, number of problems and mean length (tokens) of each task of a mixture; empty where there is one."""
+    groups: dict[str, list[Group]] = {}
+    for g in usable:
+        groups.setdefault(g.prompt.problem.task, []).append(g)
+    if len(groups) < 2:
+        return {}
+    table: dict[str, dict[str, float | int]] = {}
+    for name, own in sorted(groups.items()):
+        interval = statistics.mean_with_interval([[float(c.correct) for c in g.scores] for g in own])
+        length = mean([float(s.length) for g in own for s in g.samples])
+        told = {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
+        table[name] = {**told, "n": len(own), "length": length}
+    return table
 
 
 def vote(group: Group) -> float:
     """Majority vote over the answers a group gave."""
     votes = [
-        None if c.status == "unparsed" else ballot(s.text) for s, c in zip(group.samples, group.scores, strict=True)
+        None if c.status == "unparsed" else ballot(text) for text, c in zip(group.texts, group.scores, strict=True)
     ]
     return statistics.majority(votes, [c.correct for c in group.scores])
 
@@ -92,9 +122,9 @@ def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, floa
     if not task.modes:
         return {}
     rows: list[tuple[str, Score]] = [
-        (task.mode(g.prompt.problem, s.text), c)
+        (task.mode(g.prompt.problem, text), c)
         for g in (g.usable for g in groups)
-        for s, c in zip(g.samples, g.scores, strict=True)
+        for text, c in zip(g.texts, g.scores, strict=True)
     ]
     names = [*task.modes, *sorted({m for m, _ in rows} - set(task.modes))]
     table: dict[str, dict[str, float | int | None]] = {}

@@ -30,6 +30,7 @@ from whet.rewards import combined
 from whet.runlog import Display, RunLog
 from whet.stages import rank, rl
 from whet.tasks import load as load_task
+from whet.thinking import measured
 from whet.types import Task
 
 
@@ -162,7 +163,8 @@ class Pipeline:
             found = measure(policy, self.context, spec or self.recipe.evaluation)
             self.measured[name] = found
             line |= found.figures
-            self.context.log.samples(f"{name}-test", 0, found.groups[:200], self.context.chat, self.context.task)
+            shown = found.groups[:200] if found.off is None else [*found.groups[:100], *found.off.groups[:100]]
+            self.context.log.samples(f"{name}-test", 0, shown, self.context.chat, self.context.task)
         self.records.append(line)
 
     def summarize(self, result: str | None) -> dict[str, Any]:
@@ -259,6 +261,8 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)
     chat = Chat.load(path)
+    if len(measured(evaluation.thinking, ask.thinking)) > 1:
+        chat.demand_switch()
     policy = place(hub.load(str(path)), config.Model())
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:

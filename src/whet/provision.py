@@ -14,6 +14,7 @@ from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
+from whet.thinking import measured
 from whet.types import Task
 
 SMALL = 2_000_000  # parameters, up to which a second thread costs more than it brings
@@ -28,7 +29,7 @@ def rewarded(recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, 
         options = part.options
         if part.name != "learned" or options.get("model") not in stages:
             return options
-        asked = recipe.ask.model_dump(include={"system", "thinking"}, exclude_none=True)
+        asked = {} if recipe.ask.system is None else {"system": recipe.ask.system}  # a problem's meta says the thinking
         return {**asked, **options, "model": str(directory / options["model"] / "model")}
 
     return combined([(part.name, part.weight, given(part)) for part in parts], task)
@@ -38,7 +39,11 @@ def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
     """The tokenizer of the model's directory, or one made from the task's alphabet."""
     if recipe.model.path is not None:
         path = hub.resolve(recipe.model.path)
-        return Chat.load(path), path
+        chat = Chat.load(path)
+        specs = [recipe.evaluation, *(s for s in recipe.stage if isinstance(s, config.Evaluation))]
+        if any(len(measured(spec.thinking, recipe.ask.thinking)) > 1 for spec in specs):
+            chat.demand_switch()
+        return chat, path
     return Chat.from_characters(task.alphabet()), None
 
 

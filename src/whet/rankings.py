@@ -12,7 +12,7 @@ import torch
 from whet.batch import RankedBatch, pack
 from whet.errors import DataError
 from whet.tasks.files import ROLES, sources
-from whet.tasks.rows import Row, read_rows
+from whet.tasks.rows import Row, asked, read_rows
 from whet.types import Message, Problem, Ranking, Sample
 
 
@@ -41,7 +41,7 @@ def of_row(row: Row) -> Ranking | None:
     different = tuple(dict.fromkeys(texts))
     if not prompt or prompt[-1]["role"] == "assistant":
         raise DataError(f"{row.where}: no prompt before the responses")
-    problem = Problem(str(row.values.get("id") or row.where), tuple(prompt), row.text("answer"))
+    problem = Problem(str(row.values.get("id") or row.where), tuple(prompt), row.text("answer"), meta=asked(row.values))
     return Ranking(problem, different) if len(different) > 1 else None
 
 
@@ -77,7 +77,9 @@ def write(rankings: Sequence[Ranking], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for ranking in rankings:
             problem = ranking.problem
-            line = {"id": problem.id, "prompt": list(problem.messages), "ranked": list(ranking.texts)}
+            line = {"id": problem.id, "prompt": list(problem.messages), "ranked": list(ranking.texts)} | asked(
+                problem.meta
+            )
             file.write(json.dumps(line if problem.answer is None else {**line, "answer": problem.answer}) + "\n")
 
 

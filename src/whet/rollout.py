@@ -1,6 +1,7 @@
 """engine + reward -> groups. The path of a sample from a problem to a score."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from whet.errors import DataError
@@ -17,7 +18,12 @@ def rollout(
 
 
 def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]) -> list[Group]:
-    flat = [(p.problem, s) for p, samples in zip(prompts, drawn, strict=True) for s in samples]
+    """A reward is shown the whole answer: what the prompt has begun of it, then the completion."""
+    flat = [
+        (p.problem, replace(s, text=p.begun + s.text) if p.begun else s)
+        for p, samples in zip(prompts, drawn, strict=True)
+        for s in samples
+    ]
     scores = iter(reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat]))
     groups = [
         Group(p, tuple(samples), tuple(next(scores) for _ in samples))
@@ -51,27 +57,27 @@ def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
     """
     total = sum(len(g.samples) for g in groups)
     usable = [g.usable for g in groups]
-    rows = [(g.prompt.problem, s, c) for g in usable for s, c in zip(g.samples, g.scores, strict=True)]
+    rows = [(s, c) for g in usable for s, c in zip(g.samples, g.scores, strict=True)]
     figures = {"samples": float(total), "errors": (total - len(rows)) / total if total else 0.0}
     if not rows:
         return figures
-    right = [s.length for _, s, c in rows if c.correct]
-    wrong = [s.length for _, s, c in rows if not c.correct]
+    right = [s.length for s, c in rows if c.correct]
+    wrong = [s.length for s, c in rows if not c.correct]
     figures |= {
-        "reward": mean([c.value for _, _, c in rows]),
+        "reward": mean([c.value for _, c in rows]),
         "accuracy": len(right) / len(rows),
-        "length": mean([s.length for _, s, _ in rows]),
-        "truncated": mean([float(s.finish == "length") for _, s, _ in rows]),
-        "unparsed": mean([float(c.status == "unparsed") for _, _, c in rows]),
+        "length": mean([s.length for s, _ in rows]),
+        "truncated": mean([float(s.finish == "length") for s, _ in rows]),
+        "unparsed": mean([float(c.status == "unparsed") for _, c in rows]),
         "groups_with_signal": mean([float(g.has_signal) for g in usable]),
     }
     if right:
         figures["length_right"] = mean(right)
     if wrong:
         figures["length_wrong"] = mean(wrong)
-    for part in sorted({name for _, _, c in rows for name in c.parts}):
-        figures[f"part_{part}"] = mean([c.parts.get(part, 0.0) for _, _, c in rows])
+    for part in sorted({name for _, c in rows for name in c.parts}):
+        figures[f"part_{part}"] = mean([c.parts[part] for _, c in rows if part in c.parts])
     if task.modes:
-        modes = [task.mode(p, s.text) for p, s, _ in rows]
+        modes = [task.mode(g.prompt.problem, text) for g in usable for text in g.texts]
         figures |= {f"share_{mode}": modes.count(mode) / len(modes) for mode in task.modes}
     return figures

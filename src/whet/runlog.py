@@ -71,7 +71,7 @@ def _group_line(
     problem = group.prompt.problem
     first = len(group.prompt.tokens)
     samples = []
-    for sample, score, advantage in zip(group.samples, group.scores, advantages, strict=True):
+    for sample, text, score, advantage in zip(group.samples, group.texts, group.scores, advantages, strict=True):
         ids = sample.tokens[first:].tolist()
         samples.append(
             {
@@ -81,7 +81,7 @@ def _group_line(
                 "reward": score.value,
                 "correct": score.correct,
                 "parts": dict(score.parts),
-                "mode": task.mode(problem, sample.text) if task.modes else None,
+                "mode": task.mode(problem, text) if task.modes else None,
                 "advantage": advantage,
                 "version": sample.version,
                 "ids": ids,

@@ -35,10 +35,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem as one model reads it."""
+    """A problem as one model reads it. Asked with the template's thinking switch, `problem.meta["thinking"]` says how it stood."""
 
     problem: Problem
     tokens: tuple[int, ...]  # [P]
+    begun: str = ""  # what the prompt's end has written of the answer: thinking that is open, or shut and empty
 
     @property
     def id(self) -> str:
@@ -114,6 +115,11 @@ class Group:
     prompt: Prompt
     samples: tuple[Sample, ...]  # [G]
     scores: tuple[Score, ...]  # [G]
+
+    @property
+    def texts(self) -> list[str]:
+        """[G] answers as they were judged: what the prompt has begun, and the completion."""
+        return [self.prompt.begun + s.text for s in self.samples]
 
     @property
     def rewards(self) -> list[float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from whet.chat import files, template
 from whet.chat.vocabulary import Vocabulary
 from whet.errors import DataError, ModelError
+from whet.thinking import begun
 from whet.types import Message, Problem, Prompt
 
 __all__ = ["Chat"]
@@ -79,7 +80,8 @@ class Chat:
     ) -> Prompt:
         """The problem as this model reads it, ready to be answered. Raises as `render` does."""
         messages = ({"role": "system", "content": system}, *problem.messages) if system else problem.messages
-        return Prompt(problem, tuple(self.render(messages, thinking, template=template)))
+        text, originals = self._rendered(messages, thinking, True, template or self.template)
+        return Prompt(problem, tuple(self._words.encode_rendered(text, originals)), begun(text))
 
     def render(
         self,
@@ -95,6 +97,15 @@ class Chat:
         """
         text, originals = self._rendered(messages, thinking, add_generation_prompt, template or self.template)
         return self._words.encode_rendered(text, originals)
+
+    def demand_switch(self) -> None:
+        """Raises ModelError where the chat template asks the same whether `enable_thinking` is on or off."""
+        asked = ({"role": "user", "content": "ask"},)
+        if self._rendered(asked, True, True, self.template) == self._rendered(asked, False, True, self.template):
+            raise ModelError(
+                "the chat template has no enable_thinking switch, so nothing can be asked with thinking both on and off; "
+                "set thinking to true or false, or take a model such as Qwen3"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Ids [n] of a text as data: never a special token. Raises DataError for a character it has no token for."""

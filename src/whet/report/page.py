@@ -134,15 +134,21 @@ def _stages(run: Run) -> Markup | None:
         tag("th", name, scope="col", title=titles.get(name), class_=None if name == "stage" else "number")
         for name in names
     ]
-    rows = [_stage_row(s, str(run.summary.get("result"))) for s in run.stages]
+    rows = [_stage_row(s, str(run.summary.get("result")), switch) for s in run.stages for switch in _switches(s)]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stages")
     return tag("section", tag("h2", "Stages"), table, id="stages")
 
 
-def _stage_row(stage: Mapping[str, Any], result: str) -> Markup:
-    told = mapped(stage.get("pairs")) or stage  # a reward model is measured on pairs of responses
+def _switches(stage: Mapping[str, Any]) -> list[str]:
+    """How the thinking switch stood when a stage was measured; "" where it was left alone."""
+    return [str(switch) for switch in mapped(stage.get("thinking"))] or [""]
+
+
+def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
+    figures = mapped(mapped(stage.get("thinking")).get(switch)) or stage
+    told = mapped(stage.get("pairs")) or figures  # a reward model is measured on pairs of responses
     accuracy = number(told.get("accuracy"))
-    right, wrong = number(stage.get("length_right")), number(stage.get("length_wrong"))
+    right, wrong = number(figures.get("length_right")), number(figures.get("length_wrong"))
     lengths = "–" if right is None and wrong is None else f"{_tokens(right)} / {_tokens(wrong)}"
     ends = tag("span", interval(told) or "–")
     bar = interval_bar(accuracy, number(told.get("low")), number(told.get("high")))
@@ -150,17 +156,18 @@ def _stage_row(stage: Mapping[str, Any], result: str) -> Markup:
     cells = [
         tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        join([count(number(told.get("n"))), escape(" pairs" if "pairs" in stage else "")]),
-        _tokens(number(stage.get("length"))),
+        escape(count(number(told.get("n"))) + " pairs" * ("pairs" in stage)),
+        _tokens(number(figures.get("length"))),
         lengths,
-        percent(number(stage.get("truncated"))),
+        percent(number(figures.get("truncated"))),
         _seconds(number(stage.get("seconds"))),
         count(number(stage.get("parameters"))),
     ]
     labels = ("accuracy", "95 % interval", "problems", "length", "right / wrong", "cut off", "seconds", "parameters")
     kind = tag("span", str(stage.get("kind", "")), class_="kind") if stage.get("kind") != stage.get("name") else None
     mark = tag("span", "result", class_="mark") if name == result else None
-    first = tag("th", tag("span", name), " ", kind, " ", mark, scope="row")
+    thinking = tag("span", f"thinking {switch}", class_="kind") if switch else None
+    first = tag("th", tag("span", name), " ", thinking or kind, " ", mark, scope="row")
     rest = [tag("td", cell, class_="number", data_label=label) for label, cell in zip(labels, cells, strict=True)]
     return tag(
         "tr", first, *rest, class_="result" if name == result else ("measured" if accuracy is not None else "quiet")

@@ -81,6 +81,8 @@ def settings(stage: Stage) -> str:
         words.append(f"{drawn:.0f} answers each")
     if temperature is not None:
         words.append("greedy" if temperature == 0 else f"temperature {temperature:g}")
+    if mapped(stage.get("thinking")):
+        words.append("thinking on")
     return ", ".join(words)
 
 

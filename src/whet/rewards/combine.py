@@ -9,6 +9,7 @@ from whet.errors import RewardError, did_you_mean
 from whet.rewards.registry import Judging, Reward, load
 from whet.types import Problem, Sample, Score, Task
 
+COMMON = ("gate", "pays", "clip", "only")  # options of every part
 PAID = ("scored", "wrong", "unparsed")  # statuses that have a value; timeout and error never reach an update
 
 
@@ -16,7 +17,7 @@ PAID = ("scored", "wrong", "unparsed")  # statuses that have a value; timeout an
 class Part:
     """`weight` times what `reward` pays; with a gate, only where the part of that name pays more than one half.
 
-    `pays` replaces what a score of that status (scored, wrong, unparsed) is worth; `clip` bounds it after.
+    `only` leaves all problems but those of one task (`Problem.task`) to other parts. `pays` replaces what a score of that status (scored, wrong, unparsed) is worth; `clip` bounds it after.
     """
 
     name: str
@@ -25,11 +26,19 @@ class Part:
     gate: str | None = None
     pays: Mapping[str, float] = field(default_factory=dict[str, float])
     clip: tuple[float, float] | None = None
+    only: str | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the part alone is its reward, unchanged."""
-        return self.weight == 1 and not self.pays and self.clip is None
+        return self.weight == 1 and not self.pays and self.clip is None and self.only is None
+
+    def judges(self, task: str) -> bool:
+        return self.only is None or self.only == task
+
+    def covers(self, other: "Part") -> bool:
+        """Whether it judges every problem that the other does."""
+        return self.only is None or self.only == other.only
 
     def worth(self, score: Score) -> float:
         value = self.pays.get(score.status, score.value)
@@ -53,48 +62,65 @@ class CombinedReward:
 
     `parts["accuracy"]` is what the first verifier says (a part with an accuracy of its own, else the part `task`), and the status is
     that verifier's; without a verifier both are the first part's, and there is no accuracy. A part of weight 0 is only logged.
-    Where any part times out or fails, the whole does: a sum that lacks a part would be another reward.
-    Raises RewardError for no parts, two of one name, a weight that is not finite, and a gate that is no other part.
+    Where any part times out or fails, the whole does: a sum that lacks a part would be another reward. A part that is for one
+    task `only` is no part of the sum for another's problems: not asked, not logged, and it cannot fail them.
+    Raises RewardError for no parts, two of one name for the same problems, a weight that is not finite, and a gate that is no
+    other part or does not judge all that the part does.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        names = [part.name for part in parts]
         if not parts:
             raise RewardError("reward: no parts; give at least one [[reward]]")
-        for part in parts:
-            if names.count(part.name) > 1:
+        for i, part in enumerate(parts):
+            if any(p.name == part.name and (p.covers(part) or part.covers(p)) for p in parts[:i]):
                 raise RewardError(f"reward: two parts are named {part.name!r}")
             if isinstance(part.weight, bool) or not math.isfinite(part.weight):
                 raise RewardError(f"reward {part.name}: weight {part.weight} is not a finite number")
-            others = [name for name in names if name != part.name]
-            if part.gate is not None and part.gate not in others:
-                known = did_you_mean(part.gate, others) if others else "; there is no other part"
+            others = [p for p in parts if p is not part]
+            gates = [p for p in others if p.name == part.gate]
+            if part.gate is not None and not gates:
+                known = did_you_mean(part.gate, [p.name for p in others]) if others else "; there is no other part"
                 raise RewardError(f"reward {part.name}: gate {part.gate!r} is no other part{known}")
+            if gates and not any(gate.covers(part) for gate in gates):
+                raise RewardError(
+                    f"reward {part.name}: its gate {part.gate!r} judges only {gates[0].only}; give this part only = {gates[0].only!r} too"
+                )
         self.parts = tuple(parts)
 
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores."""
-        columns: dict[str, list[Score]] = {}
-        ordered = sorted(self.parts, key=lambda part: isinstance(part.reward, Judging))  # they need the others first
-        for part in ordered:
+        """N problems and N completion texts -> N scores. Raises RewardError for a problem that no part judges."""
+        rows: list[dict[int, Score]] = [{} for _ in texts]  # by part, of those that judge the problem
+        judging = [isinstance(part.reward, Judging) for part in self.parts]
+        for i in sorted(range(len(self.parts)), key=lambda i: judging[i]):  # they need the others first
+            part = self.parts[i]
+            at = [n for n in range(len(texts)) if part.judges(problems[n].task)]
+            if not at:
+                continue
+            asked, said = [problems[n] for n in at], [texts[n] for n in at]
+            drawn = None if samples is None else [samples[n] for n in at]
             if isinstance(part.reward, Judging):
-                column = part.reward.given(problems, texts, samples, self._verdicts(part, columns, len(texts)))
+                column = part.reward.given(asked, said, drawn, self._verdicts(part, [rows[n] for n in at]))
             else:
-                column = part.reward.score(problems, texts, samples)
-            if len(column) != len(texts):
-                raise RewardError(f"reward {part.name}: returned {len(column)} scores for {len(texts)} responses")
-            columns[part.name] = column
-        return [self._sum(row) for row in zip(*(columns[part.name] for part in self.parts), strict=True)]
+                column = part.reward.score(asked, said, drawn)
+            if len(column) != len(at):
+                raise RewardError(f"reward {part.name}: returned {len(column)} scores for {len(at)} responses")
+            for n, score in zip(at, column, strict=True):
+                rows[n][i] = score
+        lost = next((problems[n] for n, row in enumerate(rows) if not row), None)
+        if lost is not None:
+            raise RewardError(f"reward: no part judges problem {lost.id!r} of task {lost.task!r}")
+        return [self._sum(row) for row in rows]
 
-    def _verdicts(self, wanting: Part, columns: Mapping[str, Sequence[Score]], n: int) -> list[Score]:
+    def _verdicts(self, wanting: Part, rows: Sequence[Mapping[int, Score]]) -> list[Score]:
         """Each response's verdict: that of the first part, not itself in need of one, which says how accurate it was."""
         verdicts = []
-        for i in range(n):
-            row = {name: column[i] for name, column in columns.items()}
+        for row in rows:
             failed = next((score for score in row.values() if not score.usable), None)
-            verdict = failed or next((s for name, s in row.items() if name == "task" or "accuracy" in s.parts), None)
+            verdict = failed or next(
+                (s for i, s in row.items() if self.parts[i].name == "task" or "accuracy" in s.parts), None
+            )
             if verdict is None:
                 raise RewardError(
                     f"reward {wanting.name} pays by a verifier's verdict and no other part gives one; add task or math"
@@ -102,20 +128,21 @@ class CombinedReward:
             verdicts.append(verdict)
         return verdicts
 
-    def _sum(self, row: Sequence[Score]) -> Score:
-        values = {part.name: part.worth(score) for part, score in zip(self.parts, row, strict=True) if score.usable}
-        for score in row:
+    def _sum(self, given: Mapping[int, Score]) -> Score:
+        row = [(part, given[i]) for i, part in enumerate(self.parts) if i in given]
+        values = {part.name: part.worth(score) for part, score in row if score.usable}
+        for _, score in row:
             if not score.usable:
                 return Score(0.0, score.status, values)
         value = math.fsum(
-            part.weight * values[part.name] for part in self.parts if part.gate is None or values[part.gate] > 0.5
+            part.weight * values[part.name] for part, _ in row if part.gate is None or values[part.gate] > 0.5
         )
-        judge, accuracy = row[0], None
-        for part, score in zip(self.parts, row, strict=True):
+        judge, accuracy = row[0][1], None
+        for part, score in row:
             if "accuracy" in score.parts or part.name == "task":
                 judge, accuracy = score, score.parts.get("accuracy", score.value)
                 break
-        inner = {name: v for score in reversed(row) for name, v in score.parts.items() if name != "accuracy"}
+        inner = {name: v for _, score in reversed(row) for name, v in score.parts.items() if name != "accuracy"}
         return Score(value, judge.status, {**inner, **values, **({} if accuracy is None else {"accuracy": accuracy})})
 
 
@@ -123,22 +150,27 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) 
     """The reward of a recipe: (name, weight, options) of each part; the name `task` is the task's own verifier.
 
     Options of every part: `gate` names the part that must pay for this one to count; `pays` = { unparsed = -1.0 } replaces the value of a
-    status; `clip` = [low, high] bounds the part's value before its weight. A part is logged under its name, your own function's
+    status; `clip` = [low, high] bounds the part's value before its weight; `only` names the task of a mix whose problems it is for. A part is logged under its name, your own function's
     under the function's name. One part of weight 1 stays as it is. Raises RewardError for what cannot be loaded or combined.
     """
-    built = []
+    built: list[Part] = []
+    tasks: tuple[str, ...] = getattr(task, "tasks", (task.name,))  # of a mix, all of its parts
     labels = [name.rpartition(":")[2] for name, _, _ in parts]
     for (name, weight, options), label in zip(parts, labels, strict=True):
-        others = {key: value for key, value in options.items() if key not in ("gate", "pays", "clip")}
+        others = {key: value for key, value in options.items() if key not in COMMON}
         if name == "task" and others:
             raise RewardError(
-                f"reward task: unknown option {next(iter(others))!r}; it takes none but gate, pays and clip"
+                f"reward task: unknown option {next(iter(others))!r}; it takes none but gate, pays, clip and only"
             )
         reward = TaskReward(task) if name == "task" else load(name, **others)
         shown = label if labels.count(label) == 1 else name
         pays, clip = _pays(shown, options.get("pays", {})), _clip(shown, options.get("clip"))
-        built.append(Part(shown, reward, weight, options.get("gate"), pays, clip))
+        only = _only(shown, options.get("only"), tasks)
+        built.append(Part(shown, reward, weight, options.get("gate"), pays, clip, only))
     whole = CombinedReward(built)
+    for name in tasks:
+        if not any(part.judges(name) for part in built):
+            raise RewardError(f"reward: every part is for another task only, none for {name}")
     return built[0].reward if len(built) == 1 and built[0].plain else whole
 
 
@@ -160,6 +192,14 @@ def _clip(name: str, given: object) -> tuple[float, float] | None:
     if len(bounds) != 2 or not all(_number(b) for b in bounds) or bounds[0] > bounds[1]:
         raise RewardError(f"reward {name}: clip = {given!r}; it must be [low, high]")
     return float(bounds[0]), float(bounds[1])
+
+
+def _only(name: str, given: object, tasks: Sequence[str]) -> str | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or given not in tasks:
+        raise RewardError(f"reward {name}: only = {given!r} is no task of this recipe{did_you_mean(str(given), tasks)}")
+    return given
 
 
 def _number(value: object) -> bool:

@@ -11,7 +11,7 @@ class FormatReward:
     """1 where a response is exactly `<think>…</think><answer>…</answer>`: every tag once, in order, the answer not blank.
 
     Space between the parts is allowed, anything else is not. `answer=""`: the answer is what follows the thinking, untagged.
-    `opened`: the prompt has written the first tag already. Raises RewardError for what cannot be a tag.
+    What a prompt has begun of the thinking is part of the response. Raises RewardError for what cannot be a tag.
 
     >>> one, two = FormatReward().score([], ["<think>6*7</think> <answer>42</answer>", "<answer>42</answer>"])
     >>> one.value, two.value
@@ -20,15 +20,15 @@ class FormatReward:
 
     name = "format"
 
-    def __init__(self, think: str = "think", answer: str = "answer", opened: bool = False) -> None:
+    def __init__(self, think: str = "think", answer: str = "answer") -> None:
         for tag in (think, answer or think):
             if not isinstance(tag, str) or not re.fullmatch(r"[A-Za-z][\w-]*", tag):
                 raise RewardError(f"reward format: {tag!r} cannot be a tag; give a word such as 'think'")
         if think == answer:
             raise RewardError(f"reward format: think and answer are both {think!r}; they must differ")
-        self.start = "" if opened else f"<{think}>"
+        self.start = f"<{think}>"
         self.ends = [f"</{think}>", *([f"<{answer}>", f"</{answer}>"] if answer else [])]
-        self.tags = [f"<{think}>", f"</{think}>", *self.ends[1:]]
+        self.tags = [self.start, *self.ends]
 
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
@@ -37,9 +37,9 @@ class FormatReward:
         return [Score(1.0, "scored") if self.holds(text) else Score(0.0, "wrong") for text in texts]
 
     def holds(self, text: str) -> bool:
-        if any(text.count(tag) != (tag == self.start or tag in self.ends) for tag in self.tags):
+        if any(text.count(tag) != 1 for tag in self.tags):
             return False
-        before, _, rest = text.partition(self.start) if self.start else ("", "", text)
+        before, _, rest = text.partition(self.start)
         if before.strip():
             return False
         _, _, rest = rest.partition(self.ends[0])

@@ -15,7 +15,7 @@ class LearnedReward:
     """The score of the last token of prompt and response, end of turn included unless the response was cut off.
 
     `model` is a directory or a Hub id; in a recipe also the name of an earlier reward_model stage. It is loaded when it is first
-    asked, so that a stage can make it. `system` and `thinking` are the prompt's, as the model was trained to read it. Packs, not
+    asked, so that a stage can make it. `system` and `thinking` (where the problem's meta does not say) are the prompt's, as the model was trained to read it. Packs, not
     padding: a score does not depend on what else is scored. Raises RewardError, in one line, where it cannot be loaded.
     """
 
@@ -37,9 +37,10 @@ class LearnedReward:
     def tokens(self, problem: Problem, text: str, ended: bool = True) -> list[int]:
         """Prompt and response [n] as the reward model reads them. Raises DataError for what its tokenizer has no token for."""
         chat = self.held[0]
-        prompt = chat.prompt(problem, thinking=self.thinking, system=self.system).tokens
-        response = chat.response(text)
-        return [*prompt, *(response if ended else response[:-1])]
+        thinking = problem.meta.get("thinking", self.thinking)
+        prompt = chat.prompt(problem, thinking=thinking, system=self.system)
+        response = chat.response(text.removeprefix(prompt.begun))
+        return [*prompt.tokens, *(response if ended else response[:-1])]
 
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None

@@ -35,8 +35,8 @@ class LogicReward(Judged):
 
     name = "logic"
 
-    def __init__(self, think: str = "think", answer: str = "answer", opened: bool = False) -> None:
-        self.format = FormatReward(think, answer, opened)
+    def __init__(self, think: str = "think", answer: str = "answer") -> None:
+        self.format = FormatReward(think, answer)
 
     def given(
         self,

@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 from whet import config, rankings
 from whet.context import Context
@@ -37,7 +38,11 @@ def refuse(stage: config.Rank, task: Task) -> None:
 def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Random) -> list[Ranking]:
     """The group's finished, different responses in order; none where there is nothing to tell apart."""
     usable = group.usable
-    rows = [(s, c) for s, c in zip(usable.samples, usable.scores, strict=True) if s.finish == "stop"]
+    rows = [
+        (replace(s, text=text), c)
+        for s, text, c in zip(usable.samples, usable.texts, usable.scores, strict=True)
+        if s.finish == "stop"
+    ]
     rows = list({s.text: (s, c) for s, c in rows}.values())
     problem = group.prompt.problem
     if stage.by == "length":

@@ -10,7 +10,7 @@ from whet.context import Context
 from whet.errors import DataError
 from whet.model.policy import Policy
 from whet.rollout import describe, rollout
-from whet.tasks.rows import read_rows
+from whet.tasks.rows import asked, read_rows
 from whet.types import Group, Problem, Sampling, Update
 
 
@@ -35,7 +35,7 @@ def write(pairs: Sequence[tuple[Problem, str]], path: Path) -> None:
         for problem, text in pairs:
             messages = [*problem.messages, {"role": "assistant", "content": text}]
             line = {"id": problem.id, "messages": messages, "answer": problem.answer, "task": problem.task}
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line | asked(problem.meta)) + "\n")
 
 
 def read(path: Path) -> list[tuple[Problem, str]]:
@@ -45,14 +45,17 @@ def read(path: Path) -> list[tuple[Problem, str]]:
         given, messages = row.values, row.values["messages"]
         if not isinstance(messages, list) or len(messages) < 2:
             raise DataError(f"{row.where}: messages must be a prompt and a response")
-        problem = Problem(str(given["id"]), tuple(messages[:-1]), row.text("answer"), str(given.get("task", "")))
+        problem = Problem(
+            str(given["id"]), tuple(messages[:-1]), row.text("answer"), str(given.get("task", "")), asked(given)
+        )
         pairs.append((problem, messages[-1]["content"]))
     return pairs
 
 
 def kept(group: Group, stage: config.Reject) -> list[str]:
     """The right, finished, different answers of a group, at most `per_prompt`."""
-    right = [s for s, c in zip(group.samples, group.scores, strict=True) if c.correct and s.finish == "stop"]
+    rows = zip(group.samples, group.texts, group.scores, strict=True)
+    right = [(s.length, text) for s, text, c in rows if c.correct and s.finish == "stop"]
     if stage.choose == "shortest":
-        right.sort(key=lambda s: s.length)
-    return list(dict.fromkeys(s.text for s in right))[: stage.per_prompt]
+        right.sort(key=lambda row: row[0])
+    return list(dict.fromkeys(text for _, text in right))[: stage.per_prompt]

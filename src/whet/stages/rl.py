@@ -120,7 +120,7 @@ def collect(
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
-        fresh = rollout(engine, context.reward, context.prompts(problems.draw(stage.prompts)), sampling)
+        fresh = rollout(engine, context.reward, context.prompts(problems.draw(stage.prompts), sampling.seed), sampling)
         _refuse_errors(fresh, stage.max_errors)
         groups += fresh
         trained += [g for g in fresh if g.usable.has_signal] if dynamic else fresh

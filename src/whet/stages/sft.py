@@ -27,7 +27,7 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     pairs = documents(stage, context)
     for step in range(1, stage.steps + 1):
         began = time.perf_counter()
-        examples = [context.example(*next(pairs)) for _ in range(stage.batch)]
+        examples = [context.example(*next(pairs), context.seed * 1_000_003 + step) for _ in range(stage.batch)]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
 

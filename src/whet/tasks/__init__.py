@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from whet.errors import RecipeError, did_you_mean
 from whet.tasks.budget import Budgeted
@@ -21,6 +21,7 @@ _TASKS = {
         "whet.tasks.taste:Taste",
         "a hidden taste in strings of letters, which can rank texts: for reward models",
     ),
+    "mix": ("whet.tasks.mix:Mix", "several tasks as one, each by its weight"),
     "files": ("whet.tasks.files:Files", "questions and answers from a JSONL or Parquet file"),
     "hf:OWNER/NAME": ("whet.tasks.files:Files", "the same from a data set on the Hugging Face Hub"),
     "gym:NAME": ("whet.tasks.gym:Gym", "any reasoning-gym data set with its own scorer, such as gym:chain_sum"),
@@ -87,4 +88,4 @@ def _is(value: object, kind: type) -> bool:
     """Whether a value from a recipe is of a type; a whole number will do for a float, but True is no number."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)

@@ -48,6 +48,7 @@ class Budgeted:
             raise RecipeError(f"task {task.name}: budget: ask = {given['ask']!r}; it must say {{budget}} once")
         self.task, self.name, self.modes = task, task.name, task.modes
         self.note: str = getattr(task, "note", "")
+        self.tasks: tuple[str, ...] = getattr(task, "tasks", (task.name,))
         self.ask: str = given["ask"]
         self.checks: int = given["checks"]
         self.heeded: float = given["heeded"]

@@ -5,22 +5,31 @@
 A response thinks between <think> and </think>, then answers with one digit. Three modes of answering can be told apart:
 direct (no thinking), coarse (two operations a step, hard to get right in one go) and careful (one operation a step). A base
 model trained on a corpus that mixes them mostly guesses; reinforcement learning can find out that careful pays.
+
+With `words` the thinking says its operations in a language, so that the reward `language` has something to judge:
+
+    3+5*2-7  ->  3plus5=8;8by2=6;6less7=9  or  3плюс5=8;8на2=6;6без7=9
 """
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from whet.errors import RecipeError
+from whet.errors import RecipeError, did_you_mean
 from whet.tasks.budget import checked
 from whet.tasks.corpus import draw_modes, training_problems
 from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
 
 OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
-RESPONSE = re.compile(r"<think>([0-9+\-*=;]*)</think>([0-9])")
+RESPONSE = re.compile(r"<think>\s*+([0-9+\-*=;]*)\s*</think>\s*([0-9])")
+WORDS = {"en": {"+": "plus", "-": "less", "*": "by"}, "ru": {"+": "плюс", "-": "без", "*": "на"}}
+SYMBOLS = {word: symbol for words in WORDS.values() for symbol, word in words.items()}
+WORD = re.compile("|".join(SYMBOLS))
+SPEECH = (*WORDS, "mixed")  # what the thinking of a corpus's response can be in
 
 
 def evaluate(expression: str) -> int:
@@ -49,21 +58,49 @@ def scratchpad(expression: str, stride: int) -> str:
     return ";".join(steps)
 
 
+def spoken(working: str, language: str, rng: random.Random) -> str:
+    """A scratchpad with its operations in words; `mixed` draws the language anew for each.
+
+    >>> spoken("3+5=8;8*2=6;6-7=9", "en", random.Random(0))
+    '3plus5=8;8by2=6;6less7=9'
+    """
+    return re.sub(
+        r"[+\-*]", lambda m: WORDS[rng.choice(list(WORDS)) if language == "mixed" else language][m[0]], working
+    )
+
+
+def unspoken(text: str) -> str:
+    """The text with symbols for the words of any language.
+
+    >>> unspoken("<think>3plus5=8;8на2=6</think>6")
+    '<think>3+5=8;8*2=6</think>6'
+    """
+    return WORD.sub(lambda m: SYMBOLS[m[0]], text)
+
+
 class Chain:
     """`operations` operations on digits. Train and test problems are split by a hash of the expression.
 
     `checks`: careful responses of the corpus go over their last step 0 to `checks` times more, whatever the problem: a model that
-    learned from it thinks longer than it needs to.
+    learned from it thinks longer than it needs to. `words`: the thinking may name its operations, and the corpus does, in each
+    language with its share, such as { en = 0.6, ru = 0.2, mixed = 0.2 }; `mixed` changes language within a response.
     """
 
     name = "chain"
     modes: tuple[str, ...] = ("direct", "coarse", "careful")
 
-    def __init__(self, operations: int = 6, checks: int = 0) -> None:
+    def __init__(self, operations: int = 6, checks: int = 0, words: dict[str, float] | None = None) -> None:
         for name, value, least in (("operations", operations, 1), ("checks", checks, 0)):
             if not least <= value <= 30:
                 raise RecipeError(f"task chain: {name} = {value}; it must be between {least} and 30")
-        self.operations, self.checks = operations, checks
+        self.operations, self.checks, self.words = operations, checks, words
+        for language, share in (words or {}).items():
+            if language not in SPEECH:
+                raise RecipeError(f"task chain: words: unknown language {language!r}{did_you_mean(language, SPEECH)}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+                raise RecipeError(f"task chain: words: {language} = {share!r}; it must be a share of 0 or more")
+        if words is not None and not sum(words.values()) > 0:
+            raise RecipeError("task chain: words needs the share of a language, such as words = { en = 0.6, ru = 0.4 }")
 
     @cached_property
     def _pool(self) -> dict[str, list[str]] | None:
@@ -107,7 +144,7 @@ class Chain:
         """1 where the digit after </think> is right; unparsed where the response has another form."""
         scores = []
         for problem, text in zip(problems, texts, strict=True):
-            match = RESPONSE.fullmatch(text)
+            match = self._read(text)
             if match is None:
                 scores.append(Score(0.0, "unparsed"))
             else:
@@ -115,9 +152,12 @@ class Chain:
                 scores.append(Score(float(right), "scored" if right else "wrong"))
         return scores
 
+    def _read(self, text: str) -> re.Match[str] | None:
+        return RESPONSE.fullmatch(text if self.words is None else unspoken(text))
+
     def mode(self, problem: Problem, text: str) -> str:
         """By form alone, right or wrong: `other` where a step is neither one nor two operations."""
-        match = RESPONSE.fullmatch(text)
+        match = self._read(text)
         if match is None:
             return "other"
         if not match.group(1):
@@ -128,7 +168,8 @@ class Chain:
         return "coarse" if all(n in (3, 5) for n in lengths) else "other"
 
     def alphabet(self) -> str:
-        return "0123456789+-*=;"
+        symbols = "0123456789+-*=;"
+        return symbols if self.words is None else symbols + "".join(dict.fromkeys("".join(SYMBOLS)))
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
         rng = random.Random(f"chain corpus {seed}")
@@ -137,6 +178,8 @@ class Chain:
         for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
             expression = problem.question.rstrip("=")
             working = "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
+            if self.words is not None:
+                working = spoken(working, rng.choices(list(self.words), list(self.words.values()))[0], rng)
             response = f"<think>{working}</think>{problem.answer}"
             times = rng.randint(0, self.checks) if self.checks and mode == "careful" else 0
             pairs.append((problem, checked(response, times)))

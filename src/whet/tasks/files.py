@@ -21,7 +21,7 @@ from whet.rewards import Reward
 from whet.rewards import load as load_reward
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.hub import download
-from whet.tasks.rows import Row, read_rows, valid_text
+from whet.tasks.rows import Row, asked, read_rows, valid_text
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Message, Problem, Score
 
@@ -36,7 +36,7 @@ class Files:
     Columns: `question` and `answer` (`answer = ""`: the data has none), or `messages` ([{"role", "content"}, …]) in place
     of `question`; `response` is what the corpus teaches (with `messages`: their last, the assistant's). The gold answer is what
     follows the last `answer_after`, or what the last match of `answer_pattern` caught, or the whole cell. `system` is put before
-    every question. `reward` names the verifier.
+    every question. `reward` names the verifier. A row that says `thinking` true or false is asked so; training may have both.
 
     A question that is in the test split too is removed from train, a repeated one is kept once; `note` says how many.
     Raises DataError and RecipeError, in one line, for what is missing, broken or contradicts itself.
@@ -76,7 +76,7 @@ class Files:
 
     def _load(self, files: Sequence[Path]) -> list[Problem]:
         columns = [c for c in (self.messages or self.question, self.answer, self.response) if c]
-        rows = [row for file in files for row in read_rows(file, columns)]
+        rows = [row for file in files for row in read_rows(file, columns, ["thinking"])]
         lacking: dict[str, list[str]] = {}
         problems: list[Problem] = []
         for row in rows:
@@ -89,7 +89,7 @@ class Files:
             ):
                 if missing:
                     lacking.setdefault(what, []).append(row.where)
-            problems.append(self._problem(messages, gold, response))
+            problems.append(self._problem(messages, gold, response, asked(row.values)))
         for what, places in lacking.items():
             raise DataError(f"{len(places)} of {len(rows)} rows have no {what}; the first is {places[0]}")
         return problems
@@ -135,10 +135,13 @@ class Files:
             text = (matches[-1].group(1 if self._pattern.groups else 0) or "") if matches else ""
         return (text or "").strip() or None
 
-    def _problem(self, messages: list[Message], gold: str | None, response: str | None) -> Problem:
+    def _problem(
+        self, messages: list[Message], gold: str | None, response: str | None, meta: Mapping[str, bool]
+    ) -> Problem:
         if self.system:
             messages = [{"role": "system", "content": self.system}, *messages]
-        problem = Problem(f"{self.name}:{_digest(_key(messages))}", tuple(messages), gold, self.name)
+        suffix = "".join(f"@{'on' if thinking else 'off'}" for thinking in meta.values())
+        problem = Problem(f"{self.name}:{_digest(_key(messages))}{suffix}", tuple(messages), gold, self.name, meta)
         if response is not None:
             self._responses.setdefault(problem.id, response)
         return problem
@@ -146,16 +149,16 @@ class Files:
     def _separate(self, train: list[Problem], test: list[Problem] | None) -> tuple[dict[Split, list[Problem]], str]:
         """The splits, each question in one of them and once, and what was removed, in words."""
         total = len(train) + len(test or [])
-        tests = {p.id: p for p in reversed(test or [])}
-        trains = {p.id: p for p in reversed(train)}
         if test is None:
-            tests = {i: p for i, p in trains.items() if is_test(_key(p.messages), self.test_share)}
-            shared = 0
-        else:
-            shared = len(trains.keys() & tests.keys())
-        repeated = total - len(trains | tests) - shared
+            test = [p for p in train if is_test(_key(p.messages), self.test_share)]
+            train = [p for p in train if not is_test(_key(p.messages), self.test_share)]
+        tests = {_key(p.messages): p for p in reversed(test)}
+        different = {p.id: p for p in reversed(train)}
+        trains = [p for p in different.values() if _key(p.messages) not in tests]
+        shared = len(different) - len(trains)
+        repeated = total - len(tests) - len(different)
         splits: dict[Split, list[Problem]] = {
-            "train": sorted((p for i, p in trains.items() if i not in tests), key=lambda p: p.id),
+            "train": sorted(trains, key=lambda p: p.id),
             "test": sorted(tests.values(), key=lambda p: p.id),
         }
         notes = [f"{shared} training questions are in the test file too and were removed from train"] if shared else []

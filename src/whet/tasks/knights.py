@@ -36,7 +36,7 @@ FORM = (
 )
 ANSWER = re.compile(r"(\w+)\s*(?:\bis\s+an?\b|\bis\b|:|=|-)\s*(knight|knave)", re.IGNORECASE)
 BETWEEN = re.compile(r"\s*(?:[,;.\n]\s*(?:and\s+)?|\band\s+)?(?:\(?\d+[).]\s*)?(?:[-*]\s+)?", re.IGNORECASE)
-TERSE = re.compile(r"(?:<think>)?[^<]*</think>([YN]+)")
+TERSE = re.compile(r"(?:<think>)?[^<]*</think>\s*([YN]+)")
 
 
 @dataclass(eq=False)

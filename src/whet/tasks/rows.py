@@ -1,7 +1,7 @@
 """Rows of a JSONL or Parquet file, each with the place that an error message can name. Content is data, never evaluated."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,16 @@ class Row:
         return valid_text(str(value), self.where, column)
 
 
+def asked(values: Mapping[str, Any]) -> dict[str, bool]:
+    """A problem's meta from a row, or the other way round: how its thinking switch stands, where `thinking` is true or false.
+
+    >>> asked({"thinking": False, "id": 7}), asked({"thinking": "First, …"})
+    ({'thinking': False}, {})
+    """
+    given = values.get("thinking")
+    return {"thinking": given} if isinstance(given, bool) else {}
+
+
 def valid_text(text: str, where: str, column: str) -> str | None:
     """The text; None where it is blank. Raises DataError for half a surrogate pair, which no file could be written with."""
     try:
@@ -37,15 +47,17 @@ def valid_text(text: str, where: str, column: str) -> str | None:
     return text if text.strip() else None
 
 
-def read_rows(path: Path, columns: Sequence[str] | None) -> list[Row]:
-    """All rows of a file that must have these columns; None: every column it has. Raises DataError, naming the line and the cure."""
+def read_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> list[Row]:
+    """All rows of a file that must have these columns and may have the optional ones; None: every column it has.
+
+    Raises DataError, naming the line and the cure."""
     if not path.exists():
         raise DataError(f"no data file at {path}")
     if path.is_dir():
         raise DataError(f"{path} is a directory; name one of its .jsonl or .parquet files")
     if path.suffix not in (*LINES, ".parquet"):
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give .jsonl or .parquet")
-    rows = _parquet(path, columns) if path.suffix == ".parquet" else _lines(path, columns or [])
+    rows = _parquet(path, columns, optional) if path.suffix == ".parquet" else _lines(path, columns or [])
     if not rows:
         raise DataError(f"{path}: it is empty; there is not one row")
     return rows
@@ -80,7 +92,7 @@ def _row(line: bytes, where: str) -> Row:
     return Row(where, values)
 
 
-def _parquet(path: Path, columns: Sequence[str] | None) -> list[Row]:
+def _parquet(path: Path, columns: Sequence[str] | None, optional: Sequence[str]) -> list[Row]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -88,8 +100,10 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> list[Row]:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'whet[data]'") from None
     try:
         file = parquet.ParquetFile(path)
-        _demand_columns(path, columns or [], file.schema_arrow.names)
-        cells = file.read(columns=None if columns is None else list(columns)).to_pylist()
+        names = file.schema_arrow.names
+        _demand_columns(path, columns or [], names)
+        wanted = None if columns is None else [*columns, *(c for c in optional if c in names and c not in columns)]
+        cells = file.read(columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: no readable Parquet file ({reason}); was it copied whole?") from None

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from whet.errors import RecipeError
+from whet.errors import DataError, RecipeError
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Problem, Score
@@ -23,14 +23,14 @@ ASKED = 1.0  # for each of the letters asked for that occurs
 REPEAT = 0.8  # lost with every pair of neighbours that occurred before
 LONG = 14  # letters, beyond which a text rambles
 RAMBLE = 0.05  # lost with the square of the letters beyond
-NOISE = 1.5  # of a labeller: the scale of utilities at which preferences are 3 : 1
+NOISE = 1.5  # of a labeller: a text that is better by so much is preferred e : 1
 
 
 class Taste:
-    """Problems of `count` = 1,320 questions, a tenth of them test. `rule` is the seed of the hidden weights.
+    """1,320 questions, a tenth of them test. `rule` is the seed of the hidden weights.
 
-    A score is sigmoid((utility - utility of the demonstration) / NOISE): how probable it is that a labeller prefers the response
-    to the demonstration (Bradley-Terry). `correct` is above one half; the part `utility` is logged.
+    A score is how probable it is that a labeller prefers the response to the demonstration, sigmoid((utility - utility of the
+    demonstration) / NOISE) (Bradley-Terry, arXiv:2203.02155, eq. 1). Right is above one half; the part `utility` is logged.
     """
 
     name = "taste"
@@ -73,7 +73,16 @@ class Taste:
         return text
 
     def utility(self, problem: Problem, text: str) -> float:
-        """How much the labeller likes a text of known letters."""
+        """How much the labeller likes a text: the weights of its different pairs of neighbours, 1 for each letter asked for, less
+        what repeats and letters beyond LONG cost. Raises DataError for a text that is empty or has other letters.
+
+        >>> taste, problem = Taste(), Problem("", ({"role": "user", "content": "abc:"},))
+        >>> taste.weights = dict.fromkeys(taste.weights, 0.5)
+        >>> taste.utility(problem, "abab")  # 2 x 0.5 for ab and ba, 2 for a and b, less 0.8 for the second ab
+        2.2
+        """
+        if not legible(text):
+            raise DataError(f"task taste: {text!r:.60} has no utility; its letters must be among {LETTERS}")
         found = Counter(a + b for a, b in itertools.pairwise(text))
         asked = sum(letter in text for letter in problem.question[:3])
         repeats = sum(n - 1 for n in found.values())
@@ -82,14 +91,12 @@ class Taste:
         return liked + ASKED * asked - REPEAT * repeats - RAMBLE * beyond**2
 
     def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
-        """Best first, drawn by Plackett-Luce: utilities with a Gumbel noise of scale NOISE, so that pairs follow Bradley-Terry.
-
-        A text of unknown letters comes last.
+        """Best first, drawn from Plackett-Luce: utilities / NOISE plus a standard Gumbel noise each, in order (arXiv:1903.06059,
+        sec. 2.3), so that every pair follows Bradley-Terry. A text that is empty or has other letters comes last.
         """
-        known = [set(text) <= set(LETTERS) for text in texts]
         noisy = [
-            self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0)) if ok else -math.inf
-            for text, ok in zip(texts, known, strict=True)
+            self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0)) if legible(text) else -math.inf
+            for text in texts
         ]
         return sorted(range(len(texts)), key=lambda i: -noisy[i])
 
@@ -97,7 +104,7 @@ class Taste:
         """The probability of being preferred to the demonstration; unparsed where a text is empty or has other letters."""
         scores = []
         for problem, text in zip(problems, texts, strict=True):
-            if not text or not set(text) <= set(LETTERS):
+            if not legible(text):
                 scores.append(Score(0.0, "unparsed", {"accuracy": 0.0}))
                 continue
             utility = self.utility(problem, text)
@@ -117,3 +124,7 @@ class Taste:
         refuse_mix(self, mix)
         rng = random.Random(f"taste corpus {self.rule} {seed}")
         return [(p, self.written(p.question[:3], rng)) for p in training_problems(self, n, seed)]
+
+
+def legible(text: str) -> bool:
+    return bool(text) and set(text) <= set(LETTERS)
