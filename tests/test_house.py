@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "whet"
 FLOORS = (
     "errors",
     "types",
+    "tables",
     "thinking",
     "config",
     "recipes",

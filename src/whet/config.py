@@ -5,17 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from whet.errors import did_you_mean
+from whet.tables import Critic, Lora, Optimizer, Positive, Rate, Share, Table
 from whet.thinking import Switch, Thinking
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Shape(Table):
@@ -94,46 +87,6 @@ class Evaluation(Table):
     thinking: Switch = None
 
 
-class Optimizer(Table):
-    """muon: matrices by Muon, all else by AdamW at `lr_rest`; adamw: everything by AdamW."""
-
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: Rate = 1e-5
-    lr_rest: Rate | None = None  # of what Muon leaves to AdamW; lr where not given
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0  # steps
-    max_grad_norm: Rate = 1.0
-
-
-class Critic(Optimizer):
-    """The optimizer of a critic (or token-level reward model), and what it starts from where that is not the policy."""
-
-    start: str | None = None  # a reward_model stage, a directory or a Hub id
-
-
-class Lora(Table):
-    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged model, else the adapter itself."""
-
-    rank: Positive = 16
-    alpha: Rate = 32
-    targets: Annotated[list[str], Field(min_length=1)] = list(PROJECTIONS)
-    merge: bool = True
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for name in self.targets:
-            if name not in PROJECTIONS:
-                raise ValueError(f"targets has no {name!r}{did_you_mean(name, PROJECTIONS)}")
-        return self
-
-    def adapts_like(self, other: "Lora") -> bool:
-        """Whether both describe adapters of the same form, of which one stage could train on what another left."""
-        one, two = ((t.rank, t.alpha, set(t.targets)) for t in (self, other))
-        return one == two
-
-
 class Gate(Table):
     """What a model must reach before the pipeline goes on: accuracy of the answers given in one mode."""
 
@@ -165,7 +118,7 @@ class Makes(Stage):
 class Draws(Stage):
     """Samples and scores; with a reward of its own, or the recipe's where none is given."""
 
-    reward: list[Reward] = []
+    reward: list[Reward] = Field(default_factory=list[Reward])
     temperature: Rate = 1.0
     max_tokens: Positive = 128
 
@@ -174,7 +127,7 @@ class SFT(Trained, Makes):
     kind: Literal["sft"]
     shape: Shape | None = None  # a model of its own, made from nothing
     data: str | dict[str, Share] = "corpus"  # corpus (the task's) | a reject stage's name | the share of each
-    mix: dict[str, Share] = {}  # share of each mode in the corpus
+    mix: dict[str, Share] = Field(default_factory=dict[str, Share])  # share of each mode in the corpus
     steps: Positive
     batch: Positive = 16
     gate: Gate | None = None
@@ -198,7 +151,7 @@ class SFT(Trained, Makes):
 class RL(Trained, Makes, Draws):
     kind: Literal["rl"]
     algorithm: str = "dr_grpo"
-    override: dict[str, Any] = {}  # cells of the algorithm's row
+    override: dict[str, Any] = Field(default_factory=dict[str, Any])  # cells of the algorithm's row
     reference: str = "start"  # what a KL holds the policy to, or the teacher: start | a stage | a directory or Hub id
     critic: Critic | None = None  # the policy's settings where not given
     pool: Positive | None = None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
@@ -296,7 +249,7 @@ class Recipe(Table):
     model: Model = Model()
     task: Task
     ask: Ask = Ask()
-    reward: list[Reward] = [Reward()]
+    reward: list[Reward] = Field(default_factory=lambda: [Reward()])
     evaluation: Evaluation = Evaluation()
     stage: Annotated[list[AnyStage], Field(min_length=1)]
 

@@ -4,19 +4,21 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whet import config
 from whet.errors import ModelError
 from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.model.weights import parts
+from whet.tables import PROJECTIONS, Lora
 
+Model = TypeVar("Model", bound=Policy)
 Stack = tuple[tuple[str, int], ...]  # (projection, rows) of what stands in one of the decoder's fused matrices
 
 
@@ -28,22 +30,25 @@ class LoraLinear(nn.Module):
 
     >>> plain = nn.Linear(2, 1, bias=False)
     >>> _ = plain.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
-    >>> lora = LoraLinear(plain, (("o_proj", 1),), config.Lora(rank=1, alpha=3), torch.Generator())
+    >>> lora = LoraLinear(plain, (("o_proj", 1),), Lora(rank=1, alpha=3), torch.Generator())
     >>> _ = lora.lora_a["o_proj"].data.fill_(0.5), lora.lora_b["o_proj"].data.fill_(2.0)
     >>> lora(torch.tensor([[1.0, 1.0]])).item()  # 1 + 2 and 3 / 1 * 2 * (0.5 + 0.5)
     9.0
     """
 
-    def __init__(self, plain: nn.Linear, stack: Stack, lora: config.Lora, generator: torch.Generator) -> None:
+    def __init__(self, plain: nn.Linear, stack: Stack, lora: Lora, generator: torch.Generator) -> None:
         super().__init__()
-        self.weight = plain.weight.requires_grad_(False)
-        self.bias = None if plain.bias is None else plain.bias.requires_grad_(False)
+        self.weight = plain.weight
+        self.bias: nn.Parameter | None = plain.bias
+        plain.requires_grad_(False)
         self.stack, self.rank, self.alpha = stack, lora.rank, float(lora.alpha)
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         self.whole: Tensor | None = None  # the weight with adapters folded in, while `folded`
         for name, rows in stack:
             if name in lora.targets:
-                a = nn.init.kaiming_uniform_(torch.empty(lora.rank, plain.in_features), math.sqrt(5), generator=generator)
+                a = nn.init.kaiming_uniform_(
+                    torch.empty(lora.rank, plain.in_features), math.sqrt(5), generator=generator
+                )
                 self.lora_a[name] = nn.Parameter(a.to(plain.weight))
                 self.lora_b[name] = nn.Parameter(plain.weight.new_zeros(rows, lora.rank))
 
@@ -77,12 +82,12 @@ def stacks(shape: ModelConfig) -> dict[str, Stack]:
     found: dict[str, Stack] = {}
     for ours, theirs in parts(shape).items():
         named = tuple((part.name.split(".")[-2], part.shape[0]) for part in theirs)
-        if ours.endswith(".weight") and any(name in config.PROJECTIONS for name, _ in named):
+        if ours.endswith(".weight") and any(name in PROJECTIONS for name, _ in named):
             found[ours.removesuffix(".weight")] = named
     return found
 
 
-def size(shape: ModelConfig, lora: config.Lora) -> int:
+def size(shape: ModelConfig, lora: Lora) -> int:
     """Numbers in the adapters of a decoder of this shape."""
     named = [part for theirs in parts(shape).values() for part in theirs if part.name.endswith(".weight")]
     return sum(lora.rank * sum(part.shape) for part in named if part.name.split(".")[-2] in lora.targets)
@@ -94,7 +99,7 @@ def adapted(model: nn.Module | Policy) -> dict[str, LoraLinear]:
     return {name: module for name, module in modules if isinstance(module, LoraLinear)}
 
 
-def adapt(model: nn.Module | Policy, lora: config.Lora | None, seed: int = 0) -> None:
+def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
     """Makes of a decoder, in place, what is to be trained: adapters alone, new or those that it has; all weights where `lora` is None.
 
     Adapters that a full training meets are folded in first. Raises ModelError for a model that is no decoder of ours, and where
@@ -109,14 +114,16 @@ def adapt(model: nn.Module | Policy, lora: config.Lora | None, seed: int = 0) ->
     if held:
         told = described(held)
         if told != (lora.rank, float(lora.alpha), frozenset(lora.targets)):
-            names = ", ".join(n for n in config.PROJECTIONS if n in told[2])
+            names = ", ".join(n for n in PROJECTIONS if n in told[2])
             raise ModelError(
                 f"the model has adapters of rank {told[0]} and alpha {told[1]:g} on {names}, and lora asks for others; give it the same, "
                 "or keep merge = true where they were trained"
             )
         return
     if not isinstance(model, Transformer):
-        raise ModelError("lora adapts whet's own decoder only (llama, qwen2, qwen3, smollm3); drop the stage's lora table")
+        raise ModelError(
+            "lora adapts whet's own decoder only (llama, qwen2, qwen3, smollm3); drop the stage's lora table"
+        )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, stack in stacks(model.config).items():
@@ -139,11 +146,11 @@ def merge(model: nn.Module | Policy) -> None:
         out, inside = module.weight.shape
         plain = nn.Linear(inside, out, bias=False, device="meta")
         plain.weight = nn.Parameter(module.merged(), requires_grad=False)
-        plain.bias = module.bias
+        plain.register_parameter("bias", module.bias)
         model.set_submodule(name, plain)
 
 
-def copied(model: Policy) -> Policy:
+def copied(model: Model) -> Model:
     """A copy that shares the frozen weights of a model with adapters; a plain model's are all copied."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad} if adapted(model) else {}
     return copy.deepcopy(model, dict[int, object](shared))

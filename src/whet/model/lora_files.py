@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from whet import config
 from whet.errors import ModelError
 from whet.model.config_file import CONFIG as MODEL_CONFIG
 from whet.model.config_file import read_json
@@ -15,12 +14,19 @@ from whet.model.lora import LoraLinear, adapt, adapted, described
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.model.weights import FLOATS
+from whet.tables import PROJECTIONS, Lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, BASE = "base_model.model.", "base_model_name_or_path"
 PLAIN: dict[str, Any] = {  # keys that change the maths, at the values that mean plain LoRA on linear maps
     **{"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False},
-    **{"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "lora_bias": False, "trainable_token_indices": None},
+    **{
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+        "lora_bias": False,
+        "trainable_token_indices": None,
+    },
 }
 
 
@@ -38,7 +44,7 @@ def base_of(directory: Path) -> str:
     return os.path.normpath(near) if near.is_dir() else name
 
 
-def shape_of(directory: Path) -> config.Lora:
+def shape_of(directory: Path) -> Lora:
     """Rank, alpha and targets of an adapter. Raises ModelError where it is not plain LoRA on the decoder's projections."""
     held = read_json(directory / CONFIG)
     where = directory / CONFIG
@@ -46,14 +52,22 @@ def shape_of(directory: Path) -> config.Lora:
         if (held.get(key) or plain) != plain:
             raise ModelError(f"{where}: {key} is {held[key]!r}; whet reads plain LoRA only ({key} = {plain!r})")
     rank, alpha = held.get("r"), held.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
-        raise ModelError(f"{where}: r is {rank!r} and lora_alpha {alpha!r}; both must be numbers above 0, r a whole one")
+    if (
+        type(rank) is not int
+        or rank < 1
+        or isinstance(alpha, bool)
+        or not isinstance(alpha, int | float)
+        or not alpha > 0
+    ):
+        raise ModelError(
+            f"{where}: r is {rank!r} and lora_alpha {alpha!r}; both must be numbers above 0, r a whole one"
+        )
     with opened(directory) as file:
         names = {name.split(".")[-3] for name in file.keys() if name.count(".") > 3}  # noqa: SIM118
-    if not names or not names <= set(config.PROJECTIONS):
-        odd = ", ".join(sorted(names - set(config.PROJECTIONS))) or "nothing"
-        raise ModelError(f"{directory}: it adapts {odd}; whet's decoder has adapters on {', '.join(config.PROJECTIONS)}")
-    return config.Lora(rank=rank, alpha=float(alpha), targets=[n for n in config.PROJECTIONS if n in names])
+    if not names or not names <= set(PROJECTIONS):
+        odd = ", ".join(sorted(names - set(PROJECTIONS))) or "nothing"
+        raise ModelError(f"{directory}: it adapts {odd}; whet's decoder has adapters on {', '.join(PROJECTIONS)}")
+    return Lora(rank=rank, alpha=float(alpha), targets=[n for n in PROJECTIONS if n in names])
 
 
 def opened(directory: Path) -> Any:
@@ -63,7 +77,11 @@ def opened(directory: Path) -> Any:
     path = directory / WEIGHTS
     if not path.is_file():
         pickled = (directory / "adapter_model.bin").exists()
-        why = "only pickled weights, which whet never loads; save it again with safe_serialization" if pickled else f"no {WEIGHTS}"
+        why = (
+            "only pickled weights, which whet never loads; save it again with safe_serialization"
+            if pickled
+            else f"no {WEIGHTS}"
+        )
         raise ModelError(f"{directory} has {why}")
     try:
         return safe_open(path, framework="pt", device="cpu")
@@ -96,7 +114,11 @@ def write(model: Policy, directory: Path, base: str) -> None:
     text = {
         **PLAIN,
         **{"task_type": "CAUSAL_LM", BASE: base, "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha},
-        **{"target_modules": [n for n in config.PROJECTIONS if n in targets], "lora_dropout": 0.0, "inference_mode": True},
+        **{
+            "target_modules": [n for n in PROJECTIONS if n in targets],
+            "lora_dropout": 0.0,
+            "inference_mode": True,
+        },
     }
     held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors(model).items()}
     try:
@@ -116,7 +138,9 @@ def put(model: Policy, directory: Path) -> None:
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         if odd := sorted(found.keys() ^ expected.keys()):
             lacks = "lacks" if odd[0] in expected else "holds"
-            raise ModelError(f"{directory} {lacks} {odd[0]} ({len(odd)} such): its adapters do not fit the base {base_of(directory)}")
+            raise ModelError(
+                f"{directory} {lacks} {odd[0]} ({len(odd)} such): its adapters do not fit the base {base_of(directory)}"
+            )
         for name, held in expected.items():
             shape = tuple(found[name].get_shape())
             if shape != tuple(held.shape) or found[name].get_dtype() not in FLOATS:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whet import config
 from whet.errors import ModelError
 from whet.model import hub
 from whet.model import lora as adapters
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
+from whet.tables import Lora
 
 TOKENS = 16384  # of one forward pass that needs no gradient
 BIAS = "score_bias"  # the key of config.json that holds what Hugging Face's head has no place for
@@ -28,7 +28,7 @@ class ScalarModel(nn.Module):
     the frozen weights of a policy that has adapters. Raises ModelError as `lora.adapt` does.
     """
 
-    def __init__(self, policy: Policy, lora: config.Lora | None = None) -> None:
+    def __init__(self, policy: Policy, lora: Lora | None = None) -> None:
         super().__init__()
         self.body = copy.deepcopy(policy).requires_grad_(True) if lora is None else adapters.copied(policy)
         adapters.adapt(self.body, lora)
