@@ -56,7 +56,6 @@ lora = {{ rank = 3, alpha = 7, targets = ["q_proj", "v_proj", "down_proj"] }}
 name = "one"
 kind = "rl"
 algorithm = "ppo"
-start = "base"
 steps = 2
 prompts = 4
 samples = 4
@@ -162,7 +161,7 @@ def test_an_unmerged_stage_is_its_adapter_and_the_next_trains_on(ran):
     for stage in ("one", "two"):
         assert not (run / stage / "adapter").exists() and not (run / stage / "model" / "config.json").exists()
         told = json.loads((run / stage / "model" / "adapter_config.json").read_text())
-        assert told["base_model_name_or_path"] == "../../base/model"
+        assert told["base_model_name_or_path"] == "../../folded/model"
     one, two = (load_file(run / s / "model/adapter_model.safetensors") for s in ("one", "two"))
     gap = [float((one[n] - two[n]).abs().max()) for n in one if "lora_A" in n]
     start = [float(one[n].abs().max()) for n in one if "lora_A" in n]
@@ -172,7 +171,7 @@ def test_an_unmerged_stage_is_its_adapter_and_the_next_trains_on(ran):
 def test_a_run_can_be_moved_its_result_evaluated_and_a_stage_run_again(ran, tmp_path, capsys):
     shutil.copytree(ran / "low", tmp_path / "low")
     told = json.loads((tmp_path / "low/model/adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == "../base/model"
+    assert told["base_model_name_or_path"] == "../folded/model"
     capsys.readouterr()
     ask = ["--task", "chain", "operations=1", "--problems", "20", "--max-tokens", "8", "--json"]
     assert main(["eval", str(tmp_path / "low/model"), *ask]) == 0
@@ -189,7 +188,7 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
     shutil.copytree(ran / "low/two/model", tmp_path / "mine")
     for path in (tmp_path / "mine").glob("*token*"):
         path.unlink()
-    base = ran / "low/base/model"
+    base = ran / "low/folded/model"
     rewrite(tmp_path / "mine/adapter_config.json", base_model_name_or_path=str(base))
     assert Chat.load(hub.tokenizer(tmp_path / "mine")).vocab == Chat.load(base).vocab
     text = RECIPE.format(family="qwen2").split("[model.shape]")[0] + f'[model]\npath = "{tmp_path / "mine"}"\n'
