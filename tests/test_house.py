@@ -21,7 +21,6 @@ SOURCE = ROOT / "src" / "whet"
 FLOORS = (
     "errors",
     "types",
-    "tables",
     "thinking",
     "config",
     "recipes",

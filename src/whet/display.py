@@ -86,16 +86,24 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     both = any(switch for _, switch, _ in rows)
     for column in ("stage", *(["thinking"] if both else [])):
         table.add_column(column, no_wrap=True)
-    for column in ("accuracy", "95 % interval", "problems", "length", "cut off", "seconds"):
+    tasks = list(dict.fromkeys(name for s in summary["stages"] for name in s.get("by_task") or ()))  # of a mix
+    last = ("length", "seconds") if tasks else ("problems", "length", "cut off", "seconds")
+    for column in ("accuracy", "95 % interval", *tasks, *last):
         table.add_column(column, justify="right", no_wrap=True)
     for s, switch, figures in rows:
         told = s.get("pairs") or figures  # a reward model is measured on pairs of responses
         interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
         name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
+        cells = {
+            "problems": str(told.get("n") or "–") + " pairs" * ("pairs" in s),
+            "length": number(figures.get("length")),
+            "cut off": percent(figures.get("truncated")),
+            "seconds": "" if switch == "off" else number(s.get("seconds")),
+        }
+        parts = figures.get("by_task") or {}
         table.add_row(
             name, *([switch] if both else []), percent(told.get("accuracy")), interval,
-            str(told.get("n") or "–") + " pairs" * ("pairs" in s), number(figures.get("length")),
-            percent(figures.get("truncated")), "" if switch == "off" else number(s.get("seconds")),
+            *(percent((parts.get(task) or {}).get("accuracy")) for task in tasks), *(cells[column] for column in last),
         )  # fmt: skip
     return table
 

@@ -25,7 +25,7 @@ from whet.errors import RecipeError, did_you_mean
 from whet.measure import Measured, gain, measure
 from whet.model import hub, lora_files
 from whet.model.policy import Policy
-from whet.provision import fresh, keep, loaded, place, refuse_lora, rewarded, tokenizer
+from whet.provision import fresh, keep, loaded, narrowed, place, refuse_lora, rewarded, tokenizer
 from whet.rewards import combined
 from whet.runlog import Display, RunLog
 from whet.stages import rank, rl
@@ -126,6 +126,7 @@ class Pipeline:
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
         context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
+        context = replace(context, task=narrowed(context.task, stage))
         if isinstance(stage, config.Draws) and stage.reward:
             reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
             context = replace(context, reward=reward)
@@ -199,7 +200,7 @@ class Pipeline:
         return None if before is None else gain(before, self.measured[before], result, self.measured[result])
 
 
-def refuse(recipe: config.Recipe, task: Task) -> None:
+def refuse(recipe: config.Recipe, whole: Task) -> None:
     """Whatever would stop a later stage stops the run before its first. Raises WhetError."""
     earlier: dict[str, str] = {"previous": "", "new": ""}
 
@@ -218,6 +219,7 @@ def refuse(recipe: config.Recipe, task: Task) -> None:
         known(stage.start)
         if isinstance(stage, config.Trained):
             refuse_lora(recipe, stage)
+        task = narrowed(whole, stage)
         if isinstance(stage, config.RL):
             row = algorithm(stage.algorithm, stage.override)
             rl.refuse(stage, row)

@@ -10,7 +10,7 @@ import torch
 from whet import config
 from whet.chat import Chat
 from whet.checkpoint import committed
-from whet.errors import RecipeError
+from whet.errors import RecipeError, did_you_mean
 from whet.model import hub, lora_files
 from whet.model.config import ModelConfig
 from whet.model.config_file import FAMILIES, model_type
@@ -18,6 +18,7 @@ from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
+from whet.tasks.mix import Mix
 from whet.thinking import measured
 from whet.types import Task
 
@@ -37,6 +38,17 @@ def rewarded(recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, 
         return {**asked, **options, "model": str(directory / options["model"] / "model")}
 
     return combined([(part.name, part.weight, given(part)) for part in parts], task)
+
+
+def narrowed(task: Task, stage: config.AnyStage) -> Task:
+    """The part of a mixture that a stage asks or learns from; all of the task where it names none. Raises RecipeError."""
+    if not isinstance(stage, config.Asks) or stage.only is None:
+        return task
+    if not isinstance(task, Mix):
+        raise RecipeError(f"stage {stage.name}: task {task.name} is no mix, so only = {stage.only!r} means nothing")
+    if stage.only not in task.parts:
+        raise RecipeError(f"stage {stage.name}: only = {stage.only!r} is no part{did_you_mean(stage.only, task.parts)}")
+    return task.part(stage.only)
 
 
 def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:

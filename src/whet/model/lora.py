@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from whet.config.tables import PROJECTIONS, Lora
 from whet.errors import ModelError
 from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.model.weights import parts
-from whet.tables import PROJECTIONS, Lora
 
 Model = TypeVar("Model", bound=Policy)
 Stack = tuple[tuple[str, int], ...]  # (projection, rows) of what stands in one of the decoder's fused matrices

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from whet.config.tables import PROJECTIONS, Lora
 from whet.errors import ModelError
 from whet.model.config_file import CONFIG as MODEL_CONFIG
 from whet.model.config_file import read_json
@@ -14,7 +15,6 @@ from whet.model.lora import LoraLinear, adapt, adapted, described
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.model.weights import FLOATS
-from whet.tables import PROJECTIONS, Lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, BASE = "base_model.model.", "base_model_name_or_path"

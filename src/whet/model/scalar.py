@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from whet.config.tables import Lora
 from whet.errors import ModelError
 from whet.model import hub
 from whet.model import lora as adapters
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
-from whet.tables import Lora
 
 TOKENS = 16384  # of one forward pass that needs no gradient
 BIAS = "score_bias"  # the key of config.json that holds what Hugging Face's head has no place for

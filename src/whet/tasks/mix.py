@@ -31,15 +31,24 @@ class Mix:
     def __init__(self, parts: list[dict[str, Any]]) -> None:
         if not parts:
             raise RecipeError('task mix: no parts; write parts = [ { name = "chain", weight = 0.5 }, … ]')
-        self.parts: dict[str, Task] = {}
-        self.weights: list[float] = []
+        tasks: dict[str, Task] = {}
+        weights: list[float] = []
         for given in parts:
             label, weight, task = _part(given)
-            if label in self.parts:
+            if label in tasks:
                 raise RecipeError(f"task mix: two parts are named {label!r}; give one of them another name: as = …")
-            self.parts[label] = task
-            self.weights.append(weight)
-        self.tasks = tuple(self.parts)
+            tasks[label] = task
+            weights.append(weight)
+        self._hold(tasks, weights)
+
+    def part(self, label: str) -> "Mix":
+        """A mix of that part alone."""
+        alone = object.__new__(Mix)
+        alone._hold({label: self.parts[label]}, [1.0])
+        return alone
+
+    def _hold(self, parts: dict[str, Task], weights: list[float]) -> None:
+        self.parts, self.weights, self.tasks = parts, weights, tuple(parts)
         told = Counter(mode for task in self.parts.values() for mode in task.modes)
         self._shown = {
             (label, mode): mode if told[mode] == 1 else f"{label}_{mode}"
