@@ -28,6 +28,9 @@ SUITE = (
 OWN = {
     "model/adapter": ("test_adapter",),
     "engines/requests": ("test_engine_huggingface",),
+    "model/lora": ("test_lora",),
+    "model/lora_files": ("test_lora_files",),
+    "model/hub": ("test_lora",),
 }  # whose own tests are not in it
 SECONDS = 240  # for the suite on one mutant; one that hangs is killed, too
 
@@ -135,6 +138,18 @@ MUTANTS = [
     ("correction", "mean.abs() <= torch", "mean <= torch"),
     ("model/scalar", "self.body = copy.deepcopy(policy).requires_grad_(True)", "self.body = policy"),
     ("model/adapter", "super().train(False)", "super().train(mode)"),
+    ("model/scalar", "if lora is None else adapters.copied(policy)", "if lora is None else policy"),
+    ("model/lora", "return self.alpha / self.rank", "return self.alpha"),
+    ("model/lora", "rows.addmm_(self.lora_b[name], self.lora_a[name], alpha=self.scale)", "pass"),
+    ("model/lora", "self.lora_b[name].t(), alpha=self.scale)", "self.lora_b[name].t())"),
+    ("model/lora", "weight = self.weight.clone()", "weight = self.weight.data"),
+    ("model/lora", "plain.weight.new_zeros(rows, lora.rank)", "plain.weight.new_ones(rows, lora.rank)"),
+    ("model/lora", "    model.requires_grad_(False)\n    generator", "    generator"),
+    ("model/lora", "for p in model.parameters() if not p.requires_grad}", "for p in model.parameters()}"),
+    ("model/lora", "            module.whole = None", "            pass"),
+    ("model/lora_files", "lora_A.weight\"] = maps.lora_a[target]", "lora_A.weight\"] = maps.lora_a[target].flip(0)"),
+    ("model/lora_files", "os.path.relpath(old / held[BASE], new)", "held[BASE]"),
+    ("model/hub", "        lora.merge(model)\n", ""),
     ("curriculum", "1 - self.success[i]", "self.success[i]"),
 ]  # fmt: skip
 

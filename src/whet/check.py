@@ -17,6 +17,7 @@ from whet.context import Context
 from whet.errors import WhetError
 from whet.learner import policy_logprobs
 from whet.logprobs import MAX_LOGITS
+from whet.model import lora
 from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.pipeline import Pipeline
@@ -181,9 +182,16 @@ def available(device: torch.device) -> float:
 
 def needed(stage: config.SFT | config.RL, row: Algorithm | None, shape: ModelConfig, size: int) -> float:
     """Bytes at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the sampler's cache."""
-    models = (
-        4 + (row is not None and row.has_kl) + 4 * (row is not None and (row.critic is not None or row.token_reward))
-    )
+    critic = row is not None and (row.critic is not None or row.token_reward)
+    models = 4.0 + (row is not None and row.has_kl) + 4 * critic
+    if (
+        stage.lora is not None
+    ):  # the weights, once more where another model stands beside them, and merged while sampling
+        own = isinstance(stage, config.RL) and (
+            stage.critic is not None and stage.critic.start,
+            stage.reference != "start",
+        )
+        models = 2.0 + sum(map(bool, own or ())) + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
     activations = stage.micro_tokens * shape.layers * (12 * shape.hidden + 3 * shape.ffn)
     logits = 4 * min(MAX_LOGITS, stage.micro_tokens * shape.vocab)
     cache = 0

@@ -114,9 +114,9 @@ def _optimizers(model: Trained, s: config.Optimizer) -> list[torch.optim.Optimiz
     groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     lr_rest = s.lr if s.kind == "adamw" or s.lr_rest is None else s.lr_rest
     fused = bool(named) and named[0][1].device.type in ("cuda", "cpu")
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused)
-    ]
+    found: list[torch.optim.Optimizer] = []
+    if rest:  # adapters are matrices, all of them
+        found.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused))
     if matrices:
         found.append(torch.optim.Muon(matrices, lr=s.lr, weight_decay=s.weight_decay))
     return found

@@ -23,9 +23,9 @@ from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import RecipeError, did_you_mean
 from whet.measure import Measured, gain, measure
-from whet.model import hub
+from whet.model import hub, lora_files
 from whet.model.policy import Policy
-from whet.provision import fresh, loaded, narrowed, place, rewarded, save, tokenizer
+from whet.provision import fresh, keep, loaded, narrowed, place, refuse_lora, rewarded, tokenizer
 from whet.rewards import combined
 from whet.runlog import Display, RunLog
 from whet.stages import rank, rl
@@ -95,8 +95,10 @@ class Pipeline:
         """The result's model in model/, and the summary."""
         result = self.recipe.result or next(reversed(self.recipe.trained), None)
         if result is not None:
-            with committed(self.directory / "model") as folder:
-                shutil.copytree(self.directory / result / "model", folder, dirs_exist_ok=True)
+            made, final = self.directory / result / "model", self.directory / "model"
+            with committed(final) as folder:
+                shutil.copytree(made, folder, dirs_exist_ok=True)
+                lora_files.rebase(folder, made, final)
         return self.summarize(result)
 
     def stage(self, stage: config.AnyStage) -> None:
@@ -112,7 +114,7 @@ class Pipeline:
             seconds = time.perf_counter() - began
             if isinstance(stage, config.Makes):
                 self.policy = policy
-                save(policy, self.context.chat, self.directory / stage.name / "model")
+                keep(policy, self.context.chat, stage, self.recipe, self.directory)
             self.record(stage.name, stage.kind, seconds, policy, isinstance(stage, config.Makes) and stage.evaluate)
             self.records[-1] |= told or {}
             if isinstance(stage, config.RL):
@@ -215,6 +217,8 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             )
     for stage in recipe.stage:
         known(stage.start)
+        if isinstance(stage, config.Trained):
+            refuse_lora(recipe, stage)
         task = narrowed(whole, stage)
         if isinstance(stage, config.RL):
             row = algorithm(stage.algorithm, stage.override)
@@ -262,7 +266,7 @@ def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.
     """One model on a task's test problems, outside any run."""
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)
-    chat = Chat.load(path)
+    chat = Chat.load(hub.tokenizer(path))
     if len(measured(evaluation.thinking, ask.thinking)) > 1:
         chat.demand_switch()
     policy = place(hub.load(str(path)), config.Model())

@@ -1,5 +1,6 @@
 """What a recipe starts from: its tokenizer, its models on their device, its rewards."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from whet import config
 from whet.chat import Chat
 from whet.checkpoint import committed
 from whet.errors import RecipeError, did_you_mean
-from whet.model import hub
+from whet.model import hub, lora_files
 from whet.model.config import ModelConfig
+from whet.model.config_file import FAMILIES, model_type
+from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
@@ -52,7 +55,7 @@ def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
     """The tokenizer of the model's directory, or one made from the task's alphabet."""
     if recipe.model.path is not None:
         path = hub.resolve(recipe.model.path)
-        chat = Chat.load(path)
+        chat = Chat.load(hub.tokenizer(path))
         specs = [recipe.evaluation, *(s for s in recipe.stage if isinstance(s, config.Evaluation))]
         if any(len(measured(spec.thinking, recipe.ask.thinking)) > 1 for spec in specs):
             chat.demand_switch()
@@ -101,3 +104,70 @@ def save(policy: Policy, chat: Chat, directory: Path) -> None:
     with committed(directory) as folder:
         hub.write(policy, folder)
         chat.save(folder)
+
+
+def keep(policy: Policy, chat: Chat, stage: config.Makes, recipe: config.Recipe, directory: Path) -> None:
+    """A stage's model on disk. Adapters are in STAGE/adapter, and folded into STAGE/model and into `policy`; or they are STAGE/model."""
+    lora = stage.lora if isinstance(stage, config.Trained) else None
+    folder = directory / stage.name
+    if lora is not None:
+        with committed(folder / ("adapter" if lora.merge else "model")) as made:
+            lora_files.write(policy, made, base(recipe, directory, stage))
+            chat.save(made)
+        if not lora.merge:
+            return
+        adapt(policy, None)
+    save(policy, chat, folder / "model")
+
+
+def origin(recipe: config.Recipe, stage: config.Stage) -> str | None:
+    """What a stage begins with: an earlier stage's name, a directory or a Hub id; None where that is made from nothing."""
+    if stage.start != "previous":
+        return None if stage.start == "new" else stage.start
+    names = [s.name for s in recipe.stage]
+    makers = [s.name for s in recipe.stage[: names.index(stage.name)] if isinstance(s, config.Makes)]
+    return makers[-1] if makers else recipe.model.path
+
+
+def base(recipe: config.Recipe, directory: Path, stage: config.Stage) -> str:
+    """The whole model below a stage's adapters: a Hub id, or a directory, named from the adapter's own where both are of this run."""
+    source = origin(recipe, stage)
+    assert source is not None  # refuse_lora has seen to it
+    own = directory / source / "model"
+    name = str(own) if own.is_dir() else source
+    found = hub.resolve(name)
+    if lora_files.holds_adapter(found):
+        name = lora_files.base_of(found)
+    if not Path(name).expanduser().is_dir():
+        return name
+    path = Path(name).expanduser().resolve()
+    inside = path.is_relative_to(directory.resolve())
+    return os.path.relpath(path, directory.resolve() / stage.name / "model") if inside else str(path)
+
+
+def refuse_lora(recipe: config.Recipe, stage: config.Trained) -> None:
+    """Raises WhetError where a stage's adapters could not be trained on what it begins with."""
+    if stage.lora is None:
+        return
+    source = origin(recipe, stage)
+    if source is None:
+        raise RecipeError(
+            f"stage {stage.name}: lora adapts a model that has been trained, and here is none yet; drop lora"
+        )
+    before = next((s for s in recipe.stage if s.name == source), None)
+    if before is not None:
+        left = before.lora if isinstance(before, config.Trained) else None
+        left = None if left is None or left.merge else left
+    else:
+        found = hub.resolve(source)
+        if model_type(hub.plain(found)) not in FAMILIES:
+            raise RecipeError(
+                f"stage {stage.name}: lora adapts whet's own decoder only ({', '.join(FAMILIES)}), and {source} is a "
+                f"{model_type(hub.plain(found))}; drop lora"
+            )
+        left = lora_files.shape_of(found) if lora_files.holds_adapter(found) else None
+    if left is not None and not left.adapts_like(stage.lora):
+        raise RecipeError(
+            f"stage {stage.name}: {source} has adapters of rank {left.rank} and alpha {left.alpha:g} on {', '.join(left.targets)}, and lora "
+            "asks for others; give it the same, or keep merge = true where they were trained"
+        )

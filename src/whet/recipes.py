@@ -104,7 +104,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     kinds = {get_args(k.model_fields["kind"].annotation)[0]: k for k in get_args(get_args(config.AnyStage)[0])}
     tables: dict[str, type[BaseModel]] = {
         "model": config.Model, "shape": config.Shape, "ask": config.Ask, "evaluation": config.Evaluation,
-        "optimizer": config.Optimizer, "critic": config.Critic, "gate": config.Gate,
+        "optimizer": config.Optimizer, "critic": config.Critic, "lora": config.Lora, "gate": config.Gate,
     }  # fmt: skip
     for part in loc[:-1]:
         table = kinds.get(str(part)) or tables.get(str(part)) or table

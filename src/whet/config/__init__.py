@@ -20,7 +20,7 @@ from whet.config.stages import (
     Stage,
     Trained,
 )
-from whet.config.tables import NAME, Ask, Critic, Evaluation, Gate, Model, Optimizer, Reward, Shape, Table, Task
+from whet.config.tables import NAME, Ask, Critic, Evaluation, Gate, Lora, Model, Optimizer, Reward, Shape, Table, Task
 from whet.errors import did_you_mean
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Evaluate",
     "Evaluation",
     "Gate",
+    "Lora",
     "Makes",
     "Merge",
     "Model",

@@ -4,7 +4,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from whet.config.tables import NAME, Critic, Evaluation, Gate, Optimizer, Positive, Rate, Reward, Shape, Share, Table
+from whet.config.tables import (
+    NAME,
+    Critic,
+    Evaluation,
+    Gate,
+    Lora,
+    Optimizer,
+    Positive,
+    Rate,
+    Reward,
+    Shape,
+    Share,
+    Table,
+)
 
 
 class Stage(Table):
@@ -15,6 +28,7 @@ class Stage(Table):
 class Trained(Stage):
     optimizer: Optimizer = Optimizer()
     micro_tokens: Positive = 16384  # tokens a forward pass
+    lora: Lora | None = None
 
 
 class Makes(Stage):
@@ -48,6 +62,8 @@ class SFT(Trained, Makes, Asks):
     def _consistent(self) -> Self:
         if self.shape is not None and self.start not in ("previous", "new"):
             raise ValueError(f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one")
+        if self.lora is not None and (self.shape is not None or self.start == "new"):
+            raise ValueError("lora adapts a model that has been trained, and this stage makes a new one; drop one")
         if not sum(self.shares.values()) > 0:
             raise ValueError("data holds no share above 0")
         return self
@@ -108,6 +124,12 @@ class RewardModel(Trained):
     steps: Positive
     batch: Positive = 16  # rankings a step
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the prompts whose pairs are for measuring only
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.lora is not None and not self.lora.merge:
+            raise ValueError("a reward model's head is no adapter, so it is kept whole; drop lora.merge = false")
+        return self
 
 
 class Prefer(Trained, Makes):

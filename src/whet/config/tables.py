@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from whet.errors import did_you_mean
 from whet.thinking import Switch, Thinking
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -109,6 +111,27 @@ class Critic(Optimizer):
     """The optimizer of a critic (or token-level reward model), and what it starts from where that is not the policy."""
 
     start: str | None = None  # a reward_model stage, a directory or a Hub id
+
+
+class Lora(Table):
+    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged model, else the adapter itself."""
+
+    rank: Positive = 16
+    alpha: Rate = 32
+    targets: Annotated[list[str], Field(min_length=1)] = list(PROJECTIONS)
+    merge: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.targets:
+            if name not in PROJECTIONS:
+                raise ValueError(f"targets has no {name!r}{did_you_mean(name, PROJECTIONS)}")
+        return self
+
+    def adapts_like(self, other: "Lora") -> bool:
+        """Whether both describe adapters of the same form, of which one stage could train on what another left."""
+        one, two = ((t.rank, t.alpha, set(t.targets)) for t in (self, other))
+        return one == two
 
 
 class Gate(Table):

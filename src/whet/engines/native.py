@@ -13,6 +13,7 @@ from torch import Tensor
 from whet.engines.cache import Cache
 from whet.engines.random import chunk_rows, draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
+from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
 
@@ -40,7 +41,7 @@ class NativeEngine:
         requests = Requests(prompts, sampling, self.model.config.vocab, self.model.config.max_positions)
         if not requests.total:
             return []
-        with evaluating(self.model):
+        with evaluating(self.model), folded(self.model):
             notes = _Sampler(self.model, requests, self.eos, self.rows).run(progress)
         return notes.samples(self.eos, self.chat, self.version)
 

@@ -2,20 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from whet.errors import ModelError
 
+OURS = ("config.json", "adapter_config.json")
+
 
 @contextmanager
-def committed(directory: Path, holds: str = "config.json") -> Iterator[Path]:
+def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
     """Yields a temporary sibling to write into; when the block ends, everything is flushed and one rename commits it.
 
     Where the block raises, nothing is left. A directory that stands there already is replaced, unless it is neither empty nor
-    has a file named `holds`: then it is somebody's, and is left alone. Its old content is moved aside, and back if the
+    has a file named in `holds`: then it is somebody's, and is left alone. Its old content is moved aside, and back if the
     commit fails.
     Raises ModelError where the place cannot be written or may not be replaced.
     """
@@ -23,8 +25,10 @@ def committed(directory: Path, holds: str = "config.json") -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise ModelError(f"{directory} is a file; give a directory to write to")
     try:
-        if target.is_dir() and any(target.iterdir()) and not (target / holds).is_file():
-            raise ModelError(f"{directory} holds other files and no {holds}; give a new directory, or empty this one")
+        if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in holds):
+            raise ModelError(
+                f"{directory} holds other files and no {holds[0]}; give a new directory, or empty this one"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         token = uuid4().hex[:8]
         part, old = (target.parent / f".{target.name}.{token}.{kind}" for kind in ("partial", "old"))

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from whet.errors import ModelError
-from whet.model import weights
+from whet.model import lora, lora_files, weights
 from whet.model.commit import committed
 from whet.model.config_file import CONFIG, FAMILIES, GENERATION, config_json, generation_json, model_type, read_config
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 
-__all__ = ["SHARD_BYTES", "load", "read_config", "resolve", "save", "write"]
+__all__ = ["SHARD_BYTES", "load", "plain", "read_config", "resolve", "save", "tokenizer", "write"]
 
 SHARD_BYTES = 5_000_000_000
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -63,10 +63,15 @@ def _download(name: str) -> Path:
 def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Policy:
     """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an adapted transformers model.
 
+    Of an adapter in PEFT's format, the base that it names and the adapter in it.
     Takes the memory of the model and of its largest stored tensor. Raises ModelError for all that can be wrong with a
     directory, before any weight is read.
     """
     directory = resolve(name)
+    if lora_files.holds_adapter(directory):
+        model = load(plain(directory), dtype, device)
+        lora_files.put(model, directory)
+        return model
     if model_type(directory) not in FAMILIES:
         from whet.model import adapter
 
@@ -84,8 +89,23 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     return model
 
 
+def plain(directory: Path) -> Path:
+    """The whole model of a directory: itself, or the base of the adapter that it holds. Raises ModelError."""
+    if not lora_files.holds_adapter(directory):
+        return directory
+    base = resolve(lora_files.base_of(directory))
+    if lora_files.holds_adapter(base):
+        raise ModelError(f"the base of the adapter {directory} is an adapter, too ({base}); merge one of them first")
+    return base
+
+
+def tokenizer(directory: Path) -> Path:
+    """Where a model's tokenizer is: its directory, or its base's for an adapter that came without one. Raises ModelError."""
+    return directory if (directory / "tokenizer.json").is_file() else plain(directory)
+
+
 def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """config.json, generation_config.json and the weights, into a directory that `committed` has yielded.
+    """config.json, generation_config.json and the weights, into a directory that `committed` has yielded; adapters are folded in.
 
     Raises ModelError where it cannot be written or Hugging Face's format cannot say what the model is.
     """
@@ -94,6 +114,9 @@ def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> Non
 
         adapter.write(model, directory, shard_bytes)
         return
+    if lora.adapted(model):
+        model = lora.copied(model)
+        lora.merge(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     texts = {CONFIG: config_json(model.config, dtype), GENERATION: generation_json(model.config)}
     weights.write(weights.tensors(model, model.config), directory, shard_bytes)

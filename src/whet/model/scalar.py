@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from whet.config.tables import Lora
 from whet.errors import ModelError
 from whet.model import hub
+from whet.model import lora as adapters
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 
@@ -22,12 +24,14 @@ BIAS = "score_bias"  # the key of config.json that holds what Hugging Face's hea
 class ScalarModel(nn.Module):
     """A copy of a policy's body and a head of its own, which starts at 0 so that nothing is claimed before anything was learnt.
 
-    Of a model that is one already (`config.scalar`), the head is copied too.
+    Of a model that is one already (`config.scalar`), the head is copied too. With `lora` the body has adapters to train, and shares
+    the frozen weights of a policy that has adapters. Raises ModelError as `lora.adapt` does.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, lora: Lora | None = None) -> None:
         super().__init__()
-        self.body = copy.deepcopy(policy).requires_grad_(True)
+        self.body = copy.deepcopy(policy).requires_grad_(True) if lora is None else adapters.copied(policy)
+        adapters.adapt(self.body, lora)
         self.value_head = nn.Linear(policy.config.hidden, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -103,5 +107,5 @@ def parameters_of(*models: nn.Module | Policy | None) -> int:
 
 
 def frozen(policy: Policy) -> Policy:
-    """A copy that no optimizer will move."""
-    return copy.deepcopy(policy).eval().requires_grad_(False)
+    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none moves anyway."""
+    return adapters.copied(policy).eval().requires_grad_(False)

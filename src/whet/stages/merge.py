@@ -5,15 +5,19 @@ import torch
 from whet import config
 from whet.context import Context
 from whet.errors import ModelError
+from whet.model.lora import adapt
 from whet.model.policy import Policy
 
 
 def run(policy: Policy, stage: config.Merge, context: Context) -> None:
     """Overwrites `policy` with the average. Raises ModelError where the models are not of one shape."""
+    adapt(policy, None)
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in policy.named_parameters()}
     first = next(iter(stage.models))
     for source, share in stage.models.items():
-        held = dict(context.policy(source).named_parameters())
+        other = context.policy(source)
+        adapt(other, None)
+        held = dict(other.named_parameters())
         if {n: p.shape for n, p in held.items()} != {n: p.shape for n, p in sums.items()}:
             raise ModelError(f"stage {stage.name}: {source} and {first} have weights of different shapes")
         for name, total in sums.items():

@@ -11,6 +11,7 @@ from whet.batch import RankedBatch
 from whet.context import Context
 from whet.learner import Learner, policy_logprobs
 from whet.losses import bradley_terry, pairs
+from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import frozen
 from whet.types import Sampling, Update
@@ -20,6 +21,7 @@ PLAIN = Sampling(n=1, temperature=1.0)
 
 def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
+    adapt(policy, stage.lora, context.seed)
     reference = frozen(policy if stage.reference == "start" else context.policy(stage.reference))
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device

@@ -24,7 +24,7 @@ CENTRED = 1024  # training responses whose mean score becomes 0
 def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str, Any]:
     """Trains a reward model, writes it to STAGE/model, and returns the accuracy on held-out pairs. The policy stays as it is."""
     training, held = rankings.split(context.ranked(stage.data), stage.held_out, context.seed)
-    model = ScalarModel(policy)
+    model = ScalarModel(policy, stage.lora)
     learner = Learner(model, stage.optimizer, stage.steps)
     device = next(model.parameters()).device
     batches = rankings.epochs(training, stage.batch, context.seed)

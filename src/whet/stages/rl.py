@@ -10,6 +10,7 @@ from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
 from whet.learner import Learner
+from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
 from whet.rollout import describe, rollout
@@ -53,6 +54,7 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
 def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
     """The models that the row holds beside the policy, and their optimizers. Raises WhetError where a key is not read by the row."""
     refuse(stage, row)
+    adapt(policy, stage.lora, context.seed)
     reference = None
     if row.has_kl:
         reference = policy if stage.reference == "start" else context.policy(stage.reference)
@@ -67,7 +69,7 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
         each = row.critic.updates if row.critic is not None else 1
         start = stage.critic.start if stage.critic is not None else None
         judge = Learner(
-            ScalarModel(policy if start is None else context.model(start)),
+            ScalarModel(policy if start is None else context.model(start), stage.lora),
             stage.critic or stage.optimizer,
             stage.steps * each,
         )

@@ -12,6 +12,7 @@ from whet.errors import DataError, GateError
 from whet.learner import Learner, policy_logprobs
 from whet.losses import policy_gradient
 from whet.measure import accuracy_by_mode
+from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.types import Problem, Sampling, Update
 
@@ -20,6 +21,7 @@ PLAIN = Sampling(n=1, temperature=1.0)
 
 def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps, or until its gate holds. Raises GateError if it never does."""
+    adapt(policy, stage.lora, context.seed)
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
     pairs = documents(stage, context)

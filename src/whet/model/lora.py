@@ -1,0 +1,169 @@
+"""Low-rank adapters: a frozen weight W [out, in] plus alpha / rank times B A, of which only A and B learn (LoRA, arXiv:2106.09685)."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from whet.config.tables import PROJECTIONS, Lora
+from whet.errors import ModelError
+from whet.model.config import ModelConfig
+from whet.model.policy import Policy
+from whet.model.transformer import Transformer
+from whet.model.weights import parts
+
+Model = TypeVar("Model", bound=Policy)
+Stack = tuple[tuple[str, int], ...]  # (projection, rows) of what stands in one of the decoder's fused matrices
+
+
+class LoraLinear(nn.Module):
+    """A linear map, frozen, and an A [rank, in] and B [rows, rank] for each adapted projection of the stack that it holds.
+
+    y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as the paper's released code has it, so
+    within 1 / sqrt(in); B starts at 0, so that the map is what it was.
+
+    >>> plain = nn.Linear(2, 1, bias=False)
+    >>> _ = plain.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+    >>> lora = LoraLinear(plain, (("o_proj", 1),), Lora(rank=1, alpha=3), torch.Generator())
+    >>> _ = lora.lora_a["o_proj"].data.fill_(0.5), lora.lora_b["o_proj"].data.fill_(2.0)
+    >>> lora(torch.tensor([[1.0, 1.0]])).item()  # 1 + 2 and 3 / 1 * 2 * (0.5 + 0.5)
+    9.0
+    """
+
+    def __init__(self, plain: nn.Linear, stack: Stack, lora: Lora, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = plain.weight
+        self.bias: nn.Parameter | None = plain.bias
+        plain.requires_grad_(False)
+        self.stack, self.rank, self.alpha = stack, lora.rank, float(lora.alpha)
+        self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
+        self.whole: Tensor | None = None  # the weight with adapters folded in, while `folded`
+        for name, rows in stack:
+            if name in lora.targets:
+                a = nn.init.kaiming_uniform_(
+                    torch.empty(lora.rank, plain.in_features), math.sqrt(5), generator=generator
+                )
+                self.lora_a[name] = nn.Parameter(a.to(plain.weight))
+                self.lora_b[name] = nn.Parameter(plain.weight.new_zeros(rows, lora.rank))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+        if self.whole is not None:
+            return F.linear(x, self.whole, self.bias)
+        y = F.linear(x, self.weight, self.bias).split([rows for _, rows in self.stack], dim=-1)
+        return torch.cat([self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)], dim=-1)
+
+    def _added(self, y: Tensor, name: str, x: Tensor) -> Tensor:
+        if name not in self.lora_a:
+            return y
+        return torch.addmm(y, F.linear(x, self.lora_a[name]), self.lora_b[name].t(), alpha=self.scale)
+
+    @torch.no_grad()
+    def merged(self) -> Float[Tensor, "o i"]:
+        """W + alpha / rank * B A, in a tensor of its own."""
+        weight = self.weight.clone()
+        for (name, _), rows in zip(self.stack, weight.split([rows for _, rows in self.stack]), strict=True):
+            if name in self.lora_a:
+                rows.addmm_(self.lora_b[name], self.lora_a[name], alpha=self.scale)
+        return weight
+
+
+def stacks(shape: ModelConfig) -> dict[str, Stack]:
+    """{module of the decoder: the projections stacked in it}, in Hugging Face's words."""
+    found: dict[str, Stack] = {}
+    for ours, theirs in parts(shape).items():
+        named = tuple((part.name.split(".")[-2], part.shape[0]) for part in theirs)
+        if ours.endswith(".weight") and any(name in PROJECTIONS for name, _ in named):
+            found[ours.removesuffix(".weight")] = named
+    return found
+
+
+def size(shape: ModelConfig, lora: Lora) -> int:
+    """Numbers in the adapters of a decoder of this shape."""
+    named = [part for theirs in parts(shape).values() for part in theirs if part.name.endswith(".weight")]
+    return sum(lora.rank * sum(part.shape) for part in named if part.name.split(".")[-2] in lora.targets)
+
+
+def adapted(model: nn.Module | Policy) -> dict[str, LoraLinear]:
+    """The maps that have adapters, by name; none in a plain model. What has adapters has all other weights frozen."""
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    return {name: module for name, module in modules if isinstance(module, LoraLinear)}
+
+
+def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
+    """Makes of a decoder, in place, what is to be trained: adapters alone, new or those that it has; all weights where `lora` is None.
+
+    Adapters that a full training meets are folded in first. Raises ModelError for a model that is no decoder of ours, and where
+    the model has other adapters than `lora` says.
+    """
+    held = adapted(model)
+    if lora is None:
+        if held:
+            merge(model)
+            model.requires_grad_(True)
+        return
+    if held:
+        told = described(held)
+        if told != (lora.rank, float(lora.alpha), frozenset(lora.targets)):
+            names = ", ".join(n for n in PROJECTIONS if n in told[2])
+            raise ModelError(
+                f"the model has adapters of rank {told[0]} and alpha {told[1]:g} on {names}, and lora asks for others; give it the same, "
+                "or keep merge = true where they were trained"
+            )
+        return
+    if not isinstance(model, Transformer):
+        raise ModelError(
+            "lora adapts whet's own decoder only (llama, qwen2, qwen3, smollm3); drop the stage's lora table"
+        )
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, stack in stacks(model.config).items():
+        if any(part in lora.targets for part, _ in stack):
+            plain = model.get_submodule(name)
+            assert isinstance(plain, nn.Linear)
+            model.set_submodule(name, LoraLinear(plain, stack, lora, generator))
+
+
+def described(held: dict[str, LoraLinear]) -> tuple[int, float, frozenset[str]]:
+    """(rank, alpha, targets) of a model's adapters."""
+    one = next(iter(held.values()))
+    return one.rank, one.alpha, frozenset(name for module in held.values() for name in module.lora_a)
+
+
+def merge(model: nn.Module | Policy) -> None:
+    """Folds adapters into the weights, in place; the result is a plain decoder. The weights that they were trained on are not written to."""
+    for name, module in adapted(model).items():
+        assert isinstance(model, nn.Module)
+        out, inside = module.weight.shape
+        plain = nn.Linear(inside, out, bias=False, device="meta")
+        plain.weight = nn.Parameter(module.merged(), requires_grad=False)
+        plain.register_parameter("bias", module.bias)
+        model.set_submodule(name, plain)
+
+
+def copied(model: Model) -> Model:
+    """A copy that shares the frozen weights of a model with adapters; a plain model's are all copied."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad} if adapted(model) else {}
+    return copy.deepcopy(model, dict[int, object](shared))
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Within it, adapted maps are one matrix product each: W + alpha / rank * B A, made once, held beside W, dropped afterwards."""
+    held = adapted(model).values()
+    try:
+        for module in held:
+            module.whole = module.merged()
+        yield
+    finally:
+        for module in held:
+            module.whole = None
