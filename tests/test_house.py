@@ -36,11 +36,12 @@ FLOORS = (
     "credit",
     "rollout trainer rankings",
     "context curriculum",
-    "measure",
+    "measure trial",
     "stages provision",
     "pipeline report display",
     "check rerun",
     "commands",
+    "commands_reward",
     "cli",
 )
 FLOOR = {name: i for i, row in enumerate(FLOORS) for name in row.split()}

@@ -114,7 +114,7 @@ def test_equal_answers_are_asked_once_and_only_verdicts_are_remembered(monkeypat
     reward, fake = judged(monkeypatch, Verdict(1, 0.9), Failure("error", "why"))
     first = reward.score([problem()] * 4, ["a", "b", "a", "b"])
     assert [s.status for s in first] == ["scored", "error", "scored", "error"] and len(fake.asked) == 2
-    assert reward.failure == "why"
+    assert first[1].reason == "why"
     again = reward.score([problem()] * 2, ["b", "a"])
     assert [s.status for s in again] == ["scored", "scored"] and len(fake.asked) == 3  # "b" came first this time
     reward.score([problem("Capital of Norway?"), problem(answer="Oslo")], ["a", "a"])
@@ -217,11 +217,11 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
 
 def test_a_judge_that_says_something_else_or_runs_out_of_room_is_an_error(tmp_path: Path):
     reward = load("judge", model=str(checkpoint(tmp_path / "mute", mute=True)))
-    assert [s.status for s in reward.score([problem()] * 2, ["Paris", "Lyon"])] == ["error", "error"]
-    assert isinstance(reward, JudgeReward) and "not with 0 or 1" in reward.failure
+    scores = reward.score([problem()] * 2, ["Paris", "Lyon"])
+    assert [s.status for s in scores] == ["error", "error"] and "not with 0 or 1" in scores[0].reason
     narrow = load("judge", model=str(checkpoint(tmp_path / "narrow", positions=2000)))
-    assert isinstance(narrow, JudgeReward)
-    assert narrow.score([problem()], ["x" * 3000])[0].status == "error" and "positions" in narrow.failure
+    (lost,) = narrow.score([problem()], ["x" * 3000])
+    assert lost.status == "error" and "positions" in lost.reason
 
 
 def test_the_verdict_of_one_distribution(directory: Path):

@@ -5,10 +5,9 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -20,54 +19,10 @@ from whet.rewards.judge import JudgeReward
 from whet.rewards.verdict import Failure, Verdict
 from whet.types import Problem, Score
 
+from .judge_stub import Reply, Stub, completion, token
+
 PROBLEM = Problem("p", ({"role": "user", "content": "Capital of France?"},), "Paris")
 KEY = "sk-very-secret-123"
-
-
-class Stub(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.seen.append((self.path, dict(self.headers), body))
-            number = len(server.seen)
-            server.now += 1
-            server.most = max(server.most, server.now)
-        self.counted = True
-        with suppress(OSError):  # whoever asked has left
-            server.reply(self, body, number)
-        self.done()
-
-    def done(self) -> None:
-        server: Any = self.server
-        with server.lock:
-            server.now -= self.counted
-            self.counted = False
-
-    def say(self, text: object, status: int = 200, **headers: str) -> None:
-        self.done()  # before the last byte: whoever has it may ask again at once
-        payload = text.encode() if isinstance(text, str) else json.dumps(text).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-Reply = Callable[[Stub, dict[str, Any], int], None]
-
-
-def completion(content: object, logprobs: object = None) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}, "logprobs": logprobs}]}
-
-
-def token(text: str, p: float, *others: tuple[str, float]) -> dict[str, Any]:
-    top = [{"token": t, "logprob": math.log(q)} for t, q in ((text, p), *others)]
-    return {"token": text, "logprob": math.log(p), "top_logprobs": top}
 
 
 def agreeing(stub: Stub, body: dict[str, Any], number: int) -> None:
@@ -155,13 +110,12 @@ def test_busy_endpoints_are_asked_again(server: Any, status: int):
     def limping(stub: Stub, body: dict[str, Any], number: int) -> None:
         stub.say("busy", status) if number < 3 else agreeing(stub, body, number)
 
-    assert [s.value for s in scored(judging(server, limping), "Paris")] == pytest.approx([0.9]) and len(
-        server.seen
-    ) == 3
+    assert scored(judging(server, limping), "Paris")[0].value == pytest.approx(0.9)
+    assert len(server.seen) == 3
     server.seen.clear()
     reward = judging(server, lambda stub, body, number: stub.say("busy", status), retries=2)
-    assert [s.status for s in scored(reward, "Paris")] == ["error"] and len(server.seen) == 3
-    assert f"HTTP {status} busy" in reward.failure
+    (lost,) = scored(reward, "Paris")
+    assert lost.status == "error" and len(server.seen) == 3 and f"HTTP {status} busy" in lost.reason
 
 
 def test_retry_after_is_heeded_and_bounded(server: Any):
@@ -233,8 +187,13 @@ BROKEN: dict[str, Reply] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_verdict_is_the_judges_error(server: Any, name: str):
     reward = judging(server, BROKEN[name], retries=0)
-    assert [(s.status, dict(s.parts)) for s in scored(reward, "Paris")] == [("error", {})]
-    assert reward.failure and "\n" not in reward.failure and len(reward.failure) <= 200
+    (lost,) = scored(reward, "Paris")
+    assert (
+        (lost.status, lost.parts) == ("error", {})
+        and lost.reason
+        and "\n" not in lost.reason
+        and len(lost.reason) <= 200
+    )
     server.reply = agreeing
     assert scored(reward, "Paris")[0].value == pytest.approx(0.9)  # a failure is not remembered
 
@@ -249,7 +208,7 @@ def test_a_refusal_stops_the_run_only_where_nothing_was_ever_answered(server: An
     scored(reward, "Paris")
     assert server.seen[-1][1]["Authorization"] == f"Bearer {KEY}"
     server.reply = refused
-    assert [s.status for s in scored(reward, "Lyon")] == ["error"] and KEY not in reward.failure
+    assert [(s.status, KEY in s.reason) for s in scored(reward, "Lyon")] == [("error", False)]
     told = repr(reward) + repr(vars(reward)) + repr(vars(reward.judge)) + json.dumps(reward.judge.identity)
     assert KEY not in told
 

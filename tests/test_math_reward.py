@@ -262,7 +262,9 @@ def test_a_failed_verifier_is_not_a_zero(reward: MathReward, monkeypatch: pytest
     from whet.sandbox.workers import Result
 
     monkeypatch.setattr(reward.pool, "map", lambda items: [Result("error", message="it died") for _ in items])
-    assert reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"]) == [Score(0.0, "error", {})]
+    assert reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"]) == [
+        Score(0.0, "error", reason="no comparison with the problem's own answer 'x^2'")
+    ]
     assert not reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"])[0].usable
 
 

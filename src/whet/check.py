@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +26,12 @@ from whet.provision import fresh
 from whet.rollout import mean
 from whet.row import Algorithm
 from whet.stages import rl
-from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
+from whet.trial import Case, figures, trial
+from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
 GAP = 1e-3  # nats that sampler and trainer may differ by on a token, in float32
 SOME = 16  # problems looked at
+SEVERAL = 5  # other answers that a taste chooses among
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,30 +223,43 @@ def memory(recipe: config.Recipe, shape: ModelConfig, size: int) -> str:
     return f"stage {name} may take {most / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {device.type}"
 
 
-def reward(context: Context, problems: Sequence[Problem]) -> str:
-    """Right answers are paid more than those of other problems, and the verifier fails on none. Raises WhetError."""
+def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
+    """Answers whose worth is known: the corpus's, each beside another problem's; of a task with a taste the best and worst of several."""
     pairs = responses(context, problems)
-    if not pairs:
+    task = context.task
+    cases: list[Case] = []
+    for i, (p, text) in enumerate(pairs):
+        others = [(q, t) for q, t in pairs[i + 1 :] + pairs[:i] if t != text]
+        wrong = next((t for q, t in others if q.answer != p.answer), "")
+        if isinstance(task, Ranker):
+            texts = [text, *(t for _, t in others[:SEVERAL])]
+            order = task.rank(p, texts, random.Random(f"check {p.id}"))
+            text, wrong = texts[order[0]], texts[order[-1]]
+        cases += [Case(p, text, True, _as_sample(text)), Case(p, wrong, False, _as_sample(wrong))]
+    return cases
+
+
+def reward(context: Context, problems: Sequence[Problem]) -> str:
+    """Right answers are paid more than wrong ones, and the verifier fails on none. Raises WhetError."""
+    tried = trial(context.reward, known(context, problems))
+    if not tried:
         return "no known answers to try it on"
-    asked = [p for p, _ in pairs]
-    others = [
-        next((t for q, t in pairs[i + 1 :] + pairs[:i] if q.answer != p.answer), "") for i, (p, _) in enumerate(pairs)
-    ]
-    samples = [_as_sample(text) for _, text in pairs], [_as_sample(text) for text in others]
-    right = context.reward.score(asked, [text for _, text in pairs], samples[0])
-    wrong = context.reward.score(asked, others, samples[1])
-    failed = [s for s in [*right, *wrong] if not s.usable]
+    failed = [t.score for t in tried if not t.score.usable]
     if failed:
+        why = failed[0].reason or failed[0].status
         raise WhetError(
-            f"the verifier failed on {len(failed)} of {2 * len(pairs)} known answers ({failed[0].status}); see `whet reward test`"
+            f"the verifier failed on {len(failed)} of {len(tried)} known answers ({why}); see `whet reward test`"
         )
-    paid, lost = mean([s.value for s in right]), mean([s.value for s in wrong])
+    paid, lost = (mean([t.score.value for t in tried if t.case.right is side]) for side in (True, False))
     if not paid > lost:
         raise WhetError(
-            f"right answers are paid {paid:.2f} on average, other problems' answers {lost:.2f}: the reward would teach nothing; see `whet reward test`"
+            f"right answers are paid {paid:.2f} on average, wrong ones {lost:.2f}: the reward would teach nothing; see `whet reward test`"
         )
-    refused, accepted = sum(not s.correct for s in right), sum(s.correct for s in wrong)
-    return f"right answers are paid {paid:.2f}, others' {lost:.2f}; {refused} of {len(right)} right ones refused, {accepted} wrong ones accepted"
+    told = figures(tried)
+    return (
+        f"right answers are paid {paid:.2f}, wrong ones {lost:.2f}; {told['false_rejects']} of {told['right']} right ones refused, "
+        f"{told['false_accepts']} wrong ones accepted; {1000 * told['median_seconds']:.1f} ms an answer, {1000 * told['worst_seconds']:.0f} at worst"
+    )
 
 
 def _as_sample(text: str) -> Sample:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from whet.errors import RecipeError, WhetError
 
@@ -45,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"whet {metadata.version('whet')}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, call: object, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
+    def add(name: str, call: object, about: str, to: Any = commands) -> argparse.ArgumentParser:
+        command = to.add_parser(name, help=about, description=about)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(call=call)
         return command
@@ -60,7 +61,39 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--only", metavar="STAGE", help="run this stage of a finished run once more, alone")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
-    evaluate = add("eval", eval_command, "Measure a model on a task's test problems.")
+    evaluation_arguments(add("eval", eval_command, "Measure a model on a task's test problems."))
+
+    show = add("show", show_command, "Print a recipe as it resolves, every key filled in.")
+    show.add_argument("recipe", type=Path)
+    show.add_argument("pairs", nargs="*", metavar="key=value")
+
+    check = add("check", check_command, "Look for what would make a recipe fail, before it runs.")
+    check.add_argument("recipe", type=Path)
+    check.add_argument("pairs", nargs="*", metavar="key=value")
+
+    reward = commands.add_parser(
+        "reward", help="Try a reward, or list them.", description="Try a reward, or list them."
+    )
+    rewards = reward.add_subparsers(dest="action", required=True, metavar="test|list")
+    test = add("test", reward_command, "Try a reward on answers whose verdict is known.", rewards)
+    test.add_argument(
+        "reward", help="a built-in, module:function, path/to/file.py:function, or RECIPE.toml for all of its parts"
+    )
+    test.add_argument(
+        "file", type=Path, help="a row: question, answer, and right and wrong (lists), or response and correct"
+    )
+    test.add_argument("pairs", nargs="*", metavar="key=value", help="options of the reward, or keys of the recipe")
+    test.add_argument("--json", action="store_true", help="print one JSON object")
+    add("list", rewards_command, "List the built-in rewards.", rewards)
+
+    report = add("report", report_command, "Write a run's report.html again.")
+    report.add_argument("run", type=Path)
+    add("tasks", tasks_command, "List the tasks.")
+    add("algorithms", algorithms_command, "Print the table of algorithms.")
+    return root
+
+
+def evaluation_arguments(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("model", help="a Hugging Face directory or Hub id")
     evaluate.add_argument("--task", required=True, help="as `whet tasks` lists it")
     evaluate.add_argument("pairs", nargs="*", metavar="key=value", help="options of the task")
@@ -77,20 +110,6 @@ def parser() -> argparse.ArgumentParser:
         "--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference"
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-
-    show = add("show", show_command, "Print a recipe as it resolves, every key filled in.")
-    show.add_argument("recipe", type=Path)
-    show.add_argument("pairs", nargs="*", metavar="key=value")
-
-    check = add("check", check_command, "Look for what would make a recipe fail, before it runs.")
-    check.add_argument("recipe", type=Path)
-    check.add_argument("pairs", nargs="*", metavar="key=value")
-
-    report = add("report", report_command, "Write a run's report.html again.")
-    report.add_argument("run", type=Path)
-    add("tasks", tasks_command, "List the tasks.")
-    add("algorithms", algorithms_command, "Print the table of algorithms.")
-    return root
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -115,6 +134,18 @@ def check_command(arguments: argparse.Namespace) -> int:
     from whet.commands import check
 
     return check(arguments.recipe, arguments.pairs)
+
+
+def reward_command(arguments: argparse.Namespace) -> int:
+    from whet.commands_reward import test
+
+    return test(arguments.reward, arguments.file, arguments.pairs, arguments.json)
+
+
+def rewards_command(arguments: argparse.Namespace) -> int:
+    from whet.commands_reward import listing
+
+    return listing()
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -150,7 +150,7 @@ def options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, raw = word.partition("=")
         if not equals or not key.isidentifier():
-            raise RecipeError(f"task option {word!r}: write key=value")
+            raise RecipeError(f"option {word!r}: write key=value")
         try:
             found[key] = tomllib.loads(f"x = {raw}")["x"]
         except tomllib.TOMLDecodeError:

@@ -59,6 +59,8 @@ def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
     usable = [g.usable for g in groups]
     rows = [(s, c) for g in usable for s, c in zip(g.samples, g.scores, strict=True)]
     figures = {"samples": float(total), "errors": (total - len(rows)) / total if total else 0.0}
+    if late := sum(c.status == "timeout" for g in groups for c in g.scores):
+        figures["timeouts"] = late / total  # part of the errors
     if not rows:
         return figures
     right = [s.length for s, c in rows if c.correct]

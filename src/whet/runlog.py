@@ -81,6 +81,7 @@ def _group_line(
                 "reward": score.value,
                 "correct": score.correct,
                 "parts": dict(score.parts),
+                **({"reason": score.reason} if score.reason else {}),
                 "mode": task.mode(problem, text) if task.modes else None,
                 "advantage": advantage,
                 "version": sample.version,

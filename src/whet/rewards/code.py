@@ -137,10 +137,10 @@ class CodeReward:
     def scored(self, result: Result, fenced: bool) -> Score:
         """The score of a worker's verdict; a whole response that is no Python at all holds no program."""
         if result.status != "ok":
-            return Score(0.0, result.status)
+            return Score(0.0, result.status, reason=result.message)
         verdict = result.value
         if verdict["verdict"] == "error":
-            return Score(0.0, "error")
+            return Score(0.0, "error", reason=str(verdict.get("message", "")))
         right = verdict["verdict"] == "pass"
         if verdict["verdict"] == "load" and not fenced and "SyntaxError" in verdict["message"]:
             return Score(0.0, "unparsed", {"accuracy": 0.0})

@@ -133,7 +133,7 @@ class CombinedReward:
         values = {part.name: part.worth(score) for part, score in row if score.usable}
         for _, score in row:
             if not score.usable:
-                return Score(0.0, score.status, values)
+                return Score(0.0, score.status, values, score.reason)
         value = math.fsum(
             part.weight * values[part.name] for part, _ in row if part.gate is None or values[part.gate] > 0.5
         )

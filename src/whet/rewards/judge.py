@@ -59,7 +59,7 @@ class JudgeReward:
     judgement with all its `retries`, `body` (further fields of the request).
 
     Statuses: scored (above one half), wrong, unparsed (still thinking, or nothing said), timeout and error (the judge's failures:
-    no reply in time, or one that is neither 0 nor 1); `failure` then tells the last one, in a line. Raises RewardError for options
+    no reply in time, or one that is neither 0 nor 1), with the reason. Raises RewardError for options
     that are not usable, ModelError for a model that is not.
     """
 
@@ -87,7 +87,6 @@ class JudgeReward:
         checked("max_chars", self.max_chars, 1, 1_000_000, whole=True)
         self.template = PROMPT if self.prompt is None else read_prompt(Path(self.prompt).expanduser())
         self.memory = Memory(None if self.cache is None else Path(self.cache).expanduser())
-        self.failure = ""
         self.judge: Judge = self._endpoint(self.url) if self.url is not None else self._local()
 
     def _local(self) -> Judge:
@@ -136,13 +135,11 @@ class JudgeReward:
             known[waiting[i]] = said
             if isinstance(said, Verdict):
                 self.memory.keep(waiting[i], said)
-            else:
-                self.failure = said.why
         return [Score(0.0, "unparsed", {"accuracy": 0.0}) if key is None else self._score(known[key]) for key in keys]
 
     def _score(self, said: Verdict | Failure) -> Score:
         if isinstance(said, Failure):
-            return Score(0.0, said.status)
+            return Score(0.0, said.status, reason=said.why)
         value = paid(said, self.soft)
         return Score(value, "scored" if value > 0.5 else "wrong", {"accuracy": float(value > 0.5)})
 

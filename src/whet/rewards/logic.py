@@ -52,6 +52,6 @@ class LogicReward(Judged):
 
     def _scored(self, text: str, verdict: Score) -> Score:
         if not verdict.usable:
-            return Score(0.0, verdict.status)
+            return Score(0.0, verdict.status, reason=verdict.reason)
         form, answer = logic(self.format.holds(text), verdict)
         return Score(form + answer, "scored", {"logic_format": form, "logic_answer": answer})

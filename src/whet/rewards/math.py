@@ -79,7 +79,8 @@ class MathReward:
                 raise DataError(f"problem {problem.id!r} has no answer to verify against; name the right answer column")
         answers = [final_answer(text) for text in texts]
         golds = [gold_answer(problem.answer or "") for problem in problems]
-        return [graded(status) for status in self.compare(golds, answers)]
+        statuses = self.compare(golds, answers)
+        return [graded(status, gold) for status, gold in zip(statuses, golds, strict=True)]
 
     def compare(self, golds: Sequence[str], answers: Sequence[str | None]) -> list[Status]:
         """N gold answers and N extracted ones -> N statuses. Equal pairs are compared once."""
@@ -95,10 +96,12 @@ class MathReward:
         return [verdicts[pair] or "error" for pair in pairs]
 
 
-def graded(status: Status) -> Score:
+def graded(status: Status, gold: str) -> Score:
     """The score of a status: accuracy is a part only where there is a verdict."""
     value = float(status == "scored")
-    return Score(value, status, {} if status in ("timeout", "error") else {"accuracy": value})
+    if status in ("timeout", "error"):
+        return Score(value, status, reason=f"no comparison with the problem's own answer {gold!r:.60}")
+    return Score(value, status, {"accuracy": value})
 
 
 def gold_answer(answer: str) -> str:

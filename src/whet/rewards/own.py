@@ -65,11 +65,11 @@ class OwnReward:
         problems: Sequence[Problem],
         texts: Sequence[str],
         samples: Sequence[Sample] | None,
-        columns: Mapping[str, None],
+        columns: dict[str, None],
     ) -> dict[str, Any]:
         asked = [
             {"id": p.id, "messages": [dict(m) for m in p.messages], "answer": p.answer, "task": p.task}
-            | {"meta": columns | {str(k): self._plain(p, v) for k, v in p.meta.items()}}
+            | {"meta": {**columns, **{str(k): self._plain(p, v) for k, v in p.meta.items()}}}
             for p in problems
         ]
         drawn = None

@@ -133,8 +133,9 @@ def _refuse_errors(groups: Sequence[Group], most: float) -> None:
     failed = [c for g in groups for c in g.scores if not c.usable]
     share = len(failed) / sum(len(g.scores) for g in groups)
     if share > most:
+        why = next((f"{c.status}: {c.reason}" for c in failed if c.reason), failed[0].status)
         raise RewardError(
-            f"the verifier failed on {share:.0%} of a step's answers ({failed[0].status}); more than max_errors = {most:.0%} would mislead the update"
+            f"the verifier failed on {share:.0%} of a step's answers, more than max_errors = {most:.0%} would let pass ({why})"
         )
 
 

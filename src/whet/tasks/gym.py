@@ -182,7 +182,7 @@ class Gym:
 
     def _verdict(self, result: Result) -> Score:
         if result.status != "ok":
-            return Score(0.0, result.status)
+            return Score(0.0, result.status, reason=result.message)
         if result.value is None:
             return _UNPARSED
         accuracy = float(result.value >= CORRECT)

@@ -1,0 +1,120 @@
+"""A reward tried on answers whose verdict is known: what it accepts falsely, rejects falsely, cannot judge, and how long it takes."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from whet.errors import DataError
+from whet.rewards import Reward
+from whet.tasks.rows import Row, read_rows
+from whet.types import Problem, Sample, Score
+
+OWN = ("id", "question", "answer", "response", "correct", "right", "wrong", "task")  # columns that are no meta
+SLOW = 0.1  # seconds
+Verdict = Literal["false accept", "false reject", "timeout", "error", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One answer, and whether it should be paid."""
+
+    problem: Problem
+    text: str
+    right: bool
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One case, judged alone, in `seconds` of wall-clock."""
+
+    case: Case
+    score: Score
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is wrong with the score; empty where nothing is. Accepted is what accuracy counts as correct."""
+        if self.score.status in ("timeout", "error"):
+            return "timeout" if self.score.status == "timeout" else "error"
+        if self.score.correct == self.case.right:
+            return ""
+        return "false reject" if self.case.right else "false accept"
+
+
+def trial(reward: Reward, cases: Sequence[Case]) -> list[Tried]:
+    """Each case by itself, in order. What was slow and ended is timed once more, lest a worker's start pass for an answer's time."""
+    found = []
+    for case in cases:
+        tried = _alone(reward, case)
+        if tried.seconds > SLOW and tried.score.usable:
+            tried = min(tried, _alone(reward, case), key=lambda t: t.seconds)
+        found.append(tried)
+    return found
+
+
+def _alone(reward: Reward, case: Case) -> Tried:
+    samples = None if case.sample is None else [case.sample]
+    began = time.perf_counter()
+    (score,) = reward.score([case.problem], [case.text], samples)
+    return Tried(case, score, time.perf_counter() - began)
+
+
+def figures(tried: Sequence[Tried]) -> dict[str, float | int]:
+    """The trial in numbers; seconds are of one answer."""
+    verdicts = [t.verdict for t in tried]
+    times = [t.seconds for t in tried] or [0.0]
+    return {
+        "cases": len(tried),
+        "right": sum(t.case.right for t in tried),
+        "false_accepts": verdicts.count("false accept"),
+        "false_rejects": verdicts.count("false reject"),
+        "unparsed": sum(t.score.status == "unparsed" for t in tried),
+        "unparsed_right": sum(t.score.status == "unparsed" and t.case.right for t in tried),
+        "timeouts": verdicts.count("timeout"),
+        "errors": verdicts.count("error"),
+        "median_seconds": statistics.median(times),
+        "worst_seconds": max(times),
+    }
+
+
+def read(path: Path, task: str) -> list[Case]:
+    """The cases of a JSONL or Parquet file.
+
+    A row has `answer` and `question`, where there are any, and `right` and `wrong`, each a list of responses, or one `response` and
+    whether it is `correct`. `task` names the problem's task in a mix; other columns become the problem's meta.
+    Raises DataError, naming the row, for what is missing or of another form, and for a file without cases.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    found = [case for row in read_rows(path, None) for case in _cases(row, task)]
+    if not found:
+        raise DataError(
+            f"{path} holds no case; a row has right and wrong (lists of responses), or response and correct"
+        )
+    return found
+
+
+def _cases(row: Row, task: str) -> list[Case]:
+    values = row.values
+    question, answer = row.text("question") or "", row.text("answer")
+    meta = {key: value for key, value in values.items() if key not in OWN}
+    name = row.text("task") or task
+    problem = Problem(str(values.get("id") or row.where), ({"role": "user", "content": question},), answer, name, meta)
+    if "response" in values or "correct" in values:
+        response, correct = values.get("response"), values.get("correct")
+        if not isinstance(response, str) or not isinstance(correct, bool):
+            raise DataError(f"{row.where}: response must be a text and correct true or false")
+        return [Case(problem, response, correct)]
+    return [Case(problem, text, side == "right") for side in ("right", "wrong") for text in _texts(row, side)]
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    given: Any = row.values.get(column)
+    texts = [] if given is None else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{row.where}: {column} must be a list of responses")
+    return texts
