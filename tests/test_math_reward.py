@@ -290,3 +290,10 @@ def test_options_are_checked() -> None:
         load("math", seconds="2")
     with pytest.raises(RewardError, match="did you mean 'seconds'"):
         load("math", second=2)
+
+
+@pytest.mark.parametrize("undone", ["\\int_0^1 10x\\,dx", "\\sum_{i=1}^{5} 1", "\\lim_{x\\to 0} 5", "∑ 1 = 5", "\\iint 1"])
+def test_work_left_undone_is_no_answer(undone: str) -> None:
+    assert quick("5", undone) == "unparsed"
+    assert quick(undone, undone) in ("scored", None)  # where the problem asks for one
+    assert quick("5", undone.replace("\\int", "\\intop")) != "scored"

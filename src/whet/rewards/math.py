@@ -27,6 +27,8 @@ _COSTLY = re.compile(
     r"\^[\s{(]*[-+]?\d{5,}|\^[\s{(]*[-+]?[\d.]+\s*\^|\d{4,}[\s)}]*!|!\s*[)}]*\s*!|\d{60,}|\\binom\s*\{?\s*\d{4,}"
     r"|\((?=[^()]*(?:\^|(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])))[^()]*\)\s*\^[\s{(]*\d{3,}"
 )
+# Work that was left undone, which is no final answer and may take the algebra for ever.
+_UNDONE = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-z])|[∫∑∏]")
 _BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
 _REWRITES = [
     (re.compile(pattern), replacement)
@@ -60,7 +62,7 @@ class MathReward:
 
     name = "math"
 
-    def __init__(self, processes: int = PROCESSES, seconds: float = 2.0) -> None:
+    def __init__(self, processes: int = PROCESSES, seconds: float = 1.5) -> None:
         for name, value in (("processes", processes), ("seconds", seconds)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1000:
                 raise RewardError(f"reward math: {name} = {value!r} must be a number above 0")
@@ -138,7 +140,9 @@ def quick(gold: str, answer: str | None) -> Status | None:
         return "unparsed"
     if beyond_bounds(gold):
         return "error"
-    return "unparsed" if beyond_bounds(answer) else None
+    if beyond_bounds(answer) or (_UNDONE.search(answer) and not _UNDONE.search(gold)):
+        return "unparsed"
+    return None
 
 
 def beyond_bounds(answer: str) -> bool:
