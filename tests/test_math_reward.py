@@ -262,9 +262,8 @@ def test_a_failed_verifier_is_not_a_zero(reward: MathReward, monkeypatch: pytest
     from whet.sandbox.workers import Result
 
     monkeypatch.setattr(reward.pool, "map", lambda items: [Result("error", message="it died") for _ in items])
-    assert reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"]) == [
-        Score(0.0, "error", reason="no comparison with the problem's own answer 'x^2'")
-    ]
+    (score,) = reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"])
+    assert score == Score(0.0, "error", reason="no comparison with the problem's own answer 'x^2'")
     assert not reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"])[0].usable
 
 
@@ -292,7 +291,9 @@ def test_options_are_checked() -> None:
         load("math", second=2)
 
 
-@pytest.mark.parametrize("undone", ["\\int_0^1 10x\\,dx", "\\sum_{i=1}^{5} 1", "\\lim_{x\\to 0} 5", "∑ 1 = 5", "\\iint 1"])
+@pytest.mark.parametrize(
+    "undone", ["\\int_0^1 10x\\,dx", "\\sum_{i=1}^{5} 1", "\\lim_{x\\to 0} 5", "∑ 1 = 5", "\\iint 1"]
+)
 def test_work_left_undone_is_no_answer(undone: str) -> None:
     assert quick("5", undone) == "unparsed"
     assert quick(undone, undone) in ("scored", None)  # where the problem asks for one

@@ -1,7 +1,6 @@
 """What would fail in an hour, found in a minute: a recipe's tokenizer, masks, sampler, memory, reward and one dry step of each kind."""
 
 import copy
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +10,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from whet import config
+from whet import config, footprint, rehearse
 from whet.algorithms import algorithm
 from whet.batch import pack
 from whet.context import Context
 from whet.errors import WhetError
 from whet.learner import policy_logprobs
-from whet.logprobs import MAX_LOGITS
-from whet.model import lora
-from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.pipeline import Pipeline
-from whet.provision import fresh
+from whet.provision import SMALL, fresh
 from whet.rollout import mean
-from whet.row import Algorithm
 from whet.stages import rl
+from whet.standin import shape_of
 from whet.trial import Case, figures, trial
 from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
@@ -43,39 +39,70 @@ class Finding:
     told: str
 
 
-def findings(recipe: config.Recipe) -> Iterator[Finding]:
-    """Each as it is found. What cannot be looked at because an earlier thing failed is left out."""
+def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
+    """Each as it is found. What cannot be looked at because an earlier thing failed is left out.
+
+    Stages are rehearsed where the model is small. `offline`: with a stand-in for all that only the Hub has (`standin`), so it always is.
+    """
     with TemporaryDirectory() as scratch:
+        real = recipe
         try:
+            if offline:
+                recipe = rehearse.offline(recipe, Path(scratch))
             pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
             policy = pipeline.policy or pipeline.place(fresh(recipe.model.shape, pipeline.context.chat, recipe.seed))
             problems = _problems(pipeline.context)
+            shape = policy.config if recipe.model.path == real.model.path else shape_of(str(real.model.path))
         except WhetError as failure:
             yield Finding("recipe", False, str(failure))
             return
-        size = sum(p.numel() for p in policy.parameters())
+        size = footprint.parameters(shape)
+        stands = (
+            "" if shape is policy.config else f", for which a tiny one of its architecture ({shape.family}) stands in"
+        )
         yield Finding(
-            "recipe", True, f"{len(recipe.stage)} stages; task {recipe.task.name}; a model of {size:,} parameters"
+            "recipe",
+            True,
+            f"{len(recipe.stage)} stages; task {recipe.task.name}; a model of {size:,} parameters{stands}",
         )
         context = pipeline.context
+        judged = not (offline and any(part.name in ("learned", "judge") for part in recipe.reward))
         looks: list[tuple[str, Callable[[], str]]] = [
             ("tokenizer", lambda: tokenizer(context, policy, problems)),
             ("masks", lambda: masks(context, problems)),
             ("sampler", lambda: sampler(context, policy, problems)),
             ("publication", lambda: publication(context, policy, problems)),
-            ("memory", lambda: memory(recipe, policy.config, size)),
-            ("reward", lambda: reward(context, problems)),
+            ("memory", lambda: footprint.memory(recipe, shape, size, judged=shape is policy.config)),
+            ("reward", lambda: reward(context, problems, judged)),
         ]
-        looks += [
-            (f"dry step of {s.name}", lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems))
-            for s in recipe.stage
-            if isinstance(s, config.RL)
-        ]
+        if sum(p.numel() for p in policy.parameters()) <= SMALL:
+            looks += rehearsal(recipe, Path(scratch) / "rehearsal")
+        else:
+            looks += [
+                (f"dry step of {s.name}", lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems))
+                for s in recipe.stage
+                if isinstance(s, config.RL)
+            ]
         for name, look in looks:
             try:
                 yield Finding(name, True, look())
             except WhetError as failure:
                 yield Finding(name, False, str(failure))
+                if name.startswith("stage "):
+                    return
+
+
+def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[], str]]]:
+    """Each stage in small, in order; a look at one needs those before it."""
+    held: list[rehearse.Rehearsal] = []
+
+    def look(stage: config.AnyStage) -> str:
+        if not held:
+            held.append(rehearse.Rehearsal.of(rehearse.small(recipe), folder, None))
+        held[0].stage(next(s for s in held[0].recipe.stage if s.name == stage.name))
+        return held[0].told(stage)
+
+    return [(f"stage {stage.name}", lambda stage=stage: look(stage)) for stage in recipe.stage]
 
 
 def _problems(context: Context) -> list[Problem]:
@@ -174,55 +201,6 @@ def publication(context: Context, policy: Policy, problems: Sequence[Problem]) -
     return f"the sampler follows changed weights ({now:.1e} nats from the new, {stale:.1e} from the old)"
 
 
-def available(device: torch.device) -> float:
-    """Bytes that can still be had on the device."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/meminfo") else []
-    told = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return float("inf") if told is None else float(told.split()[1]) * 1024
-
-
-def needed(stage: config.SFT | config.RL, row: Algorithm | None, shape: ModelConfig, size: int) -> float:
-    """Bytes at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the sampler's cache."""
-    critic = row is not None and (row.critic is not None or row.token_reward)
-    models = 4.0 + (row is not None and row.has_kl) + 4 * critic
-    if (
-        stage.lora is not None
-    ):  # the weights, once more where another model stands beside them, and merged while sampling
-        own = isinstance(stage, config.RL) and (
-            stage.critic is not None and stage.critic.start,
-            stage.reference != "start",
-        )
-        models = 2.0 + sum(map(bool, own or ())) + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
-    activations = stage.micro_tokens * shape.layers * (12 * shape.hidden + 3 * shape.ffn)
-    logits = 4 * min(MAX_LOGITS, stage.micro_tokens * shape.vocab)
-    cache = 0
-    if isinstance(stage, config.RL):
-        rows = min(256, stage.prompts * stage.samples)
-        cache = rows * (stage.max_tokens + 64) * 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return 4.0 * (models * size + activations + logits + cache)
-
-
-def memory(recipe: config.Recipe, shape: ModelConfig, size: int) -> str:
-    """The hungriest stage fits. Raises WhetError."""
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
-    stages = [s for s in recipe.stage if isinstance(s, (config.SFT, config.RL))]
-    wanted = {
-        s.name: needed(s, algorithm(s.algorithm, s.override) if isinstance(s, config.RL) else None, shape, size)
-        for s in stages
-    }
-    if not wanted:
-        return "nothing is trained"
-    name, most = max(wanted.items(), key=lambda item: item[1])
-    free = available(device)
-    if most > free:
-        raise WhetError(
-            f"stage {name} may take {most / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device.type}; lower its micro_tokens, or prompts x samples"
-        )
-    return f"stage {name} may take {most / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {device.type}"
-
-
 def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
     """Answers whose worth is known: the corpus's, each beside another problem's; of a task with a taste the best and worst of several."""
     pairs = responses(context, problems)
@@ -232,15 +210,15 @@ def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
         others = [(q, t) for q, t in pairs[i + 1 :] + pairs[:i] if t != text]
         wrong = next((t for q, t in others if q.answer != p.answer), "")
         if isinstance(task, Ranker):
-            texts = [text, *(t for _, t in others[:SEVERAL])]
+            texts = [text, *[t for q, t in others if q.task == p.task][:SEVERAL]]
             order = task.rank(p, texts, random.Random(f"check {p.id}"))
-            text, wrong = texts[order[0]], texts[order[-1]]
+            text, wrong = (texts[order[0]], texts[order[-1]]) if order else (text, wrong)
         cases += [Case(p, text, True, _as_sample(text)), Case(p, wrong, False, _as_sample(wrong))]
     return cases
 
 
-def reward(context: Context, problems: Sequence[Problem]) -> str:
-    """Right answers are paid more than wrong ones, and the verifier fails on none. Raises WhetError."""
+def reward(context: Context, problems: Sequence[Problem], judged: bool = True) -> str:
+    """The verifier fails on no known answer and, where it is `judged`, pays right ones more than wrong ones. Raises WhetError."""
     tried = trial(context.reward, known(context, problems))
     if not tried:
         return "no known answers to try it on"
@@ -251,7 +229,7 @@ def reward(context: Context, problems: Sequence[Problem]) -> str:
             f"the verifier failed on {len(failed)} of {len(tried)} known answers ({why}); see `whet reward test`"
         )
     paid, lost = (mean([t.score.value for t in tried if t.case.right is side]) for side in (True, False))
-    if not paid > lost:
+    if judged and not paid > lost:
         raise WhetError(
             f"right answers are paid {paid:.2f} on average, wrong ones {lost:.2f}: the reward would teach nothing; see `whet reward test`"
         )

@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     check = add("check", check_command, "Look for what would make a recipe fail, before it runs.")
     check.add_argument("recipe", type=Path)
     check.add_argument("pairs", nargs="*", metavar="key=value")
+    check.add_argument("--offline", action="store_true", help="with tiny stand-ins for the Hub's models and data sets")
 
     reward = commands.add_parser(
         "reward", help="Try a reward, or list them.", description="Try a reward, or list them."
@@ -133,7 +134,7 @@ def show_command(arguments: argparse.Namespace) -> int:
 def check_command(arguments: argparse.Namespace) -> int:
     from whet.commands import check
 
-    return check(arguments.recipe, arguments.pairs)
+    return check(arguments.recipe, arguments.pairs, arguments.offline)
 
 
 def reward_command(arguments: argparse.Namespace) -> int:

@@ -69,12 +69,12 @@ def show(path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def check(path: Path, overrides: Sequence[str]) -> int:
+def check(path: Path, overrides: Sequence[str], offline: bool = False) -> int:
     """A line for each thing looked at; 1 where any is not as it should be."""
     from whet.check import findings
 
     console, bad = Console(), 0
-    for finding in findings(recipes.load(path, overrides)):
+    for finding in findings(recipes.load(path, overrides), offline):
         bad += not finding.ok
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
         console.print(

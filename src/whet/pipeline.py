@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 import torch
@@ -60,8 +60,8 @@ class Pipeline:
     measured: dict[str, Measured] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
-    @staticmethod
-    def of(recipe: config.Recipe, directory: Path, display: Display | None) -> "Pipeline":
+    @classmethod
+    def of(cls, recipe: config.Recipe, directory: Path, display: Display | None) -> Self:
         task = load_task(recipe.task.name, **recipe.task.options)
         refuse(recipe, task)
         reward = rewarded(recipe, recipe.reward, task, directory)
@@ -79,7 +79,7 @@ class Pipeline:
         context = Context(
             task, reward, chat, recipe.ask, log, recipe.seed, engine_for, partial(loaded, recipe, directory)
         )
-        pipeline = Pipeline(recipe, directory, context)
+        pipeline = cls(recipe, directory, context)
         if given is not None:
             pipeline.policy = pipeline.place(given)
         return pipeline

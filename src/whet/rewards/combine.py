@@ -168,7 +168,7 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) 
         only = _only(shown, options.get("only"), tasks)
         built.append(Part(shown, reward, weight, options.get("gate"), pays, clip, only))
     whole = CombinedReward(built)
-    for name in tasks:
+    for name in getattr(task, "posing", tasks):  # of a mix, those that are not only there for a stage
         if not any(part.judges(name) for part in built):
             raise RewardError(f"reward: every part is for another task only, none for {name}")
     return built[0].reward if len(built) == 1 and built[0].plain else whole

@@ -19,7 +19,7 @@ from whet.types import Problem, Ranker, Score, Task
 
 class Mix:
     """`parts`: tables with a task's `name`, its `weight` (1 by default), `as` (a name of its own in the mix, where a task occurs
-    twice) and the task's options.
+    twice) and the task's options. A part of weight 0 is there only for the stages that name it (`only`).
 
     `Problem.task` says which part posed a problem; an id starts with it where the task itself does not. Modes keep their names
     where one part alone has them, and are PART_MODE where several do. A mix can rank where a part can: responses to the other
@@ -39,6 +39,8 @@ class Mix:
                 raise RecipeError(f"task mix: two parts are named {label!r}; give one of them another name: as = …")
             tasks[label] = task
             weights.append(weight)
+        if not any(weights):
+            raise RecipeError("task mix: every part has weight 0; give one that poses problems more")
         self._hold(tasks, weights)
 
     def part(self, label: str) -> "Mix":
@@ -49,6 +51,7 @@ class Mix:
 
     def _hold(self, parts: dict[str, Task], weights: list[float]) -> None:
         self.parts, self.weights, self.tasks = parts, weights, tuple(parts)
+        self.posing = tuple(label for label, weight in zip(parts, weights, strict=True) if weight)
         told = Counter(mode for task in self.parts.values() for mode in task.modes)
         self._shown = {
             (label, mode): mode if told[mode] == 1 else f"{label}_{mode}"
@@ -187,8 +190,8 @@ def _part(given: object) -> tuple[str, float, Task]:
     name, weight, label = given["name"], given.get("weight", 1.0), given.get("as", given["name"])
     if name == Mix.name:
         raise RecipeError("task mix: a mix within a mix; list its parts in the outer one")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise RecipeError(f"task mix: {name}: weight = {weight!r}; it must be a number above 0")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise RecipeError(f"task mix: {name}: weight = {weight!r}; it must be a number, 0 or above")
     if not isinstance(label, str) or not label:
         raise RecipeError(f"task mix: {name}: as = {label!r}; it must be a name")
     options = {key: value for key, value in given.items() if key not in ("name", "weight", "as")}
