@@ -1,6 +1,6 @@
 """Plants errors in a copy of whet, one at a time, and runs the maths suite on each: `make mutants`.
 
-A mutant is (file, what stands there, what is put in its place). The last line reads `planted N, killed N`.
+A mutant is (file, what stands there, what is put in its place), and may name the tests that should notice. The last line reads `planted N, killed N`.
 """
 
 import os
@@ -31,6 +31,16 @@ OWN = {
     "model/lora": ("test_lora",),
     "model/lora_files": ("test_lora_files",),
     "model/hub": ("test_lora",),
+    "rankings": ("test_rankings",),
+    "stages/prefer": ("test_reward_model",),
+    "stages/reward_model": ("test_reward_model",),
+    "stages/merge": ("test_reward_model",),
+    "rewards/own": ("test_custom_reward", "test_reward_robust"),
+    "rewards/combine": ("test_rewards", "test_combine_given", "test_only"),
+    "rewards/length": ("test_length_rewards",),
+    "provision": ("test_mix",),
+    "trial": ("test_trial",),
+    "rehearse": ("test_rehearse",),
 }  # whose own tests are not in it
 SECONDS = 240  # for the suite on one mutant; one that hangs is killed, too
 
@@ -120,7 +130,7 @@ MUTANTS = [
     ("credit", "batch.advantage.double() * last_tokens(batch)", "batch.advantage.double()"),
     ("credit", "(batch.sequence[1:] != batch.sequence[:-1])", "(batch.sequence[1:] == batch.sequence[:-1])"),
     ("credit", "cut_off if cells.bootstrap else torch.zeros_like(cut_off)", "cut_off"),
-    ("credit", "torch.cat(behind) * cut_off", "torch.cat(behind)"),
+    ("credit", "torch.where(cut_off, torch.cat(behind), 0.0)", "torch.cat(behind)"),
     ("credit", "s.finish == \"length\" for s in samples", "s.finish == \"stop\" for s in samples"),
     ("credit", "self.row.gamma, cells.lam_critic * flat)", "self.row.gamma, lam)"),
     ("credit", "inner.append(before(states, micro.chosen))", "inner.append(states[micro.chosen])"),
@@ -151,12 +161,28 @@ MUTANTS = [
     ("model/lora_files", "os.path.relpath(old / held[BASE], new)", "held[BASE]"),
     ("model/hub", "        lora.merge(model)\n", ""),
     ("curriculum", "1 - self.success[i]", "self.success[i]"),
+    ("losses", "(rank[:, None] < rank)", "(rank[:, None] > rank)", "test_reward_model"),
+    ("losses", "(group[:, None] == group) & (rank", "(rank", "test_reward_model"),
+    ("losses", "softplus(score[worse] - score[better]) / torch.bincount(group[better])[group[better]]", "softplus(score[worse] - score[better])", "test_reward_model"),
+    ("stages/prefer", "return beta * logp.new_zeros", "return logp.new_zeros"),
+    ("stages/prefer", "logp - batch.reference)", "logp)"),
+    ("stages/reward_model", "    mask[:-1] = False\n", ""),
+    ("stages/reward_model", "    centre(model, training, context)\n", ""),
+    ("stages/reward_model", "0.5 if better == worse else", ""),
+    ("stages/merge", "total += share * held", "total += held"),
+    ("rewards/own", "result.status == \"timeout\" else \"error\"", "False else \"error\""),
+    ("rewards/own", "\"text\": text}", "\"text\": s.text}"),
+    ("rewards/combine", "return Score(0.0, score.status, values, score.reason)", "continue"),
+    ("rewards/combine", "part.gate is None or values[part.gate] > 0.5", "True"),
+    ("trial", "if self.score.correct == self.case.right", "if self.score.correct or self.case.right"),
+    ("rehearse", "told[\"override\"] = {**stage.override, \"warmup\": 0}", "pass"),
+    ("provision", "return task.part(stage.only)", "return task"),
 ]  # fmt: skip
 
 
-def killed(mutant: tuple[str, str, str]) -> bool:
+def killed(mutant: tuple[str, ...]) -> bool:
     """Whether the suite notices. Raises ValueError where the mutant no longer fits the code."""
-    name, before, after = mutant
+    name, before, after, *own = mutant
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(ROOT / "src", Path(place) / "src")
         path = Path(place) / "src/whet" / f"{name}.py"
@@ -164,7 +190,7 @@ def killed(mutant: tuple[str, str, str]) -> bool:
         if text.count(before) != 1:
             raise ValueError(f"{name}.py holds {before!r} {text.count(before)} times; mend the mutant")
         path.write_text(text.replace(before, after), encoding="utf-8")
-        tests = [str(ROOT / "tests" / f"{t}.py") for t in OWN.get(name, SUITE)]
+        tests = [str(ROOT / "tests" / f"{t}.py") for t in own or OWN.get(name, SUITE)]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         environment = {**os.environ, "PYTHONPATH": f"{place}/src", "OMP_NUM_THREADS": "1"}
         try:
@@ -175,7 +201,7 @@ def killed(mutant: tuple[str, str, str]) -> bool:
 
 
 def main() -> int:
-    for name, before, _ in MUTANTS:
+    for name, before, *_ in MUTANTS:
         count = (ROOT / "src/whet" / f"{name}.py").read_text(encoding="utf-8").count(before)
         if count != 1:
             print(f"{name}.py holds {before!r} {count} times; mend the mutant")
@@ -186,7 +212,7 @@ def main() -> int:
         return 1
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(killed, MUTANTS))
-    for (name, before, after), dead in zip(MUTANTS, verdicts, strict=True):
+    for (name, before, after, *_), dead in zip(MUTANTS, verdicts, strict=True):
         if not dead:
             print(f"survived  {name}: {' '.join(before.split())}  ->  {' '.join(after.split())}")
     print(f"planted {len(MUTANTS)}, killed {sum(verdicts)}")

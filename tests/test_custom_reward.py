@@ -180,3 +180,35 @@ def test_a_fault_in_a_trl_function_is_one_line(own: Own, body: str, message: str
 
 def test_the_form_of_completions_is_checked(own: Own) -> None:
     fails("must be 'text' or 'messages'", own("def reward(completions):\n    return [0, 0]\n"), completions="ids")
+
+
+def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
+    """What the prompt has begun of an answer (`<think>`) is no part of the sample, and part of the answer."""
+    spec = own("def reward(prompt, sample):\n    return float(sample.text == '<think>' + prompt.answer)\n")
+    texts, samples = ["<think>4", "<think>7"], [sample("4"), sample("7")]
+    assert [s.value for s in load(spec).score(PROBLEMS, texts, samples)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (3, "no table"),
+        ({"secnds": 1}, "did you mean 'seconds'"),
+        ({"seconds": 0}, "above 0"),
+        ({"processes": 1.5}, "above 0"),
+    ],
+)
+def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:
+    fails(message, own("def reward(prompt, sample):\n    return 1.0\n"), limit=limit)
+
+
+def test_a_column_that_is_no_plain_data_is_named(own: Own) -> None:
+    spec = own(
+        "def reward(prompt, sample):\n    return float(prompt.meta['when'] == '2026-11-23' and prompt.meta['n'] == [1, 2])\n"
+    )
+    import datetime
+
+    problem = Problem("p", PROBLEMS[0].messages, "4", meta={"when": datetime.date(2026, 11, 23), "n": np.array([1, 2])})
+    assert load(spec).score([problem], ["4"])[0].value == 1.0
+    with pytest.raises(RewardError, match="problem 'q' has a object, which is no plain data"):
+        load(spec).score([Problem("q", problem.messages, meta={"x": object()})], ["4"])

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from whet import config
 from whet.check import responses
 from whet.errors import DataError, RecipeError
+from whet.provision import narrowed
 from whet.rewards import combined
 from whet.rollout import endless
 from whet.tasks import load
@@ -160,3 +162,15 @@ def test_parts_that_cannot_be_mixed(parts: object, message: str):
     with pytest.raises(RecipeError) as error:
         load("mix", parts=parts)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stage_that_names_a_part_asks_that_part_only():
+    task = Mix([CHAIN, CHAIN | {"as": "other", "weight": 0}])
+    assert {p.task for p in task.problems("train", 20, 0)} == {"chain"} and task.posing == ("chain",)
+    stage = config.RL(name="rl", kind="rl", steps=1, only="other")
+    assert {p.task for p in narrowed(task, stage).problems("train", 20, 0)} == {"other"}
+    assert narrowed(task, config.RL(name="rl", kind="rl", steps=1)) is task
+    with pytest.raises(RecipeError, match="only = 'othr' is no part; did you mean 'other'"):
+        narrowed(task, config.RL(name="rl", kind="rl", steps=1, only="othr"))
+    with pytest.raises(RecipeError, match="task chain is no mix"):
+        narrowed(task.parts["chain"], stage)

@@ -108,3 +108,9 @@ def test_small_keeps_what_matters_and_shrinks_the_rest():
     assert (
         getattr(again, "shares", None) == {"verified": 0.75, "corpus": 0.25} and getattr(cold, "only", None) == "traces"
     )
+
+
+def test_a_critics_warm_up_is_left_out():
+    recipe = recipes.load(RECIPES[0].with_name("oreal-mini.toml"))
+    stages = [s for s in rehearse.small(recipe).stage if isinstance(s, config.RL)]
+    assert stages and all(s.override["warmup"] == 0 for s in stages)

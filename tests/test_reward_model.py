@@ -62,6 +62,15 @@ def test_it_learns_what_is_better_and_says_how_sure_it_is(trained):
     assert steps[-1]["values"]["loss"] < 0.4 < 0.8 < steps[-1]["values"]["pairs_right"]
 
 
+def test_a_tie_is_half_right(trained, monkeypatch):
+    held = taught(12)
+    given = [[2.0, 1.0, *[0.0] * (len(r.texts) - 2)] for r in held]
+    given[0] = [1.0] * len(held[0].texts)
+    monkeypatch.setattr(reward_model, "scores", lambda *_: given)
+    told = reward_model.measured(None, held, trained[1])["pairs"]
+    assert told["accuracy"] == pytest.approx((len(held) - 0.5) / len(held))
+
+
 def test_the_mean_training_score_is_zero(trained):
     path, context, _ = trained
     model = scalar.load(path)
