@@ -1,11 +1,13 @@
 """Recipes of many stages: what each is handed, what it leaves, and one of them run again alone."""
 
 import json
+import shutil
 
 import pytest
 
 from whet import recipes
 from whet.cli import main
+from whet.errors import RewardError
 
 RECIPE = """
 name = "all"
@@ -150,6 +152,34 @@ def test_one_stage_alone_is_the_stage_of_the_whole_run(ran, capsys):
     assert "rm, step 0: ran alone: dpo, both, rl still stand on what it was before" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_a_stage_that_fails_alone_leaves_what_it_was(ran, capsys, monkeypatch):
+    from whet.stages import rl
+
+    def broken(policy, stage, context):
+        (context.log.directory / "rl").mkdir()
+        raise RewardError("the verifier has left")
+
+    before = {
+        p: p.read_bytes()
+        for p in (ran / "all").rglob("*")
+        if p.is_file() and p.name not in ("recipe.toml", "summary.json")
+    }
+    monkeypatch.setattr(rl, "run", broken)
+    assert main(["run", str(ran / "all.toml"), "--runs", str(ran), "--only", "rl"]) == 2
+    assert "the verifier has left" in capsys.readouterr().err
+    after = {
+        p: p.read_bytes()
+        for p in (ran / "all").rglob("*")
+        if p.is_file() and p.name not in ("recipe.toml", "summary.json")
+    }
+    assert before == after
+
+
+def test_a_run_of_several_seeds_has_stages_that_run_alone(ran):
+    shutil.copytree(ran / "all", ran / "all-seed1")  # as seed=1..5 names them
+    assert main(["run", str(ran / "all.toml"), "--runs", str(ran), "--only", "dpo", "name=all-seed1"]) == 0
 
 
 @pytest.mark.parametrize(

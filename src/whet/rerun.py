@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from whet import config, rankings, recipes
@@ -34,8 +37,8 @@ def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | 
     later = [n for n in names[at + 1 :] if any(line["name"] == n for line in pipeline.records)]
     if later:
         pipeline.context.log.warn(name, 0, f"ran alone: {', '.join(later)} still stand on what it was before")
-    clear(directory, name)
-    pipeline.stage(recipe.stage[at])
+    with aside(directory, name):
+        pipeline.stage(recipe.stage[at])
     pipeline.records.sort(key=lambda line: names.index(line["name"]) if line["name"] in names else -1)
     return pipeline.finish()
 
@@ -46,7 +49,7 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
         raise RecipeError(f"{directory} holds no run whose stages could be built upon; run all of it first")
     old = recipes.load(directory / "recipe.toml")
     one, other = ({**r.model_dump(), "stage": [s.model_dump() for s in r.stage[:at]]} for r in (old, recipe))
-    changed = [key for key in one if one[key] != other[key] and key not in ("about", "result", "evaluation")]
+    changed = [key for key in one if one[key] != other[key] and key not in ("name", "about", "result", "evaluation")]
     if changed:
         raise RecipeError(
             f"{', '.join(changed)} of the stages before it differ from those of {directory}; run all of it"
@@ -59,14 +62,31 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
     return summary
 
 
-def clear(directory: Path, name: str) -> None:
-    """Removes what the stage left: its model or data, its samples, its lines of metrics.jsonl."""
-    for folder in (directory / name, *(directory / "samples" / f"{name}{end}" for end in ("", "-probe", "-test"))):
-        if folder.exists():
-            shutil.rmtree(folder)
+@contextmanager
+def aside(directory: Path, name: str) -> Iterator[None]:
+    """Within it, what the stage left is out of the way: its model or data, its samples, its lines of metrics.jsonl. Where the block raises, all
+    of it comes back."""
+    samples = [directory / "samples" / f"{name}{end}" for end in ("", "-probe", "-test")]
+    folders = [folder for folder in (directory / name, *samples) if folder.exists()]
     path = directory / "metrics.jsonl"
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        partial = path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(x for x in lines if json.loads(x)["stage"] != name), encoding="utf-8")
-        partial.replace(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    with TemporaryDirectory(prefix=".before.", dir=directory) as place:
+        for i, folder in enumerate(folders):
+            folder.rename(Path(place) / str(i))
+        _put(path, "".join(x for x in lines if json.loads(x)["stage"] != name))
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            for i, folder in enumerate([] if done else folders):
+                shutil.rmtree(folder, ignore_errors=True)
+                (Path(place) / str(i)).rename(folder)
+            if not done:
+                _put(path, "".join(lines))
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
