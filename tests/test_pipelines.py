@@ -148,6 +148,8 @@ def test_one_stage_alone_is_the_stage_of_the_whole_run(ran, capsys):
         after = rows(folder, stage), (folder / stage / "model/model.safetensors").read_bytes()
         assert [r["values"] for r in before[0]] == [r["values"] for r in after[0]] and before[1] == after[1]
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["seconds"] > sum(s["seconds"] for s in summary["stages"])
         assert [s["name"] for s in json.loads((folder / "summary.json").read_text())["stages"]][-1] == "rl"
     assert "rm, step 0: ran alone: dpo, both, rl still stand on what it was before" in " ".join(
         capsys.readouterr().out.split()

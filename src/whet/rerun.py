@@ -27,6 +27,7 @@ def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | 
     before = _before(recipe, directory, at)
     pipeline = Pipeline.of(recipe, directory, display)
     pipeline.records = [line for line in before["stages"] if line["name"] != name]
+    pipeline.began -= before["seconds"] - sum(line["seconds"] for line in before["stages"] if line["name"] == name)
     for stage in recipe.stage[:at]:
         if isinstance(stage, config.Makes):
             pipeline.policy = pipeline.context.policy(stage.name)

@@ -1,7 +1,7 @@
 // Scales: what a chart's axis spans, where its ticks stand, how its numbers read.
 
 const UNITS = {
-  share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v) },
+  share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1) },
   number: { axis: "", say: plain, tick: (v) => plain(v) },
   tokens: { axis: "tokens", say: plain, tick: (v) => plain(v) },
   nats: { axis: "nats per token", say: plain, tick: (v) => plain(v) },
