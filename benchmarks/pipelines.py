@@ -1,0 +1,56 @@
+"""Mean and spread over seeds of every stage of a recipe's runs, as a table.
+
+    whet run recipes/r1-mini.toml seed=1..5
+    python benchmarks/pipelines.py runs/r1-mini-seed*
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
+    if not values:
+        return "–"
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def sides(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A stage's figures by what they are of: all, and each way of thinking or task where it has them."""
+    name = stage["name"]
+    if "thinking" in stage:
+        return {f"{name}, thinking {switch}": told for switch, told in stage["thinking"].items()}
+    if "pairs" in stage:
+        return {f"{name} (held-out pairs)": {**stage["pairs"], "seconds": stage["seconds"]}}
+    found = {name: stage}
+    if len(stage.get("by_task", {})) > 1:
+        found |= {f"{name}, {task}": told for task, told in stage["by_task"].items()}
+    return found
+
+
+def main(folders: list[str]) -> None:
+    runs = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        for stage in run["stages"]:
+            for name, told in sides(stage).items():
+                rows.setdefault(name, []).append(told)
+    parts = sorted({p for told in rows.values() for t in told for p in t.get("parts", {}) if p not in ("accuracy", "task")})
+    print("| stage | accuracy % | length |" + "".join(f" {p} |" for p in parts) + " seconds |")
+    print("|---|---|---|" + "---|" * len(parts) + "---|")
+    for name, told in rows.items():
+        columns = [spread([t["accuracy"] for t in told if t.get("accuracy") is not None], 100)]
+        columns.append(spread([t["length"] for t in told if t.get("length") is not None]))
+        columns += [spread([t["parts"][p] for t in told if p in t.get("parts", {})], digits=3) for p in parts]
+        seconds = [t["seconds"] for t in told if t.get("seconds") is not None]
+        columns.append(f"{statistics.median(seconds):.0f}" if seconds else "")
+        print(f"| {name} | " + " | ".join(columns) + " |")
+    total = [run["seconds"] for run in runs]
+    print(f"\n{len(runs)} runs; a whole run: median {statistics.median(total):.0f} s, {min(total):.0f} to {max(total):.0f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
