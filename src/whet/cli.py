@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from whet.errors import RecipeError, WhetError
+from whet.errors import RecipeError, Stopped, WhetError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parsed(argv)
     try:
         return arguments.call(arguments) or 0
+    except Stopped as told:
+        print(f"whet: {told}", file=sys.stderr)
+        return 130
     except WhetError as error:
         if arguments.debug:
             raise
@@ -59,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     run.add_argument("--only", metavar="STAGE", help="run this stage of a finished run once more, alone")
+    run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
     evaluation_arguments(add("eval", eval_command, "Measure a model on a task's test problems."))
@@ -114,9 +118,11 @@ def evaluation_arguments(evaluate: argparse.ArgumentParser) -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import run
+    from whet.commands import Way, run
 
-    return run(arguments.recipe, arguments.pairs, arguments.runs, arguments.overwrite, arguments.only)
+    return run(
+        arguments.recipe, arguments.pairs, arguments.runs, Way(arguments.overwrite, arguments.resume, arguments.only)
+    )
 
 
 def eval_command(arguments: argparse.Namespace) -> int:

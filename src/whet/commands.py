@@ -3,10 +3,16 @@
 import argparse
 import json
 import re
+import signal
+import sys
+import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Event
+from types import FrameType
+from typing import Any, NamedTuple
 
 import tomli_w
 from pydantic import ValidationError
@@ -20,40 +26,78 @@ from whet.errors import RecipeError
 SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")
 
 
-def run(path: Path, overrides: Sequence[str], runs: Path, overwrite: bool, only: str | None = None) -> int:
-    """One run, or one a seed where an override says seed=1..5; with `only`, one stage of a run that is there."""
+class Way(NamedTuple):
+    """How a run begins: anew, where another stood; where it was stopped; or one stage of it, alone."""
+
+    overwrite: bool = False
+    resume: bool = False
+    only: str | None = None
+
+
+def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
+    """One run, or one a seed where an override says seed=1..5."""
+    if way.resume and (way.overwrite or way.only is not None):
+        raise RecipeError("--resume goes on with a run; drop " + ("--overwrite" if way.overwrite else "--only"))
     ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
     plain = [o for o in overrides if not SEEDS.fullmatch(o)]
     if not ranges:
         recipe = recipes.load(path, plain)
-        one_run(recipe, runs / recipe.name, overwrite, only)
+        one_run(recipe, runs / recipe.name, way)
         return 0
-    if only is not None:
+    if way.only is not None:
         raise RecipeError("--only reruns a stage of one run; give one seed")
     first, last = int(ranges[-1].group(1)), int(ranges[-1].group(2))
     if not 0 <= last - first < 1000:
         raise RecipeError(f"{ranges[-1].group(0)}: give a rising range, such as seed=1..5")
     loaded = [recipes.load(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
-    summaries = [one_run(r, runs / f"{r.name}-seed{r.seed}", overwrite) for r in loaded]
-    Console().print(display.seeds_table(list(summaries)))
+    summaries: list[Mapping[str, Any]] = []
+    for recipe in loaded:
+        directory = runs / f"{recipe.name}-seed{recipe.seed}"
+        there = way.resume and (directory / "recipe.toml").is_file()  # of a range some may not have begun
+        summaries.append(one_run(recipe, directory, way if there else way._replace(resume=False)))
+    Console().print(display.seeds_table(summaries))
     return 0
 
 
-def one_run(recipe: config.Recipe, directory: Path, overwrite: bool, only: str | None = None) -> dict[str, Any]:
+def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
     from whet import pipeline, report
-    from whet.rerun import rerun
+    from whet.rerun import rerun, resume
 
     console = Console()
-    if only is None:
-        pipeline.prepare(directory, overwrite)
+    if way.only is None and not way.resume:
+        pipeline.prepare(directory, way.overwrite)
     terminal = display.Terminal(console)
     try:
-        run = pipeline.run(recipe, directory, terminal) if only is None else rerun(recipe, directory, only, terminal)
+        with stopping() as stop:
+            if way.only is not None:
+                run = rerun(recipe, directory, way.only, terminal)
+            else:
+                run = (resume if way.resume else pipeline.run)(recipe, directory, terminal, stop)
     finally:
         terminal.end()
     report.write(directory)
     display.closing(console, run, directory)
     return run
+
+
+@contextmanager
+def stopping() -> Iterator[Event]:
+    """Within it, the first Ctrl-C or SIGTERM sets the event, which asks a run to keep its step and stop; a second ends the program at once."""
+    stop = Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nwhet: stopping after this step; once more to leave at once", file=sys.stderr, flush=True)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = [signal.signal(number, asked) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def show(path: Path, overrides: Sequence[str]) -> int:

@@ -1,13 +1,15 @@
 """What every stage is handed: the task, its reward, the tokenizer, the log, and the means to sample."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from whet import rankings
 from whet.chat import Chat
+from whet.checkpoint import Holds, Saves
 from whet.config import Ask
 from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
@@ -31,7 +33,22 @@ class Context:
     data: dict[str, list[tuple[Problem, str]]] = field(
         default_factory=dict
     )  # by reject stage: (problem, verified response)
+    saves: Saves = field(
+        default_factory=lambda: Saves(Path(), every=1 << 62)
+    )  # of the stage; unless told otherwise, none
     rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
+
+    def resumed(self, stage: str, parts: Mapping[str, Holds]) -> int:
+        """Puts the parts of a stage's loop back to where it was kept last, and the log with them. Returns the step, 0 at its beginning."""
+        step = self.saves.restored({**parts, "log": self.log}, self.log.logged(stage))
+        for text in self.saves.damaged:
+            self.log.warn(stage, step, text)
+        self.log.rewind(stage, step)
+        return step
+
+    def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
+        """After each step of a stage's loop. Raises Stopped where the run is to stop."""
+        self.saves.kept(step, steps, {**parts, "log": self.log})
 
     def prompts(
         self, problems: Sequence[Problem], seed: int | None = None, thinking: bool | None = None

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from whet.checkpoint import Counted, State
 from whet.types import Group, Problem
 
 
@@ -16,16 +17,25 @@ class Curriculum(Protocol):
         """What became of the prompts that were drawn."""
         ...
 
+    def state(self) -> State: ...
+    def restore(self, state: State) -> None: ...
+
 
 class InOrder:
     def __init__(self, problems: Iterator[Problem]) -> None:
-        self.problems = problems
+        self.problems = Counted(problems)
 
     def draw(self, n: int) -> list[Problem]:
         return list(islice(self.problems, n))
 
     def learn(self, groups: Sequence[Group]) -> None:
         """Nothing: the order is the task's."""
+
+    def state(self) -> State:
+        return self.problems.state()
+
+    def restore(self, state: State) -> None:
+        self.problems.restore(state)
 
 
 class Prioritised:
@@ -60,3 +70,10 @@ class Prioritised:
             told = [c.correct for c in group.usable.scores]
             if told and group.prompt.id in self.success:
                 self.success[group.prompt.id] = sum(told) / len(told)
+
+    def state(self) -> State:
+        return State(data={"success": self.success, "random": self.random.bit_generator.state})
+
+    def restore(self, state: State) -> None:
+        self.success = dict(state.data["success"])
+        self.random.bit_generator.state = state.data["random"]

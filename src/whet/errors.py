@@ -28,6 +28,10 @@ class GateError(WhetError):
     """A stage ended without reaching what its recipe demands of it."""
 
 
+class Stopped(WhetError):
+    """The run was asked to stop, and has kept what it needs to go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suffix that names the nearest known word, or lists all of them.
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from whet import config
 from whet.batch import Pack
-from whet.errors import WhetError
+from whet.checkpoint import State
+from whet.errors import ModelError, WhetError
 from whet.logprobs import chosen_logprobs, processed
 from whet.model.policy import Policy
 from whet.types import Sampling
@@ -97,6 +98,32 @@ class Learner(Generic[Model]):
         """Optimizers as they were before the first step; the schedule goes on."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
+
+    def state(self) -> State:
+        """What is trained, the optimizers' moments, and where the schedule stands."""
+        tensors = {f"weight/{i}": p.detach() for i, p in enumerate(self.parameters)}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"moment/{i}/{j}/{key}": value for key, value in moments.items()}
+        return State(tensors, {"done": self.done, "weights": len(self.parameters)})
+
+    def restore(self, state: State) -> None:
+        """Raises ModelError where the state is another model's."""
+        weights = [state.tensors.get(f"weight/{i}") for i in range(state.data["weights"])]
+        if [p.shape for p in self.parameters] != [w.shape for w in weights if w is not None]:
+            raise ModelError("the checkpoint's weights are not of this model's shapes")
+        with torch.no_grad():
+            for p, weight in zip(self.parameters, weights, strict=True):
+                assert weight is not None
+                p.copy_(weight)
+        for i, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in state.tensors.items():
+                if key.startswith(f"moment/{i}/"):
+                    _, _, j, name = key.split("/")
+                    moments.setdefault(int(j), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        self.done = state.data["done"]
 
     def forget(self) -> None:
         for optimizer in self.optimizers:

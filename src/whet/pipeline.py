@@ -4,12 +4,12 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any, Self
 
 import tomli_w
@@ -18,20 +18,19 @@ import torch
 from whet import config
 from whet.algorithms import algorithm, cells
 from whet.chat import Chat
-from whet.checkpoint import committed
+from whet.checkpoint import Saves, committed
 from whet.context import Context
 from whet.engines import engine_for
-from whet.errors import RecipeError, did_you_mean
+from whet.errors import RecipeError, Stopped
 from whet.measure import Measured, gain, measure
 from whet.model import hub, lora_files
 from whet.model.policy import Policy
-from whet.provision import fresh, keep, loaded, narrowed, place, refuse_lora, rewarded, tokenizer
+from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
+from whet.refusals import refuse
 from whet.rewards import combined
 from whet.runlog import Display, RunLog
-from whet.stages import rank, rl
 from whet.tasks import load as load_task
 from whet.thinking import measured
-from whet.types import Task
 
 
 def prepare(directory: Path, overwrite: bool) -> None:
@@ -45,9 +44,14 @@ def prepare(directory: Path, overwrite: bool) -> None:
     shutil.rmtree(directory)
 
 
-def run(recipe: config.Recipe, directory: Path, display: Display | None = None) -> dict[str, Any]:
-    """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the user can mend."""
-    return Pipeline.of(recipe, directory, display).run()
+def run(
+    recipe: config.Recipe, directory: Path, display: Display | None = None, stop: Event | None = None
+) -> dict[str, Any]:
+    """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the user can mend, and Stopped, with all kept
+    that going on needs, soon after `stop` is set."""
+    pipeline = Pipeline.of(recipe, directory, display)
+    pipeline.stop = stop or pipeline.stop
+    return pipeline.run()
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Pipeline:
     records: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, Measured] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    stop: Event = field(default_factory=Event)
 
     @classmethod
     def of(cls, recipe: config.Recipe, directory: Path, display: Display | None) -> Self:
@@ -85,10 +90,13 @@ class Pipeline:
         return pipeline
 
     def run(self) -> dict[str, Any]:
-        if self.policy is not None and self.recipe.model.path is not None:
+        if self.policy is not None and self.recipe.model.path is not None and not self.records:
             self.record("start", "model", 0.0, self.policy, measure_it=True)
+        done = {record["name"] for record in self.records}
         for stage in self.recipe.stage:
-            self.stage(stage)
+            if stage.name not in done:
+                self.stage(stage)
+            self.saves(stage).clear()
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -107,6 +115,8 @@ class Pipeline:
         began = time.perf_counter()
         log = self.context.log
         log.display.begin(stage.name, stage.kind, getattr(stage, "steps", 0))
+        if not isinstance(stage, config.Trained):  # the others go on from where they were
+            log.rewind(stage.name, 0)
         if isinstance(stage, config.Evaluate):
             self.record(stage.name, stage.kind, 0.0, policy, measure_it=True, spec=stage)
         else:
@@ -122,11 +132,18 @@ class Pipeline:
                 self.records[-1]["algorithm"] = row
         log.display.end()
         self.summarize(None)
+        if self.stop.is_set() and stage is not self.recipe.stage[-1]:
+            raise Stopped(f"stopped after stage {stage.name}; --resume goes on from there")
+
+    def saves(self, stage: config.AnyStage) -> Saves:
+        """The stage's checkpoints."""
+        spec = self.recipe.save
+        return Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
 
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
         context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
-        context = replace(context, task=narrowed(context.task, stage))
+        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage))
         if isinstance(stage, config.Draws) and stage.reward:
             reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
             context = replace(context, reward=reward)
@@ -192,69 +209,22 @@ class Pipeline:
     def gain(self, result: str | None) -> dict[str, Any] | None:
         """From the model the result's stage began with to the result."""
         order = self.recipe.trained
-        if result is None or result not in self.measured:
+        known = {r["name"] for r in self.records if r["accuracy"] is not None and r["kind"] != "reward_model"}
+        if result is None or result not in known:
             return None
         stage = next(s for s in self.recipe.stage if s.name == result)
-        earlier = [n for n in ["start", *order[: order.index(result)]] if n in self.measured]
-        before = stage.start if stage.start in self.measured else (earlier[-1] if earlier else None)
-        return None if before is None else gain(before, self.measured[before], result, self.measured[result])
+        earlier = [n for n in ["start", *order[: order.index(result)]] if n in known]
+        before = stage.start if stage.start in known else (earlier[-1] if earlier else None)
+        if before is None:
+            return None
+        return gain(before, self.remeasured(before), result, self.remeasured(result))
 
-
-def refuse(recipe: config.Recipe, whole: Task) -> None:
-    """Whatever would stop a later stage stops the run before its first. Raises WhetError."""
-    earlier: dict[str, str] = {"previous": "", "new": ""}
-
-    def known(*names: str) -> None:
-        for name in names:
-            if name not in earlier:
-                hub.resolve(name)
-
-    for part in recipe.reward:
-        if part.name == "learned" and part.options.get("model") in {s.name for s in recipe.stage}:
-            raise RecipeError(
-                f"reward learned: stage {part.options['model']} makes its model only later, and every stage is measured by the recipe's "
-                "reward; name it in the [[stage.reward]] of the rl stage"
-            )
-    for stage in recipe.stage:
-        known(stage.start)
-        if isinstance(stage, config.Trained):
-            refuse_lora(recipe, stage)
-        task = narrowed(whole, stage)
-        if isinstance(stage, config.RL):
-            row = algorithm(stage.algorithm, stage.override)
-            rl.refuse(stage, row)
-            known(*([] if stage.reference == "start" else [stage.reference]))
-            known(*([stage.critic.start] if stage.critic is not None and stage.critic.start is not None else []))
-        if isinstance(stage, config.Merge):
-            known(*stage.models)
-        if isinstance(stage, config.Prefer):
-            known(*([] if stage.reference == "start" else [stage.reference]))
-        if isinstance(stage, config.Rank):
-            rank.refuse(stage, task)
-        if isinstance(stage, config.Prefer | config.RewardModel):
-            refuse_data(stage, earlier)
-        if isinstance(stage, config.Draws):
-            for part in stage.reward:
-                if part.name == "learned" and isinstance(part.options.get("model"), str):
-                    known(part.options["model"])
-        if isinstance(stage, config.SFT):
-            gate = stage.gate
-            for mode in [*stage.mix, *([gate.mode, gate.above] if gate else [])]:
-                if mode is not None and mode not in task.modes:
-                    suffix = did_you_mean(mode, task.modes) if task.modes else "; this task tells none apart"
-                    raise RecipeError(f"stage {stage.name}: task {task.name} has no mode {mode!r}{suffix}")
-        earlier[stage.name] = stage.kind
-
-
-def refuse_data(stage: config.Prefer | config.RewardModel, earlier: Mapping[str, str]) -> None:
-    """Raises RecipeError where a stage's ranked responses come from nowhere."""
-    if earlier.get(stage.data) == "rank" or stage.data.startswith("hf:") or Path(stage.data).expanduser().is_file():
-        return
-    ranks = [name for name, kind in earlier.items() if kind == "rank"]
-    cure = did_you_mean(stage.data, ranks) if ranks else "; put a rank stage before it, or name a file or hf:OWNER/NAME"
-    raise RecipeError(
-        f"stage {stage.name}: data = {stage.data!r} is no earlier rank stage, no file and no data set of the Hub{cure}"
-    )
+    def remeasured(self, name: str) -> Measured:
+        """As `measured`; where another process has measured it, once more, with the same random numbers."""
+        if name not in self.measured:
+            source = str(self.recipe.model.path) if name == "start" else name
+            self.measured[name] = measure(self.context.policy(source), self.context, self.recipe.evaluation)
+        return self.measured[name]
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -105,6 +105,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     tables: dict[str, type[BaseModel]] = {
         "model": config.Model, "shape": config.Shape, "ask": config.Ask, "evaluation": config.Evaluation,
         "optimizer": config.Optimizer, "critic": config.Critic, "lora": config.Lora, "gate": config.Gate,
+        "save": config.Save,
     }  # fmt: skip
     for part in loc[:-1]:
         table = kinds.get(str(part)) or tables.get(str(part)) or table

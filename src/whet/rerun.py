@@ -1,11 +1,11 @@
-"""One stage of a finished run once more, from what the stages before it left in the run's directory."""
+"""A run that is there: gone on with where it was stopped, or one of its stages run once more."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 from whet import config, rankings, recipes
@@ -13,6 +13,78 @@ from whet.errors import RecipeError, did_you_mean
 from whet.pipeline import Pipeline
 from whet.runlog import Display
 from whet.stages import reject
+
+FILES = ("metrics.jsonl", "summary.json")
+FREE = ("name", "about", "result", "save")  # what a run may go on with otherwise
+
+
+def resume(
+    recipe: config.Recipe, directory: Path, display: Display | None = None, stop: Event | None = None
+) -> dict[str, Any]:
+    """Goes on with a run: its finished stages stay, the one that was stopped goes on from its last whole checkpoint. On a CPU what is left is,
+    bit for bit, what it would have been without the stop; only times differ.
+
+    Raises RecipeError where there is no run, or where keys have changed that what is left depends on.
+    """
+    if not (directory / "recipe.toml").is_file():
+        raise RecipeError(f"{directory} holds no run to go on with; start it without --resume")
+    tidy(directory)
+    path = directory / "summary.json"
+    held: dict[str, Any] = {"stages": [], "seconds": 0.0}
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else held
+    done = [line["name"] for line in summary["stages"]]
+    changed = changes(recipes.load(directory / "recipe.toml"), recipe, done)
+    if changed:
+        raise RecipeError(
+            f"{directory} cannot go on with other {', '.join(changed)}; set them back, or start a run of another name"
+        )
+    pipeline = Pipeline.of(recipe, directory, display)
+    pipeline.stop = stop or pipeline.stop
+    pipeline.records = list(summary["stages"])
+    pipeline.began -= summary["seconds"]
+    if "warnings" in summary:
+        pipeline.context.log.warnings[:] = summary["warnings"]
+    recall(pipeline, [stage for stage in recipe.stage if stage.name in done])
+    return pipeline.run()
+
+
+def changes(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> list[str]:
+    """The keys that differ and matter. More steps do not, for a stage that is not done and whose learning rate is constant."""
+    one, other = (_flat(r.model_dump(exclude=set(FREE))) for r in (old, new))
+    found = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+    longer = {
+        f"stage.{s.name}.steps"
+        for s, was in zip(new.stage, old.stage, strict=False)
+        if isinstance(s, config.Trained)
+        and s.name not in done
+        and s.optimizer.schedule == "constant"
+        and getattr(s, "steps", 0) > getattr(was, "steps", 0)
+    }
+    return [key for key in found if key not in longer]
+
+
+def _flat(held: Any, prefix: str = "") -> dict[str, Any]:
+    """{"stage.rl.steps": 40, ...}; stages by their names."""
+    if isinstance(held, Mapping):
+        return {
+            k: v for key, value in held.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    if isinstance(held, list) and held and all(isinstance(x, Mapping) for x in held):
+        return {k: v for i, x in enumerate(held) for k, v in _flat(x, f"{prefix}.{x.get('name', i)}").items()}
+    return {prefix: held}
+
+
+def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
+    """Hands a pipeline what stages that have run have left in its directory."""
+    for stage in stages:
+        if isinstance(stage, config.Makes):
+            pipeline.policy = pipeline.context.policy(stage.name)
+        if isinstance(stage, config.Reject):
+            pipeline.context.data[stage.name] = reject.read(pipeline.directory / stage.name / "data.jsonl")
+        if isinstance(stage, config.Rank):
+            pipeline.context.rankings[stage.name] = rankings.read(
+                str(pipeline.directory / stage.name / "rankings.jsonl")
+            )
 
 
 def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | None = None) -> dict[str, Any]:
@@ -24,17 +96,13 @@ def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | 
     if name not in names:
         raise RecipeError(f"--only {name}: the recipe has no such stage{did_you_mean(name, names)}")
     at = names.index(name)
+    tidy(directory)
     before = _before(recipe, directory, at)
     pipeline = Pipeline.of(recipe, directory, display)
     pipeline.records = [line for line in before["stages"] if line["name"] != name]
     pipeline.began -= before["seconds"] - sum(line["seconds"] for line in before["stages"] if line["name"] == name)
-    for stage in recipe.stage[:at]:
-        if isinstance(stage, config.Makes):
-            pipeline.policy = pipeline.context.policy(stage.name)
-        if isinstance(stage, config.Reject):
-            pipeline.context.data[stage.name] = reject.read(directory / stage.name / "data.jsonl")
-        if isinstance(stage, config.Rank):
-            pipeline.context.rankings[stage.name] = rankings.read(str(directory / stage.name / "rankings.jsonl"))
+    pipeline.context.log.warnings[:] = [w for w in before.get("warnings", []) if w["stage"] != name]
+    recall(pipeline, recipe.stage[:at])
     later = [n for n in names[at + 1 :] if any(line["name"] == n for line in pipeline.records)]
     if later:
         pipeline.context.log.warn(name, 0, f"ran alone: {', '.join(later)} still stand on what it was before")
@@ -65,29 +133,43 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
 
 @contextmanager
 def aside(directory: Path, name: str) -> Iterator[None]:
-    """Within it, what the stage left is out of the way: its model or data, its samples, its lines of metrics.jsonl. Where the block raises, all
-    of it comes back."""
-    samples = [directory / "samples" / f"{name}{end}" for end in ("", "-probe", "-test")]
-    folders = [folder for folder in (directory / name, *samples) if folder.exists()]
-    path = directory / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    with TemporaryDirectory(prefix=".before.", dir=directory) as place:
-        for i, folder in enumerate(folders):
-            folder.rename(Path(place) / str(i))
-        _put(path, "".join(x for x in lines if json.loads(x)["stage"] != name))
-        done = False
-        try:
-            yield
-            done = True
-        finally:
-            for i, folder in enumerate([] if done else folders):
-                shutil.rmtree(folder, ignore_errors=True)
-                (Path(place) / str(i)).rename(folder)
-            if not done:
-                _put(path, "".join(lines))
+    """Within it, what the stage left is out of the way: its model or data, its samples, its lines of metrics.jsonl. Where the block does not end
+    well all of it comes back; where the process is killed, with the next `--resume` or `--only`."""
+    place = directory / f".before.{name}"
+    place.mkdir()
+    for file in FILES:
+        if (directory / file).is_file():
+            shutil.copy2(directory / file, place / file)
+    for folder in (name, *(f"samples/{name}{end}" for end in ("", "-probe", "-test"))):
+        if (directory / folder).exists():
+            (directory / folder).rename(place / folder.replace("/", "@"))
+    path, done = directory / "metrics.jsonl", False
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        partial = path.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(x for x in lines if json.loads(x)["stage"] != name), encoding="utf-8")
+        partial.replace(path)
+    try:
+        yield
+        done = True
+    finally:
+        if done:
+            place = place.rename(directory / f".after.{name}")
+        tidy(directory)
 
 
-def _put(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def tidy(directory: Path) -> None:
+    """Takes away what a killed process has left half-done, and puts back what it had put aside."""
+    for place in directory.glob(".before.*"):
+        for held in sorted(place.iterdir(), key=lambda p: p.name in FILES):  # what they tell of comes first
+            target = directory / held.name.replace("@", "/")
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            held.replace(target)
+        place.rmdir()
+    for pattern in (".after.*", ".*.partial", ".*.old", "*/.*.partial", "*/.*.old"):
+        for held in directory.glob(pattern):
+            if held.is_dir():
+                shutil.rmtree(held, ignore_errors=True)
+            else:
+                held.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from whet.chat import Chat
+from whet.checkpoint import State
 from whet.types import Group, Task, Update
 
 
@@ -61,8 +62,44 @@ class RunLog:
                 given = advantages[i] if advantages is not None else [None] * len(group.samples)
                 file.write(json.dumps(_group_line(stage, step, group, chat, task, given)) + "\n")
 
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what was logged of a stage after its step, and half a line, if a kill has left one."""
+        path = self.directory / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [x for x in lines if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)]
+            if kept != lines:
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text("".join(kept), encoding="utf-8")
+                partial.replace(path)
+        for name, last in ((stage, step), (f"{stage}-probe", step - 1), (f"{stage}-test", -1)):
+            for file in (self.directory / "samples" / name).glob("*.jsonl"):
+                if file.stem.isdigit() and int(file.stem) > last:
+                    file.unlink()
+
+    def logged(self, stage: str) -> int:
+        """How many steps of a stage stand in metrics.jsonl without a gap."""
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+        steps = [told["step"] for x in lines if (told := whole(x)) and told["stage"] == stage]
+        return next((i for i, step in enumerate(steps) if step != i + 1), len(steps))
+
+    def state(self) -> State:
+        return State(data=self.warnings)
+
+    def restore(self, state: State) -> None:
+        self.warnings[:] = state.data
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         write_json(self.directory / "summary.json", {**figures, "warnings": self.warnings})
+
+
+def whole(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None where it was not written to its end."""
+    try:
+        return json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
 
 
 def _group_line(

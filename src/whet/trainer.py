@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whet.batch import PolicyBatch, pack
+from whet.checkpoint import Holds, State
 from whet.correction import masked, truncated
 from whet.credit import Credit, shares
 from whet.kl import k3
@@ -29,6 +30,18 @@ class Trainer:
     reference: Policy | None = None
     judge: Learner[ScalarModel] | None = None
     rollouts: int = 0  # seen so far
+
+    def state(self) -> State:
+        return State(data=self.rollouts)
+
+    def restore(self, state: State) -> None:
+        self.rollouts = state.data
+
+    @property
+    def parts(self) -> dict[str, Holds]:
+        """What changes from step to step."""
+        judge: dict[str, Holds] = {} if self.judge is None else {"judge": self.judge}
+        return {"policy": self.learner, "trainer": self, **judge}
 
     def update(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[list[float]]]:
         """`row.updates` optimizer steps, each on its share of the groups.

@@ -20,7 +20,21 @@ from whet.config.stages import (
     Stage,
     Trained,
 )
-from whet.config.tables import NAME, Ask, Critic, Evaluation, Gate, Lora, Model, Optimizer, Reward, Shape, Table, Task
+from whet.config.tables import (
+    NAME,
+    Ask,
+    Critic,
+    Evaluation,
+    Gate,
+    Lora,
+    Model,
+    Optimizer,
+    Reward,
+    Save,
+    Shape,
+    Table,
+    Task,
+)
 from whet.errors import did_you_mean
 
 __all__ = [
@@ -45,6 +59,7 @@ __all__ = [
     "Reject",
     "Reward",
     "RewardModel",
+    "Save",
     "Shape",
     "Stage",
     "Table",
@@ -63,6 +78,7 @@ class Recipe(Table):
     ask: Ask = Ask()
     reward: list[Reward] = [Reward()]
     evaluation: Evaluation = Evaluation()
+    save: Save = Save()
     stage: Annotated[list[AnyStage], Field(min_length=1)]
 
     @property

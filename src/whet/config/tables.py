@@ -134,6 +134,13 @@ class Lora(Table):
         return one == two
 
 
+class Save(Table):
+    """What is kept while a stage runs, so that a run can go on (`--resume`) where it was."""
+
+    every: Positive = 50  # steps
+    last: Positive = 2  # checkpoints of a stage
+
+
 class Gate(Table):
     """What a model must reach before the pipeline goes on: accuracy of the answers given in one mode."""
 

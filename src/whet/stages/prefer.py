@@ -8,6 +8,7 @@ from torch import Tensor
 
 from whet import config, rankings
 from whet.batch import RankedBatch
+from whet.checkpoint import Counted, Holds
 from whet.context import Context
 from whet.learner import Learner, policy_logprobs
 from whet.losses import bradley_terry, pairs
@@ -25,8 +26,9 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
     reference = frozen(policy if stage.reference == "start" else context.policy(stage.reference))
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
-    batches = rankings.epochs(context.ranked(stage.data), stage.batch, context.seed)
-    for step in range(1, stage.steps + 1):
+    batches = Counted(rankings.epochs(context.ranked(stage.data), stage.batch, context.seed))
+    parts: dict[str, Holds] = {"policy": learner, "batches": batches}
+    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [[context.example(r.problem, text) for text in r.texts] for r in next(batches)]
         batch = referred(rankings.ranked_batch(examples).to(device), reference, stage.micro_tokens)
@@ -51,6 +53,7 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
             "lr": lr,
         }
         context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "prefer")
+        context.kept(step, stage.steps, parts)
 
 
 def referred(batch: RankedBatch, reference: Policy, micro_tokens: int) -> RankedBatch:

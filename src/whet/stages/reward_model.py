@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whet import config, rankings, statistics
 from whet.batch import RankedBatch
-from whet.checkpoint import committed
+from whet.checkpoint import Counted, Holds, committed
 from whet.context import Context
 from whet.learner import Learner
 from whet.losses import bradley_terry, pairs
@@ -27,8 +27,9 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
     model = ScalarModel(policy, stage.lora)
     learner = Learner(model, stage.optimizer, stage.steps)
     device = next(model.parameters()).device
-    batches = rankings.epochs(training, stage.batch, context.seed)
-    for step in range(1, stage.steps + 1):
+    batches = Counted(rankings.epochs(training, stage.batch, context.seed))
+    parts: dict[str, Holds] = {"model": learner, "batches": batches}
+    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [[last_token(r.problem, text, context) for text in r.texts] for r in next(batches)]
         batch = rankings.ranked_batch(examples).to(device)
@@ -45,6 +46,7 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
         share = sum(int(r.sum()) for r in right) / max(sum(len(r) for r in right), 1)
         values = {"loss": stepped.loss, "pairs_right": share, "grad_norm": stepped.grad_norm, "lr": lr}
         context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "reward_model")
+        context.kept(step, stage.steps, parts)
     centre(model, training, context)
     with committed(context.log.directory / stage.name / "model") as folder:
         hub.write(model.whole(), folder)

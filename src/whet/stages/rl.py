@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from whet import config
 from whet.algorithms import algorithm
+from whet.checkpoint import Record
 from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
@@ -29,8 +30,9 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     learner, sampling = trainer.learner, trainer.sampling
     engine = context.engine(policy, context.chat)
     problems = curriculum(stage, row, context)
-    history: list[dict[str, float]] = []
-    for step in range(1, stage.steps + 1):
+    history = Record()
+    parts = {**trainer.parts, "problems": problems, "history": history}
+    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         engine.version = learner.done
         if (step - 1) % stage.probe_every == 0:
             probe(engine, stage, context, step - 1)
@@ -42,11 +44,12 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
         updated, advantages = trainer.update([g.usable for g in trained])
         values = describe(groups, context.task) | updated
         seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
-        history.append(values)
+        history.lines.append(values)
         context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
         context.log.update(Update(stage.name, step, values, seconds), "rl")
-        for text in concerns(history):
+        for text in concerns(history.lines):
             context.log.warn(stage.name, step, text)
+        context.kept(step, stage.steps, parts)
     engine.version = learner.done
     probe(engine, stage, context, stage.steps)
 

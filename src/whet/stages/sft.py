@@ -7,6 +7,7 @@ import numpy as np
 
 from whet import config
 from whet.batch import PolicyBatch, pack
+from whet.checkpoint import Counted, Holds
 from whet.context import Context
 from whet.errors import DataError, GateError
 from whet.learner import Learner, policy_logprobs
@@ -24,8 +25,9 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     adapt(policy, stage.lora, context.seed)
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
-    pairs = documents(stage, context)
-    for step in range(1, stage.steps + 1):
+    pairs = Counted(documents(stage, context))
+    parts: dict[str, Holds] = {"policy": learner, "pairs": pairs}
+    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [context.example(*next(pairs), context.seed * 1_000_003 + step) for _ in range(stage.batch)]
         tokens = sum(e.length for e in examples)
@@ -47,6 +49,7 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
         context.log.update(Update(stage.name, step, values, seconds), "sft")
         if reached:
             return
+        context.kept(step, stage.steps, parts)
 
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:

@@ -1,0 +1,231 @@
+"""Runs that are stopped, killed or damaged, and gone on with: what is left is what an undisturbed run leaves."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+
+from whet import config, pipeline, recipes, rerun
+from whet.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, State, read
+from whet.cli import main
+from whet.curriculum import Prioritised
+from whet.errors import ModelError, Stopped
+from whet.learner import Learner
+from whet.runlog import RunLog, Silent
+from whet.types import Problem
+
+from .crash import RECIPE, killed, left
+from .tiny_world import world
+
+
+class Until(Silent):
+    """Sets the event when a stage has done so many steps."""
+
+    def __init__(self, stop: Event, stage: str, step: int) -> None:
+        self.stop, self.stage, self.at, self.now = stop, stage, step, ""
+
+    def begin(self, stage, kind, total):
+        self.now = stage
+
+    def step(self, done, values):
+        if (self.now, done) == (self.stage, self.at):
+            self.stop.set()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "crash.toml"
+    path.write_text(RECIPE)
+    return recipes.load(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, recipe):
+    folder = tmp_path_factory.mktemp("whole") / "crash"
+    pipeline.run(recipe, folder)
+    return left(folder)
+
+
+def stopped(recipe, folder: Path, stage: str, step: int, how=pipeline.run) -> str:
+    stop = Event()
+    with pytest.raises(Stopped) as told:
+        how(recipe, folder, Until(stop, stage, step), stop)
+    return str(told.value)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("base", 4), ("rm", 2), ("dpo", 3), ("ppo", 1), ("kimi", 4)])
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(tmp_path, recipe, undisturbed, stage, step):
+    folder = tmp_path / "crash"
+    assert f"step {step} of" in (told := stopped(recipe, folder, stage, step)) and stage in told and "--resume" in told
+    rerun.resume(recipe, folder)
+    assert left(folder) == undisturbed
+
+
+def test_it_may_be_stopped_again_and_again(tmp_path, recipe, undisturbed):
+    folder = tmp_path / "crash"
+    stopped(recipe, folder, "base", 38)
+    for stage, step in (("base", 39), ("ppo", 2), ("ppo", 4), ("kimi", 1)):
+        stopped(recipe, folder, stage, step, rerun.resume)
+    rerun.resume(recipe, folder)
+    assert left(folder) == undisturbed
+    rerun.resume(recipe, folder)  # done: nothing is left to do
+    assert left(folder) == undisturbed
+
+
+def test_killed_at_a_few_moments_it_is_the_same(tmp_path, undisturbed):
+    """The short form of `make crash`."""
+    for i, deaths in enumerate([[("call", 200.0), ("call", 60.0)], [("second", 3.5)]]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        killed(folder, deaths)
+        assert left(folder / "crash") == undisturbed
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, recipe, undisturbed):
+    folder = tmp_path / "crash"
+    stopped(recipe, folder, "base", 20)  # leaves those of step 18 and 20
+    newest = folder / "base" / "checkpoints" / "00000020" / TENSORS
+    held = bytearray(newest.read_bytes())
+    held[-5] ^= 1
+    newest.write_bytes(held)
+    rerun.resume(recipe, folder)
+    found = left(folder)
+    assert {k: v for k, v in found.items() if k != "summary.json"} == {
+        k: v for k, v in undisturbed.items() if k != "summary.json"
+    }
+    (warning,) = (w for w in found["summary.json"]["warnings"] if w not in undisturbed["summary.json"]["warnings"])
+    assert warning["text"] == "the checkpoint of step 20 was passed over: state.safetensors is not as it was written"
+
+
+def test_every_flipped_bit_cut_and_missing_file_is_noticed(tmp_path):
+    rng, saves = random.Random(5), Saves(tmp_path / "checkpoints")
+    model, _ = world(tmp_path)
+    learner = Learner(model, config.Optimizer(), 3)
+    saves.write(7, {"policy": learner, "pairs": Counted(iter(range(9)))})
+    place = saves.folder / "00000007"
+    assert read(place, 7)[1]["pairs"] == 0
+    for i in range(300):
+        name = (TENSORS, DATA, MANIFEST)[i % 3]
+        whole = (place / name).read_bytes()
+        if i % 10 == 9:
+            broken = whole[: rng.randrange(len(whole))]
+        else:
+            at = rng.randrange(len(whole))
+            broken = whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
+        (place / name).write_bytes(broken)
+        with pytest.raises((ValueError, OSError)):
+            read(place, 7)
+        (place / name).write_bytes(whole)
+    (place / DATA).rename(place / "elsewhere")
+    with pytest.raises(OSError):
+        read(place, 7)
+    (place / "elsewhere").rename(place / DATA)
+    place.rename(saves.folder / "00000008")
+    with pytest.raises(ValueError, match="not as it was written"):
+        read(saves.folder / "00000008", 8)
+
+
+def test_a_learner_comes_back_to_the_bit_and_not_into_another_model(tmp_path):
+    model, _ = world(tmp_path)
+    settings = config.Optimizer(kind="muon", lr=1e-2, lr_rest=1e-3, schedule="cosine", warmup=2)
+    learner = Learner(model, settings, 9)
+
+    def step() -> list[torch.Tensor]:
+        for p in learner.parameters:
+            p.grad = torch.sin(p.detach() * 50)
+        for optimizer in learner.optimizers:
+            optimizer.step()
+        learner.done += 1
+        return [p.detach().clone() for p in learner.parameters]
+
+    step()
+    saves = Saves(tmp_path / "checkpoints")
+    saves.write(1, {"policy": learner})
+    after = step()
+    tensors, told = read(saves.folder / "00000001", 1)
+    learner.restore(State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"]))
+    assert learner.done == 1 and all(torch.equal(a, b) for a, b in zip(step(), after, strict=True))
+    other = Learner(torch.nn.Linear(3, 2), config.Optimizer(), 9)
+    with pytest.raises(ModelError, match="not of this model"):
+        other.restore(State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"]))
+
+
+def test_priorities_and_their_random_numbers_come_back():
+    problems = [Problem(str(i), ({"role": "user", "content": str(i)},)) for i in range(20)]
+    one, two = (Prioritised(iter(problems), 12, seed) for seed in (3, 4))
+    one.draw(5)
+    one.success["3"] = 1.0
+    two.restore(State(data=json.loads(json.dumps(one.state().data))))
+    assert [[p.id for p in c.draw(6)] for c in (one, one)] == [[p.id for p in c.draw(6)] for c in (two, two)]
+    assert np.isclose(two.success["3"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["seed=2", "stage.ppo.optimizer.lr=1e-4"], "other seed, stage.ppo.optimizer.lr;"),
+        (["stage.base.steps=41"], "other stage.base.steps;"),
+        (["stage.ppo.steps=6"], "other stage.ppo.steps;"),
+        (["--overwrite"], "drop --overwrite"),
+        (["--only", "ppo"], "drop --only"),
+        (["name=elsewhere"], "holds no run to go on with"),
+    ],
+)
+def test_what_may_not_change_is_refused_in_one_line(tmp_path, recipe, capsys, words, says):
+    stopped(recipe, tmp_path / "crash", "base", 2)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert main(["run", str(tmp_path / "r.toml"), "--runs", str(tmp_path), "--resume", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_more_steps_at_a_constant_rate_are_the_longer_run(tmp_path, recipe):
+    longer = recipe.model_copy(update={"stage": [*recipe.stage[:-1], recipe.stage[-1].model_copy(update={"steps": 7})]})
+    pipeline.run(longer, tmp_path / "whole")
+    stopped(recipe, tmp_path / "crash", "kimi", 4)
+    rerun.resume(longer, tmp_path / "crash")
+    assert left(tmp_path / "crash") == left(tmp_path / "whole") | {
+        "recipe.toml": (tmp_path / "crash/recipe.toml").read_bytes()
+    }
+
+
+def test_ctrl_c_keeps_the_step_and_a_second_one_leaves_at_once(tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 40", "steps = 4000"))
+    command = [sys.executable, "-m", "whet.cli", "run", str(tmp_path / "r.toml"), "--runs", str(tmp_path)]
+    for twice in (False, True):
+        process = subprocess.Popen(
+            [*command, *(["--resume"] if twice else [])], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        log = tmp_path / "crash" / "metrics.jsonl"
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < before + 5):
+            time.sleep(0.02)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM if twice else signal.SIGINT)
+        if twice:
+            process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=30)[1]
+        assert process.returncode == 130 and time.monotonic() - asked < 5, told
+        if not twice:
+            assert "stopped after step" in told and "--resume goes on from there" in told and "Traceback" not in told
+            assert len(list((tmp_path / "crash" / "base" / "checkpoints").iterdir())) == 2
+
+
+def test_half_a_line_of_the_log_is_forgotten_and_written_again(tmp_path):
+    log = RunLog(tmp_path)
+    lines = [json.dumps({"stage": s, "step": i}) + "\n" for s, i in (("a", 1), ("b", 1), ("b", 2), ("b", 3))]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"stage": "b", "st')
+    assert log.logged("b") == 3 and log.logged("a") == 1 and log.logged("c") == 0
+    log.rewind("b", 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
