@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check crash mutants format clean
+.PHONY: demo test check crash full-disk mutants format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ check: $(READY)
 
 crash: $(READY)
 	KILLS=$(or $(KILLS),200) $(BIN)/python tests/crash.py
+
+full-disk: $(READY)
+	SIZES=$(or $(SIZES),40) $(BIN)/python tests/full_disk.py
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py

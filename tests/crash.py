@@ -83,7 +83,7 @@ samples = 4
 max_tokens = 8
 optimizer = { lr = 1e-3 }
 """
-# Ends the process, as SIGKILL would, right before the N-th call that changes what is on disk.
+# Ends the process, as SIGKILL would, right before the N-th call that changes what is on disk; or has the disk full from there on.
 AT_CALL = """
 import os, sys
 left = int(os.environ["CRASH_AT"])
@@ -92,8 +92,10 @@ def counted(event, arguments):
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if (writes and "crash" in str(arguments[0])) or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"):
         left -= 1
-        if left == 0:
+        if left == 0 and not os.environ.get("CRASH_FULL"):
             os.kill(os.getpid(), 9)
+        if left <= 0 and writes and os.environ.get("CRASH_FULL"):
+            raise OSError(28, "No space left on device", str(arguments[0]))
 sys.addaudithook(counted)
 from whet.cli import main
 code = main(sys.argv[1:])
@@ -102,9 +104,9 @@ sys.exit(code)
 """
 
 
-def started(folder: Path, *words: str, at: int | None = None) -> "subprocess.Popen[str]":
+def started(folder: Path, *words: str, at: int | None = None, full: bool = False) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "whet.cli"] if at is None else [sys.executable, "-c", AT_CALL]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRASH_AT": str(at or 0)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRASH_AT": str(at or 0), "CRASH_FULL": "1" if full else ""}
     arguments = ["run", str(folder / "crash.toml"), "--runs", str(folder), *words]
     pipe = subprocess.PIPE
     return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)

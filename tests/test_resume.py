@@ -22,7 +22,7 @@ from whet.learner import Learner
 from whet.runlog import RunLog, Silent
 from whet.types import Problem
 
-from .crash import RECIPE, killed, left
+from .crash import RECIPE, killed, left, started
 from .tiny_world import world
 
 
@@ -87,6 +87,17 @@ def test_killed_at_a_few_moments_it_is_the_same(tmp_path, undisturbed):
         folder.mkdir()
         killed(folder, deaths)
         assert left(folder / "crash") == undisturbed
+
+
+@pytest.mark.parametrize("at", [40, 260, 445])
+def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path, undisturbed, at):
+    """`make full-disk` fills real ones."""
+    (tmp_path / "crash.toml").write_text(RECIPE)
+    process = started(tmp_path, at=at, full=True)
+    told = process.communicate(timeout=120)[1].replace("calls", "\ncalls").partition("\ncalls")[0]
+    assert process.returncode == 2 and "No space left on device" in told and told.strip().count("\n") == 0, told
+    rerun.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
+    assert left(tmp_path / "crash") == undisturbed
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, recipe, undisturbed):

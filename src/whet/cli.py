@@ -1,6 +1,7 @@
 """The command line. Mistakes that a user can mend are one line and exit code 2; `--debug` shows the traceback."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -23,11 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"whet: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if arguments.debug:
+            raise
+        cure = "; make room, and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"whet: {where}{error.strerror or error}{cure}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("whet: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
