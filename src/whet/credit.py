@@ -84,8 +84,7 @@ class Credit:
         advantage = gae(rewards, values, after, batch.sequence, self.row.gamma, lam)
         target = values + gae(rewards, values, after, batch.sequence, self.row.gamma, cells.lam_critic * flat)
         figures = {"value": float(values.mean()), "explained": explained_variance(values, target)}
-        figures["value_loss"] = self._teach_critic(cells, batch, target, values)
-        return advantage, figures
+        return advantage, figures | self._teach_critic(cells, batch, target, values)
 
     def values(
         self, batch: PolicyBatch, cut_off: Bool[Tensor, " s"]
@@ -101,7 +100,8 @@ class Credit:
                 behind.append(states[micro.starts[1:] - 1])
         return torch.cat(inner), torch.where(cut_off, torch.cat(behind), 0.0)
 
-    def _teach_critic(self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor) -> float:
+    def _teach_critic(self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor) -> dict[str, float]:
+        """What it was taught, absent where every step was lost."""
         assert self.judge is not None
         judge, losses = self.judge, list[float]()
         dtype = batch.advantage.dtype
@@ -117,8 +117,9 @@ class Credit:
         for share in shares(whole.sequences, cells.updates):
             mini = whole.take(share)
             mini = replace(mini, weight=torch.full_like(mini.weight, 1 / max(len(mini.chosen), 1)))
-            losses.append(judge.step(mini, self.micro_tokens, loss_of).loss)
-        return sum(losses) / len(losses)
+            stepped = judge.step(mini, self.micro_tokens, loss_of)
+            losses += [] if stepped.lost else [stepped.loss]
+        return {"value_loss": sum(losses) / len(losses)} if losses else {}
 
     def _by_token_reward(self, batch: PolicyBatch, right: Sequence[bool]) -> tuple[Tensor, dict[str, float]]:
         """Advantages times what the token-level reward model says of each token; then the model learns which answers were right."""
@@ -139,8 +140,8 @@ class Credit:
             target = micro.advantage.new_zeros(micro.sequences).index_put((micro.sequence,), micro.advantage)
             return token_reward_loss(w, micro.sequence, target)[micro.sequence]
 
-        loss = judge.step(marked, self.micro_tokens, loss_of).loss
-        return advantage, {"token_reward_loss": loss}
+        stepped = judge.step(marked, self.micro_tokens, loss_of)
+        return advantage, {} if stepped.lost else {"token_reward_loss": stepped.loss}
 
 
 def last_tokens(batch: PolicyBatch) -> Float[Tensor, " m"]:

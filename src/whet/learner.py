@@ -17,6 +17,8 @@ from whet.logprobs import chosen_logprobs, processed
 from whet.model.policy import Policy
 from whet.types import Sampling
 
+LOST = 3  # steps in a row without a finite gradient, after which there is no going on
+
 
 class Trained(Protocol):
     """Whatever has weights: a policy, a critic."""
@@ -39,10 +41,17 @@ def policy_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping."""
+    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping. Where either is not finite the step was
+    `lost`: the weights are as before it."""
 
     loss: float
     grad_norm: float
+    lost: bool = False
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {"lost": 1.0} if self.lost else {"loss": self.loss, "grad_norm": self.grad_norm}
 
 
 Batch = TypeVar("Batch", bound=Pack)
@@ -56,7 +65,7 @@ class Learner(Generic[Model]):
         self.model = model
         self.settings = settings
         self.steps = max(steps, 1)
-        self.done = 0
+        self.done = self.lost = 0  # steps, and those in a row that came to nothing
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = _optimizers(model, settings)
         self.base_lr = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
@@ -73,7 +82,8 @@ class Learner(Generic[Model]):
     def step(self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]) -> Stepped:
         """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
 
-        `loss_of(micro)` gives the per-token loss [M]. Raises WhetError before the weights change if the gradient is not finite.
+        `loss_of(micro)` gives the per-token loss [M]. Where loss or gradient is not finite the weights, the moments and the schedule stay as they
+        were. Raises WhetError for the third such step in a row.
         """
         total = torch.zeros((), dtype=torch.float64)
         for micro in batch.split(micro_tokens):
@@ -81,11 +91,16 @@ class Learner(Generic[Model]):
             loss.backward()
             total += loss.detach().double().cpu()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if not torch.isfinite(norm):
+        if not (torch.isfinite(norm) and torch.isfinite(total)):
             self.forget()
-            raise WhetError(
-                f"the gradient is {float(norm)} at optimizer step {self.done + 1}: lower the learning rate; the weights are as before the step"
-            )
+            self.lost += 1
+            if self.lost == LOST:
+                raise WhetError(
+                    f"{LOST} steps in a row had a loss or a gradient that is not finite, the last after {self.done} good ones (loss {float(total)}, "
+                    f"gradient {float(norm)}): lower the learning rate; the weights are as before these steps"
+                )
+            return Stepped(float(total), float(norm), lost=True)
+        self.lost = 0
         for optimizer, rates in zip(self.optimizers, self.base_lr, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.lr_scale
@@ -105,7 +120,7 @@ class Learner(Generic[Model]):
         for i, optimizer in enumerate(self.optimizers):
             for j, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"moment/{i}/{j}/{key}": value for key, value in moments.items()}
-        return State(tensors, {"done": self.done, "weights": len(self.parameters)})
+        return State(tensors, {"done": self.done, "lost": self.lost, "weights": len(self.parameters)})
 
     def restore(self, state: State) -> None:
         """Raises ModelError where the state is another model's."""
@@ -123,7 +138,7 @@ class Learner(Generic[Model]):
                     _, _, j, name = key.split("/")
                     moments.setdefault(int(j), {})[name] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        self.done = state.data["done"]
+        self.done, self.lost = state.data["done"], state.data["lost"]
 
     def forget(self) -> None:
         for optimizer in self.optimizers:

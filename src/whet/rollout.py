@@ -1,12 +1,13 @@
 """engine + reward -> groups. The path of a sample from a problem to a score."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from whet.errors import DataError
 from whet.rewards import Reward
-from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Sampling, Task
+from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Sampling, Score, Task
 
 
 def rollout(
@@ -17,6 +18,14 @@ def rollout(
     return score_groups(reward, prompts, drawn)
 
 
+def finite(score: Score) -> Score:
+    """The score; an error where it is no finite number, which would make every advantage of its group none."""
+    odd = next((f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)), None)
+    if math.isfinite(score.value) and odd is None:
+        return score
+    return Score(0.0, "error", reason=f"the reward is {score.value}" if odd is None else odd)
+
+
 def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]) -> list[Group]:
     """A reward is shown the whole answer: what the prompt has begun of it, then the completion."""
     flat = [
@@ -24,7 +33,7 @@ def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequ
         for p, samples in zip(prompts, drawn, strict=True)
         for s in samples
     ]
-    scores = iter(reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat]))
+    scores = map(finite, reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat]))
     groups = [
         Group(p, tuple(samples), tuple(next(scores) for _ in samples))
         for p, samples in zip(prompts, drawn, strict=True)

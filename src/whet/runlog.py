@@ -90,6 +90,14 @@ class RunLog:
     def restore(self, state: State) -> None:
         self.warnings[:] = state.data
 
+    def lost(self, stage: str, step: int, texts: Sequence[str]) -> None:
+        """A step whose gradient was not finite: what it would have learned from, in STAGE/lost/STEP.json, and a warning."""
+        folder = self.directory / stage / "lost"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{step:06d}.json", list(texts))
+        text = "loss or gradient was not finite, and the step was left out; what it would have learned from is in"
+        self.warn(stage, step, f"{text} {stage}/lost")
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         write_json(self.directory / "summary.json", {**figures, "warnings": self.warnings})
 

@@ -125,7 +125,7 @@ class Trainer:
         stepped = self.learner.step(mini, self.micro_tokens, loss_of)
         tokens = len(mini.chosen)
         figures = {key: value if key == "gap" else value / tokens for key, value in sums.items()}
-        return {"loss": stepped.loss, "grad_norm": stepped.grad_norm, "tokens": float(tokens), **figures}
+        return stepped.values if stepped.lost else {**stepped.values, "tokens": float(tokens), **figures}
 
     def _reference(self, micro: PolicyBatch) -> Tensor | None:
         if not self.row.needs_reference:
@@ -146,7 +146,10 @@ class Trainer:
         return found
 
 
-def _over_steps(made: Sequence[dict[str, float]]) -> dict[str, float]:
+def _over_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    made = [s for s in steps if "lost" not in s]
+    if len(made) < len(steps):
+        return _over_steps(made) | {"lost": float(len(steps) - len(made))}
     if not made:
         return {"grad_norm": 0.0, "tokens": 0.0}
     figures = {key: sum(s[key] for s in made) / len(made) for key in made[0]}

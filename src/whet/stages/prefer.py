@@ -45,14 +45,15 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
         stepped = learner.step(batch, stage.micro_tokens, loss_of)
         better, worse = (torch.cat(side) for side in zip(*seen, strict=True))
         values = {
-            "loss": stepped.loss,
+            **stepped.values,
             "pairs_right": float((better > worse).double().mean()),
             "reward_better": float(better.mean()),
             "reward_worse": float(worse.mean()),
-            "grad_norm": stepped.grad_norm,
             "lr": lr,
         }
         context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "prefer")
+        if stepped.lost:
+            context.log.lost(stage.name, step, [s.text for row in examples for s in row])
         context.kept(step, stage.steps, parts)
 
 

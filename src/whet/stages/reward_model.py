@@ -44,8 +44,10 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
         lr = stage.optimizer.lr * learner.lr_scale
         stepped = learner.step(batch, stage.micro_tokens, loss_of)
         share = sum(int(r.sum()) for r in right) / max(sum(len(r) for r in right), 1)
-        values = {"loss": stepped.loss, "pairs_right": share, "grad_norm": stepped.grad_norm, "lr": lr}
+        values = {**stepped.values, "pairs_right": share, "lr": lr}
         context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "reward_model")
+        if stepped.lost:
+            context.log.lost(stage.name, step, [s.text for row in examples for s in row])
         context.kept(step, stage.steps, parts)
     centre(model, training, context)
     with committed(context.log.directory / stage.name / "model") as folder:

@@ -47,6 +47,8 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
         history.lines.append(values)
         context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
         context.log.update(Update(stage.name, step, values, seconds), "rl")
+        if updated.get("lost"):
+            context.log.lost(stage.name, step, [s.text for g in trained for s in g.samples])
         for text in concerns(history.lines):
             context.log.warn(stage.name, step, text)
         context.kept(step, stage.steps, parts)

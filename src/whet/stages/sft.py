@@ -38,7 +38,7 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
 
         lr = stage.optimizer.lr * learner.lr_scale
         stepped = learner.step(batch, stage.micro_tokens, loss_of)
-        values = {"loss": stepped.loss, "grad_norm": stepped.grad_norm, "lr": lr, "tokens": float(tokens)}
+        values = {**stepped.values, "lr": lr, "tokens": float(tokens)}
         seconds = {"update": time.perf_counter() - began}
         reached, last = False, step == stage.steps
         if stage.gate is not None and (last or step % stage.gate.every == 0):
@@ -47,6 +47,8 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
             values["gate"] = told.get(stage.gate.mode, (0.0, 0))[0]
             seconds["gate"] = time.perf_counter() - began - seconds["update"]
         context.log.update(Update(stage.name, step, values, seconds), "sft")
+        if stepped.lost:
+            context.log.lost(stage.name, step, [e.text for e in examples])
         if reached:
             return
         context.kept(step, stage.steps, parts)
