@@ -211,12 +211,12 @@ def lines(path, *overrides):
         yield finding
 
 
-def test_a_dry_step_trains_the_adapters_with_a_base_held_once(tmp_path):
+def test_check_rehearses_a_stage_with_adapters(tmp_path):
     (tmp_path / "low.toml").write_text(
         RECIPE.format(family="llama").replace('[[stage]]\nname = "two"', '[[stage]]\nname = "three"')
     )
     told = {f.name: f.told for f in lines(tmp_path / "low.toml")}
-    assert "ppo: gradient norm" in told["dry step of one"]
+    assert told["stage one"].startswith("rl: ran small")
 
 
 @pytest.mark.parametrize(

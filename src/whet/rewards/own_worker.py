@@ -10,13 +10,13 @@ from whet.errors import RewardError
 from whet.rewards.custom import NAMED, CustomReward, Failed
 from whet.types import Problem, Sample
 
-_refused = ""
+_refused = "no function was named"
 _reward: CustomReward | None = None
-try:
-    _spec, _options = json.loads(os.environ.pop(NAMED))
-    _reward = CustomReward(_spec, _options)
-except RewardError as error:
-    _refused = str(error)
+if named := os.environ.pop(NAMED, ""):
+    try:
+        _reward = CustomReward(*json.loads(named))
+    except RewardError as error:
+        _refused = str(error)
 
 
 def serve(item: dict[str, Any]) -> dict[str, Any]:
