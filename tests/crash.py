@@ -63,6 +63,7 @@ name = "ppo"
 kind = "rl"
 start = "base"
 algorithm = "ppo"
+override = { warmup = 2 }
 steps = 5
 prompts = 4
 samples = 4

@@ -41,6 +41,9 @@ OWN = {
     "provision": ("test_mix",),
     "trial": ("test_trial",),
     "rehearse": ("test_rehearse",),
+    "checkpoint": ("test_resume",),
+    "runlog": ("test_resume",),
+    "rerun": ("test_pipelines", "test_resume"),
 }  # whose own tests are not in it
 SECONDS = 240  # for the suite on one mutant; one that hangs is killed, too
 
@@ -82,7 +85,7 @@ MUTANTS = [
     ("learner", "(loss_of(micro) * micro.weight).sum()", "loss_of(micro).sum()"),
     ("learner", "group[\"lr\"] = rate * self.lr_scale", "group[\"lr\"] = rate"),
     ("learner", "            optimizer.step()\n        self.forget()", "            optimizer.step()"),
-    ("learner", "if not torch.isfinite(norm):", "if False:"),
+    ("learner", "if not (torch.isfinite(norm) and torch.isfinite(total)):", "if False:"),
     ("learner", "self.settings.max_grad_norm)", "1e9)"),
     ("learner", "processed(logits, sampling.temperature,", "processed(logits, 1.0,"),
     ("stages/rl", "reference = frozen(reference)", "pass"),
@@ -96,7 +99,7 @@ MUTANTS = [
     ("stages/sft", "[1 / tokens] * len(examples)", "[1.0] * len(examples)"),
     ("stages/reject", "if c.correct and s.finish == \"stop\"", "if c.correct"),
     ("model/attention", "is_causal=True", "is_causal=False"),
-    ("rollout", "        for s in samples\n    ]\n    scores = iter(", "        for s in reversed(samples)\n    ]\n    scores = iter("),
+    ("rollout", "        for s in samples\n    ]\n    scores = map(finite, ", "        for s in reversed(samples)\n    ]\n    scores = map(finite, "),
     ("rollout", "text=p.begun + s.text", "text=s.text"),
     ("rollout", "wrong = [s.length for s, c in rows if not c.correct]", "wrong = [s.length for s, c in rows]"),
     ("types", "return self.status not in (\"timeout\", \"error\")", "return True"),
@@ -177,6 +180,20 @@ MUTANTS = [
     ("trial", "if self.score.correct == self.case.right", "if self.score.correct or self.case.right"),
     ("rehearse", "told[\"override\"] = {**stage.override, \"warmup\": 0}", "pass"),
     ("provision", "return task.part(stage.only)", "return task"),
+    ("checkpoint", "if hashlib.sha256(text).hexdigest() != sums[name]:", "if False:"),
+    ("checkpoint", "if _json(held) != manifest or held", "if held"),
+    ("checkpoint", "if step > logged:", "if False:"),
+    ("checkpoint", "self.read = state.data", "pass"),
+    ("learner", "        self.lost = 0\n        for optimizer", "        for optimizer", "test_lost_steps"),
+    ("learner", "torch.isfinite(norm) and torch.isfinite(total)", "torch.isfinite(norm)", "test_lost_steps"),
+    ("learner", "moments.setdefault(int(j), {})[name] = value", "pass", "test_resume"),
+    ("learner", "self.done, self.lost = state.data[\"done\"], state.data[\"lost\"]", "pass", "test_resume"),
+    ("curriculum", "self.random.bit_generator.state = state.data[\"random\"]", "pass", "test_resume"),
+    ("curriculum", "self.problems.restore(state)", "pass", "test_resume"),
+    ("trainer", "self.rollouts = state.data", "pass", "test_resume"),
+    ("runlog", "told[\"step\"] <= step)", "True)"),
+    ("rerun", "pipeline.context.data[stage.name] = reject.read", "reject.read"),
+    ("rollout", "if math.isfinite(score.value) and odd is None:", "if odd is None:", "test_lost_steps"),
 ]  # fmt: skip
 
 

@@ -88,6 +88,11 @@ def test_a_few_in_a_row_end_the_run_with_the_weights_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(hurt.parameters, before, strict=True))
 
 
+def test_a_loss_without_end_is_lost_though_its_gradient_is_finite():
+    hurt = learner("adamw")
+    assert hurt.step(Toy(torch.ones(12, 4)), 12, lambda micro: hurt.model(micro.x).sum(-1) + math.inf).lost
+
+
 def test_a_hundred_rewards_are_errors_and_not_part_of_their_groups():
     rng = np.random.default_rng(2)
     prompt = Prompt(Problem("p", ({"role": "user", "content": "?"},)), (1, 2))

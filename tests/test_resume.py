@@ -116,6 +116,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, rec
     assert warning["text"] == "the checkpoint of step 20 was passed over: state.safetensors is not as it was written"
 
 
+def test_a_checkpoint_that_is_newer_than_the_log_is_not_gone_on_from(tmp_path, recipe, undisturbed):
+    """After a power cut the log may have lost lines that a synced checkpoint has seen."""
+    folder = tmp_path / "crash"
+    stopped(recipe, folder, "base", 20)
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:19]))
+    rerun.resume(recipe, folder)
+    found = left(folder)
+    assert found["metrics.jsonl"] == undisturbed["metrics.jsonl"]
+    assert {k: v for k, v in found.items() if k != "summary.json"} == {
+        k: v for k, v in undisturbed.items() if k != "summary.json"
+    }
+    assert any("the log ends with step 19" in w["text"] for w in found["summary.json"]["warnings"])
+
+
 def test_every_flipped_bit_cut_and_missing_file_is_noticed(tmp_path):
     rng, saves = random.Random(5), Saves(tmp_path / "checkpoints")
     model, _ = world(tmp_path)
