@@ -55,4 +55,5 @@ class LearnedReward:
                 row = None
             rows.append(row if row and len(row) <= self.held[1].body.config.max_positions else None)
         found = iter(scalar.last(self.held[1], [row for row in rows if row]))
-        return [Score(0.0, "error") if row is None else Score(next(found)) for row in rows]
+        lost = Score(0.0, "error", reason=f"{self.name} cannot read it: a character without a token, or too long")
+        return [lost if row is None else Score(next(found)) for row in rows]
