@@ -5,6 +5,7 @@ one of the calls that write its files, up to three times on the way, and gone on
 of every stage, every line of the log but its times, every sample. The last line reads `kills N, differing 0`.
 """
 
+import itertools
 import json
 import os
 import random
@@ -138,15 +139,14 @@ def left(run: Path) -> dict[str, Any]:
     return found
 
 
-def moments(kills: int, seconds: float, calls: int, rng: random.Random) -> Iterator[list[tuple[str, float]]]:
+def moments(seconds: float, calls: int, rng: random.Random) -> Iterator[list[tuple[str, float]]]:
     """For each run, its one to three deaths: after so many seconds, or right before a call. The calls are gone through in turn."""
-    order = rng.sample(range(1, calls + 1), calls)
-    done = 0
-    while done < kills:
-        deaths = [("call", float(order[(done + i) % calls])) if rng.random() < 0.6 else ("second", rng.uniform(0, seconds))
-                  for i in range(min(kills - done, rng.choice([1, 1, 1, 2, 3])))]  # fmt: skip
-        done += len(deaths)
-        yield deaths
+    order = itertools.cycle(rng.sample(range(1, calls + 1), calls))
+    while True:
+        yield [
+            ("call", float(next(order))) if rng.random() < 0.6 else ("second", rng.uniform(0, seconds))
+            for _ in range(rng.choice([1, 1, 1, 2, 3]))
+        ]
 
 
 def killed(folder: Path, deaths: list[tuple[str, float]]) -> int:
@@ -179,7 +179,9 @@ def main(kills: int, seed: int = 0) -> int:
         seconds, expected = time.monotonic() - began, left(whole / "crash")
         print(f"an undisturbed run: {seconds:.1f} s, {calls} calls that write, {len(expected)} files")
         total = differing = 0
-        for number, deaths in enumerate(moments(kills, seconds, calls, rng)):
+        for number, deaths in enumerate(moments(seconds, calls, rng)):
+            if total >= kills:  # one that comes after its run is done is none
+                break
             folder = Path(place) / f"run{number}"
             folder.mkdir()
             total += killed(folder, deaths)
