@@ -52,14 +52,13 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
             policy = pipeline.policy or pipeline.place(fresh(recipe.model.shape, pipeline.context.chat, recipe.seed))
             problems = _problems(pipeline.context)
-            shape = policy.config if recipe.model.path == real.model.path else shape_of(str(real.model.path))
+            tiny = recipe.model.path != real.model.path
+            shape = shape_of(str(real.model.path)) if tiny else policy.config
         except WhetError as failure:
             yield Finding("recipe", False, str(failure))
             return
         size = footprint.parameters(shape)
-        stands = (
-            "" if shape is policy.config else f", for which a tiny one of its architecture ({shape.family}) stands in"
-        )
+        stands = f", for which a tiny one of its architecture ({shape.family}) stands in" if tiny else ""
         yield Finding(
             "recipe",
             True,
@@ -72,7 +71,7 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             ("masks", lambda: masks(context, problems)),
             ("sampler", lambda: sampler(context, policy, problems)),
             ("publication", lambda: publication(context, policy, problems)),
-            ("memory", lambda: footprint.memory(recipe, shape, size, judged=shape is policy.config)),
+            ("memory", lambda: footprint.memory(recipe, shape, size, judged=not tiny)),
             ("reward", lambda: reward(context, problems, judged)),
         ]
         if sum(p.numel() for p in policy.parameters()) <= SMALL:

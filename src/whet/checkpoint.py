@@ -86,8 +86,10 @@ class Saves:
 
     def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
         """After `step` of `steps`: keeps what is to be kept. Raises Stopped, having kept it, where the run is to stop."""
-        stopping = self.stop.is_set() and step < steps
-        if stopping or (step % self.every == 0 and step < steps):
+        if step == steps:
+            return
+        stopping = self.stop.is_set()
+        if stopping or step % self.every == 0:
             self.write(step, parts)
         if stopping:
             raise Stopped(

@@ -1,7 +1,6 @@
 """A recipe rehearsed: every stage for a step or two, on a handful of samples, so that what one hands to the next is seen to fit."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,19 +28,15 @@ class Rehearsed:
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Score]:
-        return [
-            replace(_fallen(problem, i, text), parts={**score.parts, "accuracy": _fallen(problem, i, text).value})
-            if score.usable
-            else score
-            for i, (problem, text, score) in enumerate(
-                zip(problems, texts, self.reward.score(problems, texts, samples), strict=True)
-            )
-        ]
+        scores = self.reward.score(problems, texts, samples)
+        rows = zip(problems, texts, scores, strict=True)
+        return [_fallen(f"{p.id} {i} {text}", s) if s.usable else s for i, (p, text, s) in enumerate(rows)]
 
 
-def _fallen(problem: Problem, i: int, text: str) -> Score:
-    right = hashlib.sha256(f"{problem.id} {i} {text}".encode("utf-8", "replace")).digest()[0] % 2
-    return Score(float(right), "scored" if right else "wrong")
+def _fallen(of: str, score: Score) -> Score:
+    """The score as the coin that a text throws has it."""
+    right = hashlib.sha256(of.encode("utf-8", "replace")).digest()[0] % 2
+    return Score(float(right), "scored" if right else "wrong", {**score.parts, "accuracy": float(right)})
 
 
 class Rehearsal(Pipeline):
@@ -54,11 +49,8 @@ class Rehearsal(Pipeline):
     def told(self, stage: config.AnyStage) -> str:
         """What was seen of a stage that has run."""
         record = self.records[-1]
-        found = {
-            k: v for k, v in record.items() if k in ("pairs", "length") and isinstance(v, float) and math.isfinite(v)
-        }
-        figures = "".join(f", {name} {value:.3g}" for name, value in found.items())
-        return f"{stage.kind}: ran small in {record['seconds']:.1f} s{figures}"
+        length = "" if record.get("length") is None else f", length {record['length']:.3g}"
+        return f"{stage.kind}: ran small in {record['seconds']:.1f} s{length}"
 
 
 def small(recipe: config.Recipe) -> config.Recipe:

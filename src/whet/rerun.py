@@ -133,8 +133,8 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
 
 @contextmanager
 def aside(directory: Path, name: str) -> Iterator[None]:
-    """Within it, what the stage left is out of the way: its model or data, its samples, its lines of metrics.jsonl. Where the block does not end
-    well all of it comes back; where the process is killed, with the next `--resume` or `--only`."""
+    """Within it, what the stage left is out of the way: its model or data and its samples; its lines of metrics.jsonl go when it begins
+    (`RunLog.rewind`). Where the block does not end well all of it comes back; where the process is killed, with the next `--resume` or `--only`."""
     place = directory / f".before.{name}"
     place.mkdir()
     for file in FILES:
@@ -143,12 +143,7 @@ def aside(directory: Path, name: str) -> Iterator[None]:
     for folder in (name, *(f"samples/{name}{end}" for end in ("", "-probe", "-test"))):
         if (directory / folder).exists():
             (directory / folder).rename(place / folder.replace("/", "@"))
-    path, done = directory / "metrics.jsonl", False
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        partial = path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(x for x in lines if json.loads(x)["stage"] != name), encoding="utf-8")
-        partial.replace(path)
+    done = False
     try:
         yield
         done = True

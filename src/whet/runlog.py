@@ -64,14 +64,13 @@ class RunLog:
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what was logged of a stage after its step, and half a line, if a kill has left one."""
-        path = self.directory / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            kept = [x for x in lines if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)]
-            if kept != lines:
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text("".join(kept), encoding="utf-8")
-                partial.replace(path)
+        lines = self._lines()
+        kept = [x for x in lines if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)]
+        if kept != lines:
+            path = self.directory / "metrics.jsonl"
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
         for name, last in ((stage, step), (f"{stage}-probe", step - 1), (f"{stage}-test", -1)):
             for file in (self.directory / "samples" / name).glob("*.jsonl"):
                 if file.stem.isdigit() and int(file.stem) > last:
@@ -79,10 +78,12 @@ class RunLog:
 
     def logged(self, stage: str) -> int:
         """How many steps of a stage stand in metrics.jsonl without a gap."""
-        path = self.directory / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
-        steps = [told["step"] for x in lines if (told := whole(x)) and told["stage"] == stage]
+        steps = [told["step"] for x in self._lines() if (told := whole(x)) and told["stage"] == stage]
         return next((i for i, step in enumerate(steps) if step != i + 1), len(steps))
+
+    def _lines(self) -> list[str]:
+        path = self.directory / "metrics.jsonl"
+        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
     def state(self) -> State:
         return State(data=self.warnings)

@@ -19,14 +19,16 @@ from whet.model.weights import FLOATS
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, BASE = "base_model.model.", "base_model_name_or_path"
 PLAIN: dict[str, Any] = {  # keys that change the maths, at the values that mean plain LoRA on linear maps
-    **{"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False},
-    **{
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-        "lora_bias": False,
-        "trainable_token_indices": None,
-    },
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+    "lora_bias": False,
+    "trainable_token_indices": None,
 }
 
 
@@ -113,12 +115,13 @@ def write(model: Policy, directory: Path, base: str) -> None:
     rank, alpha, targets = described(adapted(model))
     text = {
         **PLAIN,
-        **{"task_type": "CAUSAL_LM", BASE: base, "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha},
-        **{
-            "target_modules": [n for n in PROJECTIONS if n in targets],
-            "lora_dropout": 0.0,
-            "inference_mode": True,
-        },
+        "task_type": "CAUSAL_LM",
+        BASE: base,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "target_modules": [n for n in PROJECTIONS if n in targets],
+        "lora_dropout": 0.0,
+        "inference_mode": True,
     }
     held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors(model).items()}
     try:
