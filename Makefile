@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check crash full-disk mutants format clean
+.PHONY: demo test check bench crash full-disk mutants format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,9 @@ check: $(READY)
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	$(BIN)/whet bench
 
 crash: $(READY)
 	KILLS=$(or $(KILLS),200) $(BIN)/python tests/crash.py

@@ -41,10 +41,10 @@ FLOORS = (
     "stages provision standin footprint",
     "refusals",
     "pipeline report display",
-    "rehearse rerun",
+    "rehearse rerun bench",
     "check",
     "commands",
-    "commands_reward",
+    "commands_reward commands_bench",
     "cli",
 )
 FLOOR = {name: i for i, row in enumerate(FLOORS) for name in row.split()}

@@ -125,8 +125,8 @@ def test_transformers_writes_and_whet_reads(case: str, tmp_path: Path) -> None:
     model = loaded(tmp_path)
     expected = theirs_of(hf)
     assert expected.abs().max() > 0.5
-    assert (ours_of(model) - expected).abs().max() < 1e-5
-    assert (ours_of(model, (7, 3), 100_000) - theirs_of(hf, (7, 3), 100_000)).abs().max() < 1e-5
+    assert (ours_of(model) - expected).abs().max() < 5e-5
+    assert (ours_of(model, (7, 3), 100_000) - theirs_of(hf, (7, 3), 100_000)).abs().max() < 5e-5
     assert (model.head.weight is model.embed.weight) == hf.config.tie_word_embeddings
     assert model.config.eos == (2,) and model.config.bos == 1 and model.config.pad == 0
 
@@ -143,7 +143,7 @@ def test_the_keys_of_transformers_before_version_5(case: str, tmp_path: Path) ->
     held["rope_scaling"] = None if kind == "default" else {"type": kind, **table}
     held["torch_dtype"] = held.pop("dtype")
     (tmp_path / "config.json").write_text(json.dumps(held))
-    assert (ours_of(loaded(tmp_path)) - theirs_of(hf)).abs().max() < 1e-5
+    assert (ours_of(loaded(tmp_path)) - theirs_of(hf)).abs().max() < 5e-5
 
 
 def greedy(model: Transformer, prompt: list[int], n: int) -> list[int]:
@@ -170,7 +170,7 @@ def test_whet_writes_and_transformers_reads(case: str, tmp_path: Path) -> None:
     assert ("qwen" in case) == (tmp_path / "saved" / weights.INDEX).exists()
     hf, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert type(hf).__name__ == f"{CASES[case][0]}ForCausalLM" and not any(report.values())
-    assert (theirs_of(hf) - ours_of(model)).abs().max() < 1e-5
+    assert (theirs_of(hf) - ours_of(model)).abs().max() < 5e-5
     for prompt in ([1, 9, 33], [1, *range(10, 60)]):
         out = hf.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False)[0].tolist()
         assert out == greedy(model, prompt, 15)
@@ -207,7 +207,7 @@ def test_head_dim_absent_or_null(head_dim: dict[str, None], tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(held | head_dim))
     model = loaded(tmp_path)
     assert model.config.head_dim == 8
-    assert (ours_of(model) - theirs_of(hf)).abs().max() < 1e-5
+    assert (ours_of(model) - theirs_of(hf)).abs().max() < 5e-5
 
 
 def tiny(**more: Any) -> Transformer:
@@ -225,7 +225,7 @@ def test_a_pack_is_each_of_its_segments_alone() -> None:
     together = model.packed(tokens, positions, starts)
     for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         alone = model.packed(tokens[a:b], positions[a:b], torch.tensor([0, b - a]))
-        assert (together[a:b] - alone).abs().max() < 1e-5
+        assert (together[a:b] - alone).abs().max() < 5e-5
 
 
 def test_what_is_not_a_number_stays_in_its_segment() -> None:

@@ -101,6 +101,23 @@ def parser() -> argparse.ArgumentParser:
 
     report = add("report", report_command, "Write a run's report.html again.")
     report.add_argument("run", type=Path)
+    bench = add(
+        "bench",
+        bench_command,
+        "Time whet beside TRL and transformers on the same work, and beside the machine's limit.",
+    )
+    bench.add_argument(
+        "works",
+        nargs="*",
+        metavar="WORK",
+        help="worst, typical, vocabulary, vocabulary-152k, ppo, sampling (default: all but 152k)",
+    )
+    bench.add_argument("--size", default="5M", help="of the model: 0.2M, 5M, 50M (default 5M)")
+    bench.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn (default 3)")
+    bench.add_argument("--steps", type=int, default=3, help="of each process; the first is left out (default 3)")
+    bench.add_argument("--threads", type=int, default=0, help="0: one for each core")
+    bench.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
     add("tasks", tasks_command, "List the tasks.")
     add("algorithms", algorithms_command, "Print the table of algorithms.")
     return root
@@ -170,6 +187,12 @@ def report_command(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"no run at {arguments.run}")
     print(report.write(arguments.run))
     return 0
+
+
+def bench_command(arguments: argparse.Namespace) -> int:
+    from whet.commands_bench import bench
+
+    return bench(arguments)
 
 
 def tasks_command(arguments: argparse.Namespace) -> int:

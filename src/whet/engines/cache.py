@@ -14,6 +14,7 @@ from torch import Tensor
 
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
+from whet.model.kernels import Kernels, kernels, usable
 
 BLOCK = 32  # columns are allocated in multiples of this
 LEAST = 17  # columns attended to at once: below this torch's CPU products and softmax are several times slower
@@ -34,12 +35,14 @@ class Cache:
     def __init__(self, config: ModelConfig, most: int, weight: Tensor) -> None:
         c = config
         self.config, self.most, self.like = config, most, weight
+        self.compiled = kernels() if usable(weight) else None
         self.prompt = weight.new_empty(c.layers, 2, 0, c.kv_heads, 0, c.head_dim)
         self.own = weight.new_empty(c.layers, 2, 0, c.kv_heads, 0, c.head_dim)
         self.lengths = np.zeros(0, dtype=np.int64)  # [seats] tokens of the prompt that sits there
         self.seat = np.zeros(0, dtype=np.int64)  # [R] the seat of each row's prompt
         self.start = np.zeros(0, dtype=np.int64)  # [R] each row's first column
         self.column = LEAST - 1
+        self.views = 0  # how often rows, seats or room have changed
 
     def admit_prompts(self, lengths: Sequence[int], free: Sequence[int]) -> NDArray[np.int64]:
         """Seats for new prompts: those of `free` first, then new ones."""
@@ -88,9 +91,12 @@ class Cache:
     def arrange(self) -> None:
         """Views and masks for the rows and seats there are."""
         c, device = self.config, self.own.device
+        self.order = torch.from_numpy(np.argsort(self.seat, kind="stable"))  # rows, those of a seat behind one another
+        if self.compiled:
+            return self._views()
         counts = np.bincount(self.seat, minlength=len(self.lengths))
         members = int(counts.max())
-        order = np.argsort(self.seat, kind="stable")
+        order = self.order.numpy()
         place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + self.seat[order] * members
         table = np.zeros(len(counts) * members, dtype=np.int64)  # [seats * members] a row; row 0 where there is none
         table[place] = order
@@ -114,7 +120,13 @@ class Cache:
         return mask.masked_fill_(torch.from_numpy(hidden).to(mask.device), -torch.inf)
 
     def _views(self) -> None:
+        self.views += 1
         self.oldest, self.newest = int(self.start.min()), int(self.start.max())
+        if self.compiled:
+            self.told = [torch.from_numpy(x) for x in (self.seat, self.start, self.lengths)]
+            longest = self.prompt.shape[4] + self.own.shape[4]
+            self.scores = self.like.new_empty(torch.get_num_threads(), longest)
+            return
         self.own_keys = [x[0] for x in self.own]
         self.own_values = [x[1] for x in self.own]
         self.flat_keys = [x.flatten(0, 1).transpose(1, 2) for x in self.own_keys]  # [R * kv, d, C]
@@ -150,6 +162,8 @@ class Cache:
 
         Softmax over both parts is each part's softmax times its share, the logistic of the difference of their log-sum-exps.
         """
+        if self.compiled is not None:
+            return self._read_compiled(self.compiled, layer, q, k, v)
         seats, members, kv, repeat, d = self.shape
         rows, first = len(q), min(self.oldest, self.column - LEAST + 1)
         span = self.column + 1 - first
@@ -173,6 +187,14 @@ class Cache:
             prompt, prompt_size = prompt.index_select(0, self.back), prompt_size.index_select(0, self.back)
         share = (prompt_size - own_size.view(rows, kv * repeat, 1)).sigmoid_()
         return torch.lerp(own.view(rows, kv * repeat, d), prompt, share.to(own.dtype))
+
+    def _read_compiled(self, compiled: Kernels, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same in one pass: a softmax over a query's prompt and own columns together."""
+        out, own, prompt = torch.empty_like(q), self.own[layer], self.prompt[layer]
+        sizes = *q.shape[:2], k.shape[1], q.shape[2], own.shape[3], prompt.shape[3], self.column, self.scores.shape[1]
+        tensors = (q, k, v, own[0], own[1], prompt[0], prompt[1], self.order, *self.told, out, self.scores)
+        compiled.call("decode", tensors, *sizes, work=q.numel() * (self.column + prompt.shape[3]))
+        return out
 
 
 def _read(scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from whet.engines.cache import Cache
 from whet.engines.random import chunk_rows, draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
+from whet.engines.step import Step
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
@@ -38,12 +39,16 @@ class NativeEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
         """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended samples."""
-        requests = Requests(prompts, sampling, self.model.config.vocab, self.model.config.max_positions)
+        requests = self.requests(prompts, sampling)
         if not requests.total:
             return []
         with evaluating(self.model), folded(self.model):
             notes = _Sampler(self.model, requests, self.eos, self.rows).run(progress)
         return notes.samples(self.eos, self.chat, self.version)
+
+    def requests(self, prompts: Sequence[Prompt], sampling: Sampling) -> Requests:
+        """What is to be drawn, checked."""
+        return Requests(prompts, sampling, self.model.config.vocab, self.model.config.max_positions)
 
 
 class _Sampler:
@@ -55,6 +60,7 @@ class _Sampler:
         self.device = weight.device
         self.waiting = requests.queue()
         self.cache = Cache(model.config, self.sampling.max_tokens, weight)
+        self.forward = Step(model, self.cache)
         self.notes = Notes(requests)
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True
@@ -94,7 +100,7 @@ class _Sampler:
             if done == total:
                 return self.notes
             self.cache.open_column()
-            self.hidden = self.model(tokens, self.positions, self.cache)
+            self.hidden = self.forward(tokens, self.positions)
             self.positions += 1
             self.cache.column += 1
             self.step += 1
@@ -148,7 +154,7 @@ class _Sampler:
         """Follows a change of rows."""
         self.cache.arrange()
         self.notes.rows(self.numbers)
-        due = self.begun + self.sampling.max_tokens - 1
+        due = self.begun + self.requests.limits[self.numbers] - 1
         self.first_due = int(due.min())
         self.due = torch.from_numpy(due).to(self.device)
         self.make_uniforms()

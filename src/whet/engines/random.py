@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.logprobs import MAX_LOGITS, processed
+from whet.model.kernels import BLOCK, kernels, usable
 from whet.types import Prompt, Sampling
 
 GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -67,9 +68,27 @@ def draw(
 
     The last says that the other two mean nothing in that row. temperature 0 takes the most likely token.
     """
+    plain = sampling.temperature > 0 and sampling.top_p >= 1.0 and not 0 < sampling.top_k < logits.shape[1]
+    if plain and usable(logits) and logits.is_contiguous():
+        return _drawn(logits, u, sampling.temperature)
     logp = processed(logits, sampling.temperature, sampling.top_p, sampling.top_k)
     tokens = logp.argmax(-1) if sampling.temperature == 0 else inverse_cdf(logp, u)
     return tokens, logp.gather(1, tokens[:, None]).squeeze(1), ~logits.sum(-1, dtype=logp.dtype).isfinite()
+
+
+def _drawn(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in one pass over each row."""
+    compiled = kernels()
+    assert compiled is not None
+    rows, vocabulary = logits.shape
+    tokens, logp = torch.empty(rows, dtype=torch.int64), logits.new_empty(rows)
+    bad, kept = (
+        torch.empty(rows, dtype=torch.bool),
+        logits.new_empty(torch.get_num_threads(), vocabulary + vocabulary // BLOCK + 1),
+    )
+    tensors = (logits, u.contiguous(), tokens, logp, bad, kept)
+    compiled.call("draw", tensors, rows, vocabulary, float(temperature), work=logits.numel())
+    return tokens, logp, bad
 
 
 def chunk_rows(vocabulary: int) -> int:

@@ -36,6 +36,7 @@ class Requests:
         self.total = len(prompts) * sampling.n
         self.lengths = np.array([len(p.tokens) for p in prompts], dtype=np.int64)
         self.keys = sample_keys(prompts, sampling.seed, sampling.n)
+        self.limits = np.full(self.total, sampling.max_tokens)  # tokens that each sample may have
 
     def queue(self) -> NDArray[np.int64]:
         """Numbers of the samples, those with long prompts first, so that prompts read together are of like length."""
@@ -101,7 +102,7 @@ class Notes:
         likely.append(logp)
 
     def samples(self, eos: Sequence[int], chat: Decoder, version: int) -> list[tuple[Sample, ...]]:
-        """P tuples of n samples. Each ends with its first token of `eos`, or has max_tokens tokens."""
+        """P tuples of n samples. Each ends with its first token of `eos`, or has as many tokens as it may."""
         spans = [(n, torch.stack(t).cpu().numpy(), torch.stack(p).float().cpu().numpy()) for n, t, p in self.spans if t]
         number = np.concatenate([np.tile(n, len(t)) for n, t, _ in spans])
         order = np.argsort(number, kind="stable")
@@ -110,10 +111,10 @@ class Notes:
         bounds = np.searchsorted(number[order], np.arange(self.requests.total + 1))
         ends = np.append(np.flatnonzero(np.isin(tokens, list(eos))), len(tokens))
         first_end = ends[np.searchsorted(ends, bounds[:-1])]
-        n, most = self.requests.sampling.n, self.requests.sampling.max_tokens
+        n = self.requests.sampling.n
         made: list[Sample] = []
         for i in range(self.requests.total):
-            begin, last = int(bounds[i]), min(int(bounds[i + 1]), int(bounds[i]) + most)
+            begin, last = int(bounds[i]), min(int(bounds[i + 1]), int(bounds[i] + self.requests.limits[i]))
             stopped = int(first_end[i]) < last
             stop = int(first_end[i]) + 1 if stopped else last
             prompt = self.requests.prompts[i // n].tokens

@@ -133,9 +133,3 @@ class Rotary(nn.Module):
         angles = positions[:, None].float() * self.frequencies
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
-
-    @staticmethod
-    def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotates halves, as Hugging Face's checkpoints expect."""
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-b, a], dim=-1) * sin

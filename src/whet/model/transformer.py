@@ -5,13 +5,14 @@ training on packs, prefill and decoding from a cache are the same code over the 
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from whet.model import ops
 from whet.model.attention import Attention, Packed
 from whet.model.config import ModelConfig
 from whet.model.rope import Rotary
+from whet.model.shared import shared
 
 
 class RMSNorm(nn.Module):
@@ -23,8 +24,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*n w"]) -> Float[Tensor, "*n w"]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class Layer(nn.Module):
@@ -35,26 +35,23 @@ class Layer(nn.Module):
         c = config
         self.index = index
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
+        self.eps = c.norm_eps
         self.uses_rope = index not in c.no_rope_layers
         self.norm_attention = RMSNorm(c.hidden, c.norm_eps)
         self.qkv = nn.Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
         self.out = nn.Linear(c.heads * c.head_dim, c.hidden, bias=c.out_bias)
-        self.norm_q = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.norm_k = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.norm_q = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
+        self.norm_k = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.norm_ffn = RMSNorm(c.hidden, c.norm_eps)
         self.gate_up = nn.Linear(c.hidden, 2 * c.ffn, bias=c.mlp_bias)
         self.down = nn.Linear(c.ffn, c.hidden, bias=c.mlp_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
-        n = len(x)
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(self.norm_attention(x)).view(n, sum(sizes), self.head_dim).split(sizes, dim=1)
-        q, k = self.norm_q(q), self.norm_k(k)
-        if self.uses_rope:
-            q, k = Rotary.turn(q, cos, sin), Rotary.turn(k, cos, sin)
-        x = x + self.out(attend(self.index, q, k, v).reshape(n, -1))
-        gate, up = self.gate_up(self.norm_ffn(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        norms = (self.norm_q.weight, self.norm_k.weight) if self.norm_q and self.norm_k else None
+        turn = (cos, sin) if self.uses_rope else None
+        q, k, v = ops.heads(self.qkv(self.norm_attention(x)), (self.heads, self.kv_heads), norms, self.eps, turn)
+        x = x + self.out(attend(self.index, q, k, v).reshape(len(x), -1))
+        return x + self.down(ops.swiglu(self.gate_up(self.norm_ffn(x))))
 
 
 class Transformer(nn.Module):
@@ -81,8 +78,13 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def packed(self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]) -> Tensor:
-        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]."""
-        return self(tokens, positions, Packed(starts))
+        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common beginnings are computed once."""
+        plain = tokens.device.type == "cpu" and self.embed.weight.dtype in (torch.float32, torch.float64)
+        once = shared(tokens, positions, starts) if plain else None
+        if once is None:
+            return self(tokens, positions, Packed(starts))
+        attend = Packed(once.starts, reads=once.reads)
+        return self(tokens[once.keep], positions[once.keep], attend).index_select(0, once.expand)
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
         return self.head(hidden)

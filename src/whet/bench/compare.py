@@ -1,0 +1,156 @@
+"""Sides in turn, each in a process of its own; medians, ranges and ratios of what they report."""
+
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whet.bench import limit
+from whet.bench.work import Work, prepare
+from whet.errors import WhetError
+
+NEEDS = {"trl": "trl", "generate": "transformers"}  # side: module
+SECONDS = 3600  # for one process
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rounds: processes of each side, in turn; steps: of each process, the first of which is left out."""
+
+    works: Sequence[Work]
+    size: str = "5M"
+    rounds: int = 3
+    steps: int = 3
+    threads: int = 0
+    vllm: str | None = None  # the Python of an environment with vLLM's CPU build
+
+    @property
+    def cores(self) -> int:
+        return self.threads or os.cpu_count() or 1
+
+
+def missing() -> list[str]:
+    """Sides whose libraries are not installed."""
+    return [side for side, module in NEEDS.items() if importlib.util.find_spec(module) is None]
+
+
+def compare(plan: Plan, told: Told) -> dict[str, Any]:
+    """Everything measured, as it is printed by --json."""
+    absent = missing()
+    possible = [s for s in ("whet", "trl", "whet-sample", "generate") if s not in absent] + (
+        ["vllm"] if plan.vllm else []
+    )
+    found: dict[str, Any] = {"works": {}, "versions": {}, "missing": absent}
+    with tempfile.TemporaryDirectory(prefix="whet-bench-") as scratch:
+        rates = list[dict[str, float]]()
+        for i, work in enumerate(plan.works):
+            folder = Path(scratch) / str(i)
+            prepare(work, plan.size, folder / "model")
+            sides = [s for s in possible if not (work.only_sampling and s in ("whet", "trl"))]
+            reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+            for turn in range(plan.rounds):
+                rates.append(side_report("limit", work, folder, plan))
+                for side in sides:
+                    told(f"{work.name}, {plan.size}: {side}, round {turn + 1} of {plan.rounds}")
+                    reports[side].append(side_report(side, work, folder, plan))
+            rate = middle(rates)
+            found["works"][work.name] = summarised(work, plan.size, reports, rate)
+            for each in reports.values():
+                found["versions"] |= each[0]["versions"]
+    found["machine"] = {"processor": processor(), "threads": plan.cores, **middle(rates)}
+    return found | {"size": plan.size, "ratios": {name: w["ratio"] for name, w in found["works"].items()}}
+
+
+def middle(rates: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(r[key] for r in rates) for key in rates[0]}
+
+
+def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, Any]:
+    """What one process of a side printed. Raises WhetError where it failed."""
+    order = folder / "work.json"
+    told: dict[str, Any] = {
+        "work": asdict(work),
+        "model": str(folder / "model"),
+        "steps": plan.steps,
+        "threads": plan.cores,
+    }
+    if side == "vllm":  # which has no whet to read the work with
+        told["positions"] = work.prompt + work.cap + 1
+        told["lengths"] = [work.lengths(step).tolist() for step in range(plan.steps)]
+        told["prompts"] = [
+            [[int(w[1:]) for w in q.split()] for q in work.questions(step)] for step in range(plan.steps)
+        ]
+    order.write_text(json.dumps(told | {"scratch": str(folder / side)}), encoding="utf-8")
+    python = plan.vllm if side == "vllm" and plan.vllm else sys.executable
+    command = [python, "-m", "whet.bench.side", side, str(order)]
+    if side == "vllm":
+        command = [python, str(Path(__file__).with_name("vllm_side.py")), str(order)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(plan.cores),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
+        raise WhetError(f"bench: {side} failed on {work.name}: {last}")
+    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+def summarised(
+    work: Work, size: str, reports: dict[str, list[dict[str, Any]]], rate: dict[str, float]
+) -> dict[str, Any]:
+    """Medians and ranges of a work's sides, and what they are to each other and to the limit."""
+    sides = {side: figures(each) for side, each in reports.items()}
+    tokens, whet = int(work.lengths(0).sum()), sides.get("whet")
+    made: dict[str, Any] = {"about": work.about, "tokens": tokens, "sides": sides}
+    lowest = {"sample": limit.sampling(work, size, 1, rate)}
+    if whet is not None:
+        lowest["update"] = limit.update(work, size, 1, rate)
+        made["update_share"] = lowest["update"] / whet["update"]["median"]
+    made["limit"] = lowest
+    made["sampling_share"] = lowest["sample"] / sides["whet-sample"]["sample"]["median"]
+    made["sampling"] = {
+        s: tokens / sides[s]["sample"]["median"] for s in ("whet-sample", "generate", "vllm") if s in sides
+    }
+    made["ratio"] = _ratio(sides, "trl", "whet", "step")
+    made["memory_ratio"] = _ratio(sides, "whet", "trl", "memory")
+    made["sampling_ratio"] = _ratio(sides, "generate", "whet-sample", "sample")
+    return made
+
+
+def _ratio(sides: dict[str, Any], above: str, below: str, what: str) -> float | None:
+    """Of two sides' medians; None where one was not measured."""
+    if above not in sides or below not in sides:
+        return None
+    return sides[above][what]["median"] / sides[below][what]["median"]
+
+
+def figures(reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{phase: median and range in seconds}, memory in MiB; the first step of each process is left out."""
+    steps = [s for r in reports for s in (r["steps"][1:] or r["steps"])]
+    told = {key: spread([s[key] for s in steps]) for key in steps[0]}
+    return told | {"memory": spread([r["memory"] for r in reports])}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def processor() -> str:
+    """Its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())

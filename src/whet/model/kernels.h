@@ -1,0 +1,47 @@
+/* What kernels.c and decode.c share. */
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#endif
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 64
+#define ROWS _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+#define SIMD _Pragma("omp simd")
+
+/* e^x, relative error below 2e-7; x is held to -60 .. 60, where sums in float32 no longer see the rest and no product of a weight becomes
+ * denormal, which processors compute many times slower. What is not a number stays so. */
+static inline float exp_(float x) {
+    x = x < -60.0f ? -60.0f : x;
+    x = x > 60.0f ? 60.0f : x;
+    float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the integer stands in the lowest bits */
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    float n = shifted - 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t scale_bits = (bits - 0x4B400000 + 127) << 23;
+    float scale;
+    memcpy(&scale, &scale_bits, 4);
+    return p * scale;
+}
+
+static inline float dot(const float *a, const float *b, int64_t n) {
+    float s = 0;
+    _Pragma("omp simd reduction(+ : s)") for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+void rms_norm(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps, int threads);
+void heads_(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v,
+            float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps, int threads);
+void swiglu(const float *gate_up, float *y, int64_t n, int64_t f, int threads);
