@@ -77,7 +77,8 @@ optimizer = { lr = 1e-3, schedule = "linear", warmup = 2 }
 name = "kimi"
 kind = "rl"
 algorithm = "kimi"
-override = { updates = 2 }
+override = { updates = 2, correction = "token" }
+ahead = 1
 pool = 12
 steps = 5
 prompts = 4

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from whet import logprobs
 from whet.algorithms import TABLE, algorithm
 from whet.batch import PolicyBatch, pack
 from whet.learner import policy_logprobs
-from whet.logprobs import chosen_logprobs
+from whet.logprobs import chosen_logprobs, linear_logprobs
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 from whet.types import Sample, Sampling
@@ -190,19 +191,44 @@ def test_the_token_at_t_is_predicted_from_t_minus_1():
         chosen_logprobs(hidden, lambda h: h @ table, tokens, torch.tensor([0]), lambda x, t: x.log_softmax(-1))
 
 
-def test_chunks_of_the_vocabulary_change_neither_value_nor_gradient(monkeypatch):
-    model, batch = tiny(2), pack(ragged(random.Random(1), 8), [1.0] * 8, [1.0] * 8, torch.float64)
+@pytest.mark.parametrize("sampling", [SAMPLING, Sampling(temperature=0.7, top_k=9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_chunks_of_the_vocabulary_change_neither_value_nor_gradient(monkeypatch, sampling, dtype):
+    model, batch = tiny(2).to(dtype), pack(ragged(random.Random(1), 8), [1.0] * 8, [1.0] * 8, torch.float64)
 
     def run():
         model.zero_grad()
-        logp, entropy = policy_logprobs(model, batch, SAMPLING, entropy_grad=True)
+        logp, entropy = policy_logprobs(model, batch, sampling, entropy_grad=True)
         (logp * torch.linspace(0.1, 2, len(logp)) - 0.3 * entropy).sum().backward()
-        return logp.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+        return logp.detach(), entropy.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole = run()
-    monkeypatch.setattr("whet.logprobs.MAX_LOGITS", 13 * 5)
-    parts = run()
-    assert all((a - b).abs().max() < 1e-12 for a, b in zip(whole, parts, strict=True))
+    monkeypatch.setitem(logprobs.MAX_LOGITS, "cpu", 13 * 5)
+    parts, within = run(), 1e-12 if dtype == torch.float64 else 1e-5
+    assert all((a - b).abs().max() < within for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy_grad", [True, False])
+def test_the_gradient_in_closed_form_is_autograd_s(temperature, entropy_grad):
+    """Compiled float32 and plain float64 against autograd through log_softmax."""
+    batch = pack(ragged(random.Random(3), 8), [1.0] * 8, [1.0] * 8, torch.float64)
+    told = []
+    for dtype, closed in ((torch.float32, True), (torch.float64, True), (torch.float64, False)):
+        hidden = (
+            torch.randn(len(batch.tokens), 6, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_(True)
+        )
+        table = torch.randn(13, 6, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_(True)
+        if closed:
+            given = linear_logprobs(hidden, table, batch.tokens, batch.chosen, temperature, entropy_grad)
+        else:
+            head, shape = lambda h, w=table: h @ w.t(), lambda x, t: (x / temperature).log_softmax(-1)
+            given = chosen_logprobs(hidden, head, batch.tokens, batch.chosen, shape, entropy_grad)
+        (given[0] * torch.linspace(0.1, 2, len(given[0])) - 0.3 * given[1]).sum().backward()
+        told.append([*given, hidden.grad, table.grad])
+    for compiled, plain, exact in zip(*told, strict=True):
+        assert (plain - exact).abs().max() < 1e-12
+        assert (compiled - exact).abs().max() < 2e-5
 
 
 def test_a_batch_travels_whole():

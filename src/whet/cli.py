@@ -65,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_command, "Run a recipe's stages into runs/NAME/.")
     run.add_argument("recipe", type=Path)
-    run.add_argument(
-        "pairs", nargs="*", metavar="key=value", help="seed=3, stage.rl.steps=10; seed=1..5 runs five seeds"
-    )
+    run.add_argument("pairs", nargs="*", metavar="key=value", help="stage.rl.steps=10; seed=1..5 runs five seeds")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     run.add_argument("--only", metavar="STAGE", help="run this stage of a finished run once more, alone")
     run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
@@ -101,23 +99,13 @@ def parser() -> argparse.ArgumentParser:
 
     report = add("report", report_command, "Write a run's report.html again.")
     report.add_argument("run", type=Path)
-    bench = add(
-        "bench",
-        bench_command,
-        "Time whet beside TRL and transformers on the same work, and beside the machine's limit.",
+    bench_arguments(
+        add(
+            "bench",
+            bench_command,
+            "Time whet beside TRL and transformers on the same work, and beside the machine's limit.",
+        )
     )
-    bench.add_argument(
-        "works",
-        nargs="*",
-        metavar="WORK",
-        help="worst, typical, vocabulary, vocabulary-152k, ppo, sampling (default: all but 152k)",
-    )
-    bench.add_argument("--size", default="5M", help="of the model: 0.2M, 5M, 50M (default 5M)")
-    bench.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn (default 3)")
-    bench.add_argument("--steps", type=int, default=3, help="of each process; the first is left out (default 3)")
-    bench.add_argument("--threads", type=int, default=0, help="0: one for each core")
-    bench.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only")
-    bench.add_argument("--json", action="store_true", help="print one JSON object")
     add("tasks", tasks_command, "List the tasks.")
     add("algorithms", algorithms_command, "Print the table of algorithms.")
     return root
@@ -140,6 +128,21 @@ def evaluation_arguments(evaluate: argparse.ArgumentParser) -> None:
         "--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference"
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def bench_arguments(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "works",
+        nargs="*",
+        metavar="WORK",
+        help="worst, typical, vocabulary, vocabulary-152k, ppo, sampling (default: all but 152k)",
+    )
+    bench.add_argument("--size", default="5M", help="of the model: 0.2M, 5M, 50M (default 5M)")
+    bench.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn (default 3)")
+    bench.add_argument("--steps", type=int, default=3, help="of each process; the first is left out (default 3)")
+    bench.add_argument("--threads", type=int, default=0, help="0: one for each core")
+    bench.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run_command(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import torch
 from whet import config
 from whet.algorithms import algorithm
 from whet.errors import WhetError
-from whet.logprobs import MAX_LOGITS
+from whet.logprobs import rows_at_once
 from whet.model import lora
 from whet.model.config import ModelConfig
 from whet.model.weights import parts
@@ -24,7 +24,7 @@ def available(device: torch.device) -> float:
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
 
-def needed(stage: config.Trained, shape: ModelConfig, size: int) -> float:
+def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu") -> float:
     """Numbers held at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the
     sampler's cache."""
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
@@ -36,7 +36,7 @@ def needed(stage: config.Trained, shape: ModelConfig, size: int) -> float:
         others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
         models = 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
     activations = stage.micro_tokens * shape.layers * (12 * shape.hidden + 3 * shape.ffn)
-    logits = 4 * min(MAX_LOGITS, stage.micro_tokens * shape.vocab)
+    logits = 4 * shape.vocab * min(rows_at_once(shape.vocab, device), stage.micro_tokens)
     cache = 0
     if isinstance(stage, config.RL):
         rows = min(256, stage.prompts * stage.samples)
@@ -53,7 +53,9 @@ def memory(recipe: config.Recipe, shape: ModelConfig, size: int, judged: bool = 
     """The hungriest stage fits; `judged`: on this machine, which is the one. Raises WhetError."""
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
     width = 2 if recipe.model.dtype == "bfloat16" else 4
-    wanted = {s.name: width * needed(s, shape, size) for s in recipe.stage if isinstance(s, config.Trained)}
+    wanted = {
+        s.name: width * needed(s, shape, size, device.type) for s in recipe.stage if isinstance(s, config.Trained)
+    }
     if not wanted:
         return "nothing is trained"
     name, most = max(wanted.items(), key=lambda item: item[1])

@@ -13,8 +13,9 @@ from whet import config
 from whet.batch import Pack
 from whet.checkpoint import State
 from whet.errors import ModelError, WhetError
-from whet.logprobs import chosen_logprobs, processed
+from whet.logprobs import chosen_logprobs, linear_logprobs, processed
 from whet.model.policy import Policy
+from whet.model.transformer import Transformer
 from whet.types import Sampling
 
 LOST = 3  # steps in a row without a finite gradient, after which there is no going on
@@ -36,6 +37,10 @@ def policy_logprobs(
         return processed(logits, sampling.temperature, sampling.top_p, sampling.top_k, keep=targets)
 
     hidden = policy.packed(batch.tokens, batch.positions, batch.starts)
+    if isinstance(policy, Transformer) and sampling.top_p >= 1.0 and sampling.top_k <= 0:
+        return linear_logprobs(
+            hidden, policy.head.weight, batch.tokens, batch.chosen, sampling.temperature, entropy_grad
+        )
     return chosen_logprobs(hidden, policy.logits, batch.tokens, batch.chosen, shape, entropy_grad)
 
 

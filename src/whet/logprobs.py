@@ -4,14 +4,18 @@ The one place that shifts: the token at index t is predicted by the hidden state
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd import Function
 from torch.utils import checkpoint
 
-MAX_LOGITS = 1 << 24  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
+from whet.kernels import kernels, usable
+
+MAX_LOGITS = {"cpu": 1 << 22}  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
+MAX_ELSEWHERE = 1 << 26
 
 
 def processed(
@@ -52,6 +56,11 @@ def processed(
     return wide.masked_fill(excluded, -torch.inf).log_softmax(-1)
 
 
+def rows_at_once(vocabulary: int, device: str) -> int:
+    """How many rows of logits to hold at once on a kind of device, at least one: on a CPU what its cache holds."""
+    return max(1, MAX_LOGITS.get(device, MAX_ELSEWHERE) // vocabulary)
+
+
 def before(states: Float[Tensor, " *n"], chosen: Int[Tensor, " m"]) -> Float[Tensor, " *m"]:
     """The state (row, or number) of the N that each of the M chosen tokens was drawn in. Raises ValueError where one has no predecessor in the pack."""
     if len(chosen) and int(chosen.min()) < 1:
@@ -70,8 +79,8 @@ def chosen_logprobs(
     """log pi(tokens[chosen]) [M] and the entropy [M] of the distributions they were drawn from.
 
     `head` turns hidden rows into logits; `shape(logits [m, V], target [m])` turns those into log-probabilities (`processed`,
-    with the sampling's settings). Only the M rows that predict a chosen token are projected, in chunks of at most MAX_LOGITS
-    numbers that are computed again in the backward pass, so that [N x V] is never held. The entropy carries gradient only
+    with the sampling's settings). Only the M rows that predict a chosen token are projected, in chunks of `rows_at_once`
+    that are computed again in the backward pass, so that [N x V] is never held. The entropy carries gradient only
     where `entropy_grad` asks for it.
     Raises ValueError where a chosen token has no predecessor in the pack.
     """
@@ -85,7 +94,7 @@ def chosen_logprobs(
 
     with torch.no_grad():
         vocabulary = head(rows[:1]).shape[-1] if len(rows) else 1
-    size = max(1, MAX_LOGITS // vocabulary)
+    size = rows_at_once(vocabulary, rows.device.type)
     if len(rows) <= size:
         return chunk(rows, targets)
     again = cast(Callable[..., tuple[Tensor, Tensor]], checkpoint.checkpoint)  # pyright: ignore[reportUnknownMemberType]
@@ -93,3 +102,82 @@ def chosen_logprobs(
         again(chunk, rows[i : i + size], targets[i : i + size], use_reentrant=False) for i in range(0, len(rows), size)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def linear_logprobs(
+    hidden: Float[Tensor, "n h"],
+    weight: Float[Tensor, "v h"],
+    tokens: Int[Tensor, " n"],
+    chosen: Int[Tensor, " m"],
+    temperature: float,
+    entropy_grad: bool = False,
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """As `chosen_logprobs`, where the logits are hidden x weight^T and nothing but the temperature shapes them.
+
+    The gradient by the logits z is in closed form, d logp / dz_j = (1[j is chosen] - p_j) / temperature and d entropy / dz_j =
+    -p_j (log p_j + entropy) / temperature, written over the logits themselves: a chunk holds one tensor of them, in either direction.
+    """
+    rows, targets = before(hidden, chosen), tokens[chosen]
+    apply = cast(Callable[..., tuple[Tensor, Tensor]], _Chosen.apply)  # pyright: ignore[reportUnknownMemberType]
+    logp, entropy = apply(rows, weight, targets, 1 / (temperature or 1.0))
+    return logp, entropy if entropy_grad else entropy.detach()
+
+
+def spread(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits [m, V] times scale: log-probability of the targets [m], entropy [m], log-sum-exp [m]."""
+    if usable(logits):
+        compiled, told = kernels(), [logits.new_empty(len(logits)) for _ in range(3)]
+        assert compiled is not None
+        compiled.call("spread", (logits, targets, *told), *logits.shape, float(scale), work=logits.numel())
+        return told[0], told[1], told[2]
+    z = (logits if logits.dtype == torch.float64 else logits.float()) * scale
+    size = z.logsumexp(-1)
+    return z.gather(1, targets[:, None]).squeeze(1) - size, size - (z * (z - size[:, None]).exp()).sum(-1), size
+
+
+def spread_back(logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float) -> Tensor:
+    """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy); told: targets, entropy, log-sum-exp."""
+    targets, entropy, size = told
+    if usable(logits):
+        compiled = kernels()
+        assert compiled is not None
+        compiled.call("spread_back", (logits, *told, g, h), *logits.shape, float(scale), work=logits.numel())
+        return logits
+    z = (logits if logits.dtype == torch.float64 else logits.float()) * scale - size[:, None]
+    by = -g[:, None] if h is None else -(g[:, None] + h[:, None] * (z + entropy[:, None]))
+    by = by * z.exp()
+    by.scatter_add_(1, targets[:, None], g[:, None])
+    return (by * scale).to(logits.dtype)
+
+
+class _Chosen(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        size = rows_at_once(len(weight), rows.device.type)
+        told: list[tuple[Tensor, ...]] = []
+        held = rows.new_empty(min(size, len(rows)), len(weight))
+        for i in range(0, len(rows), size):
+            logits = torch.mm(rows[i : i + size], weight.t(), out=held[: len(rows) - i])
+            told.append(spread(logits, targets[i : i + size], scale))
+        logp, entropy, sums = (torch.cat(x) for x in zip(*told, strict=True)) if told else rows.new_empty(3, 0)
+        kept = held if len(told) == 1 else None  # else they are made again
+        ctx.save_for_backward(rows, weight, targets, entropy, sums, kept)
+        ctx.scale, ctx.size = scale, size
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        rows, weight, targets, entropy, sums, kept = ctx.saved_tensors
+        g, h = (x.contiguous() for x in given)
+        h = h if h.any() else None
+        back, by_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        held = rows.new_empty(min(ctx.size, len(rows)), len(weight))
+        for i in range(0, len(rows), ctx.size):
+            at = slice(i, i + ctx.size)
+            logits = held[: len(rows) - i]
+            logits = logits.copy_(kept) if kept is not None else torch.mm(rows[at], weight.t(), out=logits)
+            part = None if h is None else h[at]
+            by = spread_back(logits, (targets[at], entropy[at], sums[at]), g[at], part, ctx.scale)
+            torch.mm(by, weight, out=back[at])
+            by_weight.addmm_(by.t(), rows[at])
+        return back, by_weight, None, None

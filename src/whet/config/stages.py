@@ -27,7 +27,7 @@ class Stage(Table):
 
 class Trained(Stage):
     optimizer: Optimizer = Optimizer()
-    micro_tokens: Positive = 16384  # tokens a forward pass
+    micro_tokens: Positive = 4096  # tokens a forward pass
     lora: Lora | None = None
 
 
@@ -86,6 +86,9 @@ class RL(Trained, Makes, Draws):
     samples: Positive = 8
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    ahead: Literal[0, 1] = (
+        0  # steps that sampling runs ahead of the updates: the next answers are drawn while these are scored
+    )
     draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
     max_errors: Share = 0.2  # of a step's scores, above which the run stops
     probe: Annotated[int, Field(ge=0)] = 8  # test problems answered again and again, to be looked at; 0: none

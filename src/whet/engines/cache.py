@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whet.kernels import Kernels, kernels, usable
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
-from whet.model.kernels import Kernels, kernels, usable
 
 BLOCK = 32  # columns are allocated in multiples of this
 LEAST = 17  # columns attended to at once: below this torch's CPU products and softmax are several times slower

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.engines.cache import Cache
-from whet.engines.random import chunk_rows, draw, uniforms
+from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
 from whet.engines.step import Step
+from whet.logprobs import rows_at_once
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
@@ -65,7 +66,7 @@ class _Sampler:
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True
         self.every = 1 if self.device.type == "cpu" else 8  # steps between looks at what has ended
-        self.chunk = chunk_rows(model.config.vocab)
+        self.chunk = rows_at_once(model.config.vocab, self.device.type)
         self.partial: tuple[int, int, Tensor] | None = (
             None  # (prompt, seat, hidden) of a group whose other samples wait
         )

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whet.logprobs import MAX_LOGITS, processed
-from whet.model.kernels import BLOCK, kernels, usable
+from whet.kernels import BLOCK, kernels, usable
+from whet.logprobs import processed
 from whet.types import Prompt, Sampling
 
 GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -89,8 +89,3 @@ def _drawn(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tenso
     tensors = (logits, u.contiguous(), tokens, logp, bad, kept)
     compiled.call("draw", tensors, rows, vocabulary, float(temperature), work=logits.numel())
     return tokens, logp, bad
-
-
-def chunk_rows(vocabulary: int) -> int:
-    """How many rows of logits to hold at once."""
-    return max(1, MAX_LOGITS // vocabulary)

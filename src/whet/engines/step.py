@@ -1,11 +1,11 @@
-"""A decoder's step over one new token a row: its layers in turn, or all of them in one compiled call (model/decode.c)."""
+"""A decoder's step over one new token a row: its layers in turn, or all of them in one compiled call (kernels/decode.c)."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from whet.engines.cache import Cache
-from whet.model.kernels import Kernels, kernels, product, usable
+from whet.kernels import Kernels, kernels, product, usable
 from whet.model.lora import LoraLinear
 from whet.model.transformer import Layer, Transformer
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-from whet.model.kernels import BLOCK, kernels, usable
+from whet.kernels import BLOCK, kernels, usable
 
 Turn = tuple[Tensor, Tensor] | None  # cos and sin [N, 1, d]; None where positions are not told
 

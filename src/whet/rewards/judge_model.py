@@ -11,13 +11,15 @@ from torch import Tensor
 
 from whet.chat import Chat
 from whet.errors import DataError, ModelError
-from whet.logprobs import MAX_LOGITS, processed
+from whet.logprobs import processed
 from whet.model import hub
 from whet.model.policy import Policy
 from whet.rewards.verdict import Failure, Verdict, ruled
 
 PACK = 8192  # tokens a forward pass; a longer prompt stands alone
 LABELS = ("0", "1")
+
+TOKENS = 16_384  # of prompts read at a time
 
 
 class LocalJudge:
@@ -62,7 +64,7 @@ class LocalJudge:
                 yield i, Failure("error", f"the prompt has {len(tokens)} tokens, the judge {most} positions")
                 continue
             prompts[i] = tokens
-        for pack in packs({i: len(p) for i, p in prompts.items()}, MAX_LOGITS // self.policy.config.vocab):
+        for pack in packs({i: len(p) for i, p in prompts.items()}, TOKENS):
             yield from zip(pack, self.verdicts([prompts[i] for i in pack]), strict=True)
 
     def verdicts(self, prompts: Sequence[Sequence[int]]) -> list[Verdict | Failure]:

@@ -1,7 +1,7 @@
 """Reinforcement learning: sample groups, score, turn rewards into advantages, step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whet import config
@@ -10,11 +10,12 @@ from whet.checkpoint import Record
 from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
+from whet.flight import Drawn, Flight
 from whet.learner import Learner
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
-from whet.rollout import describe, rollout
+from whet.rollout import describe, mean, rollout, score_groups
 from whet.row import Algorithm
 from whet.trainer import Trainer
 from whet.types import Engine, Group, Sampling, Update
@@ -27,22 +28,28 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
     row = algorithm(stage.algorithm, stage.override)
     trainer = prepared(policy, stage, row, context)
-    learner, sampling = trainer.learner, trainer.sampling
+    learner = trainer.learner
     engine = context.engine(policy, context.chat)
     problems = curriculum(stage, row, context)
-    history = Record()
-    parts = {**trainer.parts, "problems": problems, "history": history}
+    history, flight = Record(), Flight(context.reward)
+    parts = {**trainer.parts, "problems": problems, "history": history, "flight": flight}
+    draw = drawing(engine, problems, trainer.sampling, stage, context)
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         engine.version = learner.done
         if (step - 1) % stage.probe_every == 0:
             probe(engine, stage, context, step - 1)
         began = time.perf_counter()
-        fresh = replace(sampling, seed=context.seed * 1_000_003 + step)
-        groups, trained = collect(engine, problems, fresh, stage, context)
+        if stage.ahead:
+            groups = trained = flight.take(step, stage.steps, draw)
+            _refuse_errors(groups, stage.max_errors)
+        else:
+            groups, trained = collect(draw, step, stage, context)
         sampled = time.perf_counter()
         problems.learn(groups)
         updated, advantages = trainer.update([g.usable for g in trained])
         values = describe(groups, context.task) | updated
+        if stage.ahead:
+            values["lag"] = engine.version - mean([s.version for g in groups for s in g.samples])
         seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
         history.lines.append(values)
         context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
@@ -92,6 +99,12 @@ def refuse(stage: config.RL, row: Algorithm) -> None:
         raise RecipeError(f"{said} has no KL, so reference = {stage.reference!r} would not be read; drop it")
     if stage.reference == "start" and row.advantage == "none":
         raise RecipeError(f"{said} learns from a teacher only; name it: reference = a stage, a directory or a Hub id")
+    if stage.ahead and row.correction == "none":
+        raise RecipeError(
+            f'{said}: samples a step old need its correction; give override = {{ correction = "token" }}, or drop ahead'
+        )
+    if stage.ahead and row.sampling == "dynamic":
+        raise RecipeError(f"{said} draws again as the scores come in, so it cannot draw ahead of them; drop ahead")
     if stage.pool is not None and row.sampling != "prioritised":
         raise RecipeError(f"{said} takes prompts in order, so pool would not be read; drop it")
 
@@ -113,8 +126,21 @@ def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None
         context.log.samples(f"{stage.name}-probe", step, groups, context.chat, context.task)
 
 
-def collect(
+def drawing(
     engine: Engine, problems: Curriculum, sampling: Sampling, stage: config.RL, context: Context
+) -> Callable[[int], Drawn]:
+    """Draws the prompts of a step, and their samples."""
+
+    def draw(step: int) -> Drawn:
+        fresh = replace(sampling, seed=context.seed * 1_000_003 + step)
+        prompts = context.prompts(problems.draw(stage.prompts), fresh.seed)
+        return prompts, engine.generate(prompts, fresh)
+
+    return draw
+
+
+def collect(
+    draw: Callable[[int], Drawn], step: int, stage: config.RL, context: Context
 ) -> tuple[list[Group], list[Group]]:
     """All groups drawn for one step, and those to train on.
 
@@ -125,7 +151,7 @@ def collect(
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
-        fresh = rollout(engine, context.reward, context.prompts(problems.draw(stage.prompts), sampling.seed), sampling)
+        fresh = score_groups(context.reward, *draw(step))
         _refuse_errors(fresh, stage.max_errors)
         groups += fresh
         trained += [g for g in fresh if g.usable.has_signal] if dynamic else fresh

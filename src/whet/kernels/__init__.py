@@ -1,4 +1,4 @@
-"""kernels.c and decode.c, compiled when first needed with the machine's own C compiler and kept; without one, everything runs in torch.
+"""The C sources here, compiled when first needed with the machine's own C compiler and kept; without one, everything runs in torch.
 
 WHET_KERNELS=off leaves them out. CC names another compiler.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "decode.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "spread.c", "decode.c")]
 READ = [Path(__file__).with_name("kernels.h"), *SOURCES]
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SECONDS = 120  # for the compiler
