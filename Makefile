@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check bench crash full-disk mutants format clean
+.PHONY: demo test check bench gpu crash full-disk mutants format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/whet bench
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/whet bench worst typical --size 50M --device cuda
 
 crash: $(READY)
 	KILLS=$(or $(KILLS),200) $(BIN)/python tests/crash.py

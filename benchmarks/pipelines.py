@@ -1,7 +1,7 @@
 """Mean and spread over seeds of every stage of a recipe's runs, as a table.
 
-    whet run recipes/r1-mini.toml seed=1..5
-    python benchmarks/pipelines.py runs/r1-mini-seed*
+whet run recipes/r1-mini.toml seed=1..5
+python benchmarks/pipelines.py runs/r1-mini-seed*
 """
 
 import json
@@ -38,7 +38,9 @@ def main(folders: list[str]) -> None:
         for stage in run["stages"]:
             for name, told in sides(stage).items():
                 rows.setdefault(name, []).append(told)
-    parts = sorted({p for told in rows.values() for t in told for p in t.get("parts", {}) if p not in ("accuracy", "task")})
+    parts = sorted(
+        {p for told in rows.values() for t in told for p in t.get("parts", {}) if p not in ("accuracy", "task")}
+    )
     print("| stage | accuracy % | length |" + "".join(f" {p} |" for p in parts) + " seconds |")
     print("|---|---|---|" + "---|" * len(parts) + "---|")
     for name, told in rows.items():
@@ -49,7 +51,9 @@ def main(folders: list[str]) -> None:
         columns.append(f"{statistics.median(seconds):.0f}" if seconds else "")
         print(f"| {name} | " + " | ".join(columns) + " |")
     total = [run["seconds"] for run in runs]
-    print(f"\n{len(runs)} runs; a whole run: median {statistics.median(total):.0f} s, {min(total):.0f} to {max(total):.0f}")
+    print(
+        f"\n{len(runs)} runs; a whole run: median {statistics.median(total):.0f} s, {min(total):.0f} to {max(total):.0f}"
+    )
 
 
 if __name__ == "__main__":

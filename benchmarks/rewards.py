@@ -1,8 +1,8 @@
 """What rewards withstand and what they cost: fuzzed answers, functions that hang or die in a running recipe, answers a second.
 
-    python benchmarks/rewards.py fuzz --answers 10000
-    python benchmarks/rewards.py broken --answers 500
-    python benchmarks/rewards.py speed
+python benchmarks/rewards.py fuzz --answers 10000
+python benchmarks/rewards.py broken --answers 500
+python benchmarks/rewards.py speed
 """
 
 import argparse
@@ -49,7 +49,9 @@ def nasty(rng: random.Random) -> str:
         text = rng.choice(PIECES) * rng.choice([50, 400, 3000]) + rng.choice(PIECES)
     else:
         text = "".join(rng.choice(PIECES) for _ in range(rng.choice([3, 8, 20, 100, 400])))
-    frame = rng.choice(["{}", "\\boxed{{{}}}", "<answer>{}</answer>", "#### {}", "so the answer is {}.", "\\boxed{{{}", "<answer>{}"])
+    frame = rng.choice(
+        ["{}", "\\boxed{{{}}}", "<answer>{}</answer>", "#### {}", "so the answer is {}.", "\\boxed{{{}", "<answer>{}"]
+    )
     return frame.format(text)
 
 
@@ -179,11 +181,18 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         file, recipe = Path(folder) / "mine.py", Path(folder) / "r.toml"
         file.write_text(BROKEN)
-        text = RECIPE.replace("FILE", str(file)).replace("SHARE", str(share)).replace("LIMIT", str(limit)).replace("STEPS", str(steps))
+        text = (
+            RECIPE.replace("FILE", str(file))
+            .replace("SHARE", str(share))
+            .replace("LIMIT", str(limit))
+            .replace("STEPS", str(steps))
+        )
         recipe.write_text(text)
         began = time.monotonic()
         command = [sys.executable, "-m", "whet.cli", "run", str(recipe), "--runs", folder]
-        done = subprocess.run(command, env={**os.environ, "WHET_BENCH": token}, capture_output=True, text=True, timeout=3600)
+        done = subprocess.run(
+            command, env={**os.environ, "WHET_BENCH": token}, capture_output=True, text=True, timeout=3600
+        )
         seconds = time.monotonic() - began
         time.sleep(0.5)
         left = alive(token)
@@ -206,7 +215,9 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
         "trained_on_broken": sum(s["advantage"] is not None for _, s in bad),
         "sound": sum(how is None for how, _ in rows),
         "sound_lost": sum(how is None and s["status"] in ("timeout", "error") for how, s in rows),
-        "errors_logged": round(sum(m["values"].get("errors", 0) * m["values"].get("samples", 0) for m in metrics if m.get("stage") == "rl")),
+        "errors_logged": round(
+            sum(m["values"].get("errors", 0) * m["values"].get("samples", 0) for m in metrics if m.get("stage") == "rl")
+        ),
         "longest_s": max(took, default=0.0),
         "limit_s": limit,
         "run_s": seconds,
@@ -220,9 +231,14 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
     own.write_text("def reward(prompt, sample):\n    return float(prompt.answer in sample.text)\n")
     rng = random.Random(0)
     kinds: dict[str, list[tuple[str, str]]] = {
-        "math, integers": [(str(n), f"so it is \\boxed{{{n + i % 2}}}") for i, n in enumerate(rng.sample(range(10**6), answers))],
+        "math, integers": [
+            (str(n), f"so it is \\boxed{{{n + i % 2}}}") for i, n in enumerate(rng.sample(range(10**6), answers))
+        ],
         "math, fractions": [(f"{n}/7", f"\\boxed{{\\frac{{{n}}}{{7}}}}") for n in rng.sample(range(10**6), answers)],
-        "math, expressions": [(f"{n}\\sqrt{{2}}+x", f"\\boxed{{x+\\sqrt{{2}}\\cdot {n}}}") for n in rng.sample(range(10**6), answers // 10)],
+        "math, expressions": [
+            (f"{n}\\sqrt{{2}}+x", f"\\boxed{{x+\\sqrt{{2}}\\cdot {n}}}")
+            for n in rng.sample(range(10**6), answers // 10)
+        ],
         "own function": [(str(n), f"it is {n}") for n in rng.sample(range(10**6), answers)],
     }
     found = []
@@ -230,7 +246,11 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
         problems = [Problem(str(i), ({"role": "user", "content": "?"},), gold) for i, (gold, _) in enumerate(pairs)]
         texts = [text for _, text in pairs]
         for workers in (1, 2):
-            reward = load(f"{own}:reward", limit={"processes": workers}) if kind == "own function" else load("math", processes=workers)
+            reward = (
+                load(f"{own}:reward", limit={"processes": workers})
+                if kind == "own function"
+                else load("math", processes=workers)
+            )
             reward.score(problems[:workers], texts[:workers])
             if kind == "math, expressions":
                 reward.score(problems[:8], texts[:8])
@@ -251,7 +271,9 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
         except RewardError as error:
             print(f"code: {error}")
             return []
-        problems = [Problem(str(i), ({"role": "user", "content": "?"},), "", meta={"tests": table}) for i in range(answers)]
+        problems = [
+            Problem(str(i), ({"role": "user", "content": "?"},), "", meta={"tests": table}) for i in range(answers)
+        ]
         texts = [f"```python\na, b = map(int, input().split())\nprint(a + b)  # {i}\n```" for i in range(answers)]
         reward.score(problems[:2], texts[:2])
         began = time.perf_counter()

@@ -9,11 +9,11 @@ import torch
 from whet import config
 from whet.algorithms import algorithm
 from whet.batch import pack
+from whet.engines import engine_for
 from whet.learner import Learner
 from whet.losses import policy_gradient
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.rollout import rollout
 from whet.stages import rl, sft
 from whet.stages.rl import Trainer
 from whet.types import Group, Problem, Prompt, Sampling, Score
@@ -104,18 +104,25 @@ def test_right_and_wrong_answers_both_move_the_policy(tmp_path):
     assert (record.steps[0][1] - by_hand(model, batch)).abs().max() < 1e-6
 
 
-def test_every_step_draws_with_a_seed_of_its_own(tmp_path, monkeypatch):
+def test_every_step_draws_with_a_seed_of_its_own(tmp_path):
     seeds = []
 
-    def spy(engine, reward, prompts, sampling, progress=None):
-        seeds.append(sampling.seed)
-        return rollout(engine, reward, prompts, sampling, progress)
+    def spied(policy, chat):
+        engine = engine_for(policy, chat)
+        plain = engine.generate
 
-    monkeypatch.setattr(rl, "rollout", spy)
+        def generate(prompts, sampling, progress=None):
+            seeds.append(sampling.seed)
+            return plain(prompts, sampling, progress)
+
+        engine.generate = generate
+        return engine
+
     model, context = world(tmp_path)
+    context = replace(context, engine=spied)
     rl.run(model, rl_stage(steps=3), context)
     rl.run(model, rl_stage(steps=3), replace(context, seed=context.seed + 1))
-    assert len(set(seeds)) == 6
+    assert len(seeds) == len(set(seeds)) == 6
 
 
 def test_sft_loss_is_the_mean_over_response_tokens(tmp_path):

@@ -138,9 +138,10 @@ def bench_arguments(bench: argparse.ArgumentParser) -> None:
         help="worst, typical, vocabulary, vocabulary-152k, ppo, sampling (default: all but 152k)",
     )
     bench.add_argument("--size", default="5M", help="of the model: 0.2M, 5M, 50M (default 5M)")
-    bench.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn (default 3)")
+    bench.add_argument("--rounds", type=int, default=2, help="processes of each side, in turn (default 2)")
     bench.add_argument("--steps", type=int, default=3, help="of each process; the first is left out (default 3)")
     bench.add_argument("--threads", type=int, default=0, help="0: one for each core")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU, bfloat16 (default cpu)")
     bench.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -20,7 +20,7 @@ def bench(given: Namespace) -> int:
     if min(given.rounds, given.steps) < 1 or given.threads < 0:
         raise WhetError("rounds and steps are 1 or more, threads 0 (all cores) or more")
     works = [work.work(name) for name in given.works or USUAL]
-    plan = compare.Plan(works, given.size, given.rounds, given.steps, given.threads, given.vllm)
+    plan = compare.Plan(works, given.size, given.rounds, given.steps, given.threads, given.device, given.vllm)
     progress = Console(stderr=True)
     found = compare.compare(plan, lambda text: progress.print(text, style="dim", highlight=False))
     if given.json:

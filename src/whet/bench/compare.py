@@ -28,9 +28,10 @@ class Plan:
 
     works: Sequence[Work]
     size: str = "5M"
-    rounds: int = 3
+    rounds: int = 2
     steps: int = 3
     threads: int = 0
+    device: str = "cpu"
     vllm: str | None = None  # the Python of an environment with vLLM's CPU build
 
     @property
@@ -100,6 +101,8 @@ def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, An
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if plan.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]

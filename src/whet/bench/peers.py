@@ -24,7 +24,7 @@ def ending(work: Work, eos: int) -> Any:
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             at = input_ids.shape[1] - self.prompt
             scores[:, eos] = -torch.inf
-            over = (self.last == at).nonzero().squeeze(1)
+            over = (self.last == at).nonzero().squeeze(1).to(scores.device)
             if len(over):
                 scores[over] = -torch.inf
                 scores[over, eos] = 0.0
@@ -53,10 +53,12 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    there, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    model.eval().to(there)
     seconds = timed_generate(model, work, tokenizer.eos_token_id)
     for step in range(steps):
-        ids = torch.tensor(tokenizer(work.questions(step))["input_ids"]).repeat_interleave(work.samples, 0)
+        ids = torch.tensor(tokenizer(work.questions(step))["input_ids"]).repeat_interleave(work.samples, 0).to(there)
         torch.manual_seed(step)
         with torch.inference_mode():
             drawn = model.generate(
@@ -64,7 +66,7 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
                 pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
         ended = (drawn[:, work.prompt :] == tokenizer.eos_token_id).int().argmax(1) + 1
-        assert np.array_equal(ended.numpy(), work.lengths(step))
+        assert np.array_equal(ended.cpu().numpy(), work.lengths(step))
     return [{"sample": s} for s in seconds]
 
 
@@ -77,12 +79,14 @@ def trainer(work: Work, directory: Path, steps: int, scratch: Path) -> Any:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
 
+    there = torch.cuda.is_available()
+
     def rewards(completions: Any, **_: Any) -> Any:
         return work.rewards()
 
     rows = [{"prompt": text} for step in range(steps) for text in work.questions(step)]
     settings = GRPOConfig(
-        output_dir=str(scratch), use_cpu=True, bf16=False, per_device_train_batch_size=work.prompts * work.samples // work.updates,
+        output_dir=str(scratch), use_cpu=not there, bf16=there, per_device_train_batch_size=work.prompts * work.samples // work.updates,
         steps_per_generation=work.updates, gradient_accumulation_steps=1, num_generations=work.samples, max_completion_length=work.cap,
         max_steps=steps * work.updates, loss_type="dr_grpo", scale_rewards="none", beta=work.beta, use_bias_correction_kl=False,
         epsilon=0.2, temperature=1.0, top_k=0, learning_rate=1e-6, lr_scheduler_type="constant", adam_beta2=0.95, max_grad_norm=1.0,
@@ -90,7 +94,7 @@ def trainer(work: Work, directory: Path, steps: int, scratch: Path) -> Any:
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     return GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16 if there else torch.float32),
         reward_funcs=rewards,
         args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
     )  # fmt: skip

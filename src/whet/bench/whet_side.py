@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from whet import config
 from whet.bench.work import Work
 from whet.chat import Chat
@@ -98,9 +100,15 @@ def context(work: Work, chat: Chat, log: RunLog, policy: Policy) -> Context:
     return Context(task, task, chat, config.Ask(), log, 0, lambda model, chat: engine, lambda name: policy)
 
 
+def loaded(directory: Path) -> Policy:
+    """On a GPU in bfloat16 where one is seen (`whet bench` hides it from a comparison on the CPU)."""
+    there = torch.cuda.is_available()
+    return hub.load(directory, torch.bfloat16 if there else torch.float32, "cuda" if there else "cpu")
+
+
 def run(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     """Seconds of each step: all of it, sampling, update."""
-    policy, chat = hub.load(directory), Chat.load(directory)
+    policy, chat = loaded(directory), Chat.load(directory)
     with tempfile.TemporaryDirectory() as scratch:
         log = Clock(Path(scratch))
         rl.run(policy, stage(work, steps), context(work, chat, log, policy))
@@ -109,7 +117,7 @@ def run(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
 
 def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     """Seconds of drawing a step's answers, and no more."""
-    policy, chat = hub.load(directory), Chat.load(directory)
+    policy, chat = loaded(directory), Chat.load(directory)
     assert isinstance(policy, Transformer)
     engine, told = Fixed(policy, chat, work), list[dict[str, float]]()
     for step in range(steps):

@@ -1,0 +1,79 @@
+"""How cost grows with length, batch, group and parameters: seconds of sampling and of the update, and the exponent between the ends.
+
+    python benchmarks/growth.py [--rounds 3] [--threads 2]
+
+One thing is changed at a time. Fixed lengths, every group with signal, prompts of 16 tokens, whet's own side of `whet bench`.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from whet.bench import whet_side
+from whet.bench.work import WORKS, Work, prepare
+
+PLAIN = replace(WORKS["worst"], prompts=4, samples=8)
+
+
+def works() -> Iterator[tuple[str, str, list[tuple[int, Work, str]]]]:
+    """(what grows, what is held, its values with the work and the size of each)."""
+    lengths = [128, 512, 1024, 2048, 4096]
+    yield (
+        "length",
+        "2 x 4 answers, 0.2M",
+        [(n, replace(PLAIN, prompts=2, samples=4, length=n, cap=n), "0.2M") for n in lengths],
+    )
+    batches = [8, 32, 128, 512, 1024]
+    yield (
+        "batch",
+        "groups of 8, 64 tokens, 0.2M",
+        [(n, replace(PLAIN, prompts=n // 8, length=64, cap=64), "0.2M") for n in batches],
+    )
+    groups = [2, 8, 32, 64]
+    held = "128 answers of 64 tokens to prompts of 256, 0.2M"
+    yield (
+        "group",
+        held,
+        [(n, replace(PLAIN, prompts=128 // n, samples=n, prompt=256, length=64, cap=64), "0.2M") for n in groups],
+    )
+    sizes = {"0.2M": 202_752, "5M": 4_743_168, "50M": 49_561_600}
+    yield (
+        "parameters",
+        "4 x 8 answers of 64 tokens",
+        [(n, replace(PLAIN, length=64, cap=64), size) for size, n in sizes.items()],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print("| grows | held | value | sampling (s) | update (s) | rest of the step |")
+    print("|---|---|---|---|---|---|")
+    for what, held, rows in works():
+        seconds: dict[int, tuple[float, float]] = {}
+        for value, work, size in rows:
+            with tempfile.TemporaryDirectory() as scratch:
+                prepare(work, size, Path(scratch) / "model")
+                steps = whet_side.run(work, Path(scratch) / "model", given.rounds + 1)[1:]
+            sample, update, whole = (statistics.median(s[k] for s in steps) for k in ("sample", "update", "step"))
+            seconds[value] = sample, update
+            print(
+                f"| {what} | {held} | {value:,} | {sample:.3f} | {update:.3f} | {1 - (sample + update) / whole:.1%} |",
+                flush=True,
+            )
+        (low, a), (high, b) = next(iter(seconds.items())), list(seconds.items())[-1]
+        told = [f"{math.log(y / x) / math.log(high / low):.2f}" for x, y in zip(a, b, strict=True)]
+        print(f"| {what} | exponent | {low:,} to {high:,} | {told[0]} | {told[1]} | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
