@@ -23,7 +23,7 @@ FLOORS = (
     "types",
     "thinking",
     "config",
-    "recipes",
+    "recipes origin",
     "kernels",
     "batch logprobs advantages losses kl values statistics watch",
     "row correction",

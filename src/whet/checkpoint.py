@@ -82,6 +82,7 @@ class Saves:
     def __init__(self, folder: Path, every: int = 50, last: int = 2, stop: Event | None = None) -> None:
         self.folder, self.every, self.last = folder, every, last
         self.stop = stop or Event()
+        self.origin: Mapping[str, Any] = {}  # hashes of what the run is made of, for the record
         self.damaged: list[str] = []  # in words, of those that were passed over
 
     def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
@@ -104,7 +105,7 @@ class Saves:
         tensors = {
             f"{name}/{key}": t.detach().cpu().contiguous() for name, s in states.items() for key, t in s.tensors.items()
         }
-        told = {"step": step, "parts": {name: s.data for name, s in states.items()}}
+        told = {"step": step, "origin": self.origin, "parts": {name: s.data for name, s in states.items()}}
         texts = {TENSORS: save(tensors), DATA: _json(told)}
         sums = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
         with committed(self.folder / f"{step:08d}", holds=(MANIFEST,)) as place:
@@ -112,6 +113,13 @@ class Saves:
                 (place / name).write_bytes(text)
         for old in self.steps()[: -self.last]:
             shutil.rmtree(self.folder / f"{old:08d}", ignore_errors=True)
+
+    def drawing(self, done: int, total: int) -> None:
+        """While a stage that keeps nothing draws. Raises Stopped where the run is to stop."""
+        if self.stop.is_set():
+            raise Stopped(
+                f"stopped while stage {self.folder.parent.name} drew its samples; --resume begins the stage anew"
+            )
 
     def steps(self) -> list[int]:
         """Of the checkpoints that are there, damaged or not."""
@@ -160,7 +168,12 @@ def read(place: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         sums = dict(held["sha256"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{MANIFEST} cannot be read") from None
-    if _json(held) != manifest or held.get("step") != step or sums.keys() != {TENSORS, DATA}:
+    if (
+        _json(held) != manifest
+        or held.keys() != {"step", "sha256"}
+        or held["step"] != step
+        or sums.keys() != {TENSORS, DATA}
+    ):
         raise ValueError(f"{MANIFEST} is not as it was written")
     texts = {name: (place / name).read_bytes() for name in sums}
     for name, text in texts.items():

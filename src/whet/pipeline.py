@@ -15,7 +15,7 @@ from typing import Any, Self
 import tomli_w
 import torch
 
-from whet import config
+from whet import config, origin
 from whet.algorithms import algorithm, cells
 from whet.chat import Chat
 from whet.checkpoint import Saves, committed
@@ -28,7 +28,7 @@ from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.refusals import refuse
 from whet.rewards import combined
-from whet.runlog import Display, RunLog
+from whet.runlog import Display, RunLog, write_json
 from whet.tasks import load as load_task
 from whet.thinking import measured
 
@@ -64,6 +64,7 @@ class Pipeline:
     measured: dict[str, Measured] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
     stop: Event = field(default_factory=Event)
+    made_of: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(cls, recipe: config.Recipe, directory: Path, display: Display | None) -> Self:
@@ -76,6 +77,8 @@ class Pipeline:
         chat, path = tokenizer(recipe, task)
         given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         directory.mkdir(parents=True, exist_ok=True)
+        made_of = origin.origin(recipe)
+        write_json(directory / origin.FILE, made_of)
         (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):
@@ -84,7 +87,7 @@ class Pipeline:
         context = Context(
             task, reward, chat, recipe.ask, log, recipe.seed, engine_for, partial(loaded, recipe, directory)
         )
-        pipeline = cls(recipe, directory, context)
+        pipeline = cls(recipe, directory, context, made_of=made_of)
         if given is not None:
             pipeline.policy = pipeline.place(given)
         return pipeline
@@ -138,7 +141,9 @@ class Pipeline:
     def saves(self, stage: config.AnyStage) -> Saves:
         """The stage's checkpoints."""
         spec = self.recipe.save
-        return Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
+        saves = Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
+        saves.origin = self.made_of
+        return saves
 
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from whet import config, rankings, recipes
+from whet import config, origin, rankings, recipes
 from whet.errors import RecipeError, did_you_mean
 from whet.pipeline import Pipeline
-from whet.runlog import Display
+from whet.runlog import Display, write_json
 from whet.stages import reject
 
 FILES = ("metrics.jsonl", "summary.json")
@@ -38,14 +38,34 @@ def resume(
         raise RecipeError(
             f"{directory} cannot go on with other {', '.join(changed)}; set them back, or start a run of another name"
         )
+    was = _origin(directory)
     pipeline = Pipeline.of(recipe, directory, display)
+    if files := origin.changed(was, pipeline.made_of):
+        write_json(directory / origin.FILE, was)
+        raise RecipeError(
+            f"{directory} cannot go on: {', '.join(files)} changed since it began; put back what was there, or start anew"
+        )
     pipeline.stop = stop or pipeline.stop
     pipeline.records = list(summary["stages"])
     pipeline.began -= summary["seconds"]
     if "warnings" in summary:
         pipeline.context.log.warnings[:] = summary["warnings"]
+    if was["code"] != pipeline.made_of["code"]:
+        text = "whet's code has changed since the run began: what follows may differ from what it would have been"
+        pipeline.context.log.warn("start", 0, text)
     recall(pipeline, [stage for stage in recipe.stage if stage.name in done])
     return pipeline.run()
+
+
+def _origin(directory: Path) -> dict[str, Any]:
+    """Raises RecipeError where the run does not say what it was made of."""
+    try:
+        held = json.loads((directory / origin.FILE).read_text(encoding="utf-8"))
+        return {"files": dict(held["files"]), "code": str(held["code"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RecipeError(
+            f"{directory / origin.FILE} is missing or damaged, and it says what the run was made of; start anew"
+        ) from None
 
 
 def changes(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
     began = time.perf_counter()
     prompts = context.some("train", stage.problems, context.seed)
     sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, seed=context.seed)
-    groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
+    engine = context.engine(policy, context.chat)
+    groups = rollout(engine, context.reward, prompts, sampling, context.saves.drawing)
     rng = random.Random(context.seed)
     found = [ranking for group in groups for ranking in ranked(group, stage, context, rng)]
     context.rankings[stage.name] = found

@@ -19,7 +19,8 @@ def run(policy: Policy, stage: config.Reject, context: Context) -> None:
     began = time.perf_counter()
     prompts = context.some("train", stage.problems, context.seed)
     sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, seed=context.seed)
-    groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
+    engine = context.engine(policy, context.chat)
+    groups = rollout(engine, context.reward, prompts, sampling, context.saves.drawing)
     pairs = [(g.prompt.problem, text) for g in groups for text in kept(g, stage)]
     context.data[stage.name] = pairs
     folder = context.log.directory / stage.name
