@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from whet.errors import RecipeError, Stopped, WhetError
+from whet.errors import RecipeError, Stopped, WhetError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WhetError as error:
         if arguments.debug:
             raise
-        print(f"whet: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"whet: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         cure = "; make room, and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         where = f"{error.filename}: " if error.filename else ""
-        print(f"whet: {where}{error.strerror or error}{cure}", file=sys.stderr)
+        print(f"whet: {one_line(f'{where}{error.strerror or error}{cure}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("whet: interrupted", file=sys.stderr)

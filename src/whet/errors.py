@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 2000  # characters of a message
+
 
 class WhetError(Exception):
     """Something the user gave cannot be used; the message names it and the cure, in one line."""
@@ -30,6 +32,17 @@ class GateError(WhetError):
 
 class Stopped(WhetError):
     """The run was asked to stop, and has kept what it needs to go on."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says as one line of bounded length that a terminal can show: what cannot be printed is spelt out.
+
+    >>> one_line("a\\n\\x1b[31mb")
+    'a \\\\x1b[31mb'
+    """
+    said = " ".join(str(error).split())
+    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -89,7 +89,9 @@ class RunLog:
         return State(data=self.warnings)
 
     def restore(self, state: State) -> None:
-        self.warnings[:] = state.data
+        """As it was, and what has been said since before any stage went on."""
+        since = [w for w in self.warnings if w["stage"] == "start" and w not in state.data]
+        self.warnings[:] = [*state.data, *since]
 
     def lost(self, stage: str, step: int, texts: Sequence[str]) -> None:
         """A step whose gradient was not finite: what it would have learned from, in STAGE/lost/STEP.json, and a warning."""

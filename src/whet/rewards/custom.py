@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from whet.errors import RewardError, did_you_mean
 from whet.rewards.registry import check_options
-from whet.types import Finish, Problem, Sample, Score
+from whet.types import Finish, Problem, Sample, Score, Status
 
 NAMED = "WHET_REWARD"  # the variable that tells a worker its function: [spec, options] as JSON
 _CURE = "write def reward(prompt, sample) -> float, or TRL's def reward(completions, **columns) -> list[float]"
@@ -103,9 +103,17 @@ class CustomReward:
         for problem, sample in zip(problems, given, strict=True):
             where = f"problem {problem.id!r}"
             value = self._call(where, problem, sample, **self.options)
-            number = self._score(value.value if isinstance(value, Score) else value, where)
-            scores.append(value if isinstance(value, Score) else number)
+            scores.append(self._whole(value, where) if isinstance(value, Score) else self._score(value, where))
         return scores
+
+    def _whole(self, given: Score, where: str) -> Score:
+        """A Score of the user's making, with nothing in it but what a Score may hold."""
+        if given.status not in get_args(Status) or not isinstance(given.reason, str):
+            raise Failed(f"reward {self.spec}: returned a Score of status {given.status!r:.40} for {where}")
+        if not isinstance(given.parts, Mapping) or not all(isinstance(name, str) for name in given.parts):
+            raise Failed(f"reward {self.spec}: returned a Score whose parts are {given.parts!r:.40} for {where}")
+        parts = {name: self._score(part, where).value for name, part in given.parts.items()}
+        return Score(self._score(given.value, where).value, given.status, parts, given.reason)
 
     def _score_batch(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None
@@ -163,9 +171,13 @@ class CustomReward:
             value = value.item()  # a number of numpy's or torch's
         if not isinstance(value, Real):
             raise Failed(f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a number")
-        if not math.isfinite(value):
-            raise Failed(f"reward {self.spec}: returned {value} for {where}; it must return a finite number")
-        return Score(float(value))
+        try:
+            number = float(value)
+        except (OverflowError, ValueError):
+            number = math.inf
+        if not math.isfinite(number):
+            raise Failed(f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a finite number")
+        return Score(number)
 
 
 def _function(spec: str) -> Callable[..., Any]:
