@@ -66,3 +66,15 @@ def test_concerns_are_in_plain_words():
     ):
         told = concerns([fine] * 3 + [fine | change] * 5)
         assert len(told) == 1 and word in told[0]
+
+
+def test_a_jump_of_the_loss_or_the_gradient_is_told_once_there_is_something_to_compare_it_with():
+    calm = [{"tokens": 9.0, "loss": 0.1 + i / 100, "grad_norm": 0.3} for i in range(25)]
+    assert concerns(calm) == []
+    assert concerns([*calm[:10], {"tokens": 9.0, "loss": 90.0, "grad_norm": 90.0}]) == []
+    (told,) = concerns([*calm, {"tokens": 9.0, "loss": 0.1, "grad_norm": 7.0}])
+    assert told.startswith("the gradient's norm has jumped to over 20 times")
+    (told,) = concerns([*calm, {"tokens": 9.0, "loss": -9.0, "grad_norm": 0.3}])
+    assert told.startswith("the loss has jumped")
+    still = [{"loss": 0.0, "grad_norm": 0.0}] * 25
+    assert concerns([*still, {"loss": 0.5, "grad_norm": 0.01}]) == []

@@ -10,6 +10,7 @@ from rich.table import Table
 from whet.bench import compare, work
 from whet.errors import WhetError, did_you_mean
 
+WIDE = 140  # columns, where no terminal says how many there are
 USUAL = ("worst", "typical", "vocabulary", "ppo", "sampling")
 
 
@@ -27,6 +28,7 @@ def bench(given: Namespace) -> int:
         print(json.dumps(found, indent=1))
         return 0
     console = Console()
+    console = console if console.is_terminal else Console(width=WIDE)
     for line in _about(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_table(found))
@@ -53,9 +55,11 @@ def _table(found: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column in ("work", "side") else "right")
     for name, told in found["works"].items():
         for side, each in told["sides"].items():
-            cells = [_spread(each.get(key), 2) for key in ("step", "sample", "update")]
+            cells = [_spread(each.get(key)) for key in ("step", "sample", "update")]
             speed = told["sampling"].get(side)
-            table.add_row(name, side, *cells, _spread(each["memory"], 0), "" if speed is None else f"{speed:,.0f}")
+            table.add_row(
+                name, side, *cells, f"{each['memory']['median']:,.0f}", "" if speed is None else f"{speed:,.0f}"
+            )
         limits = [f"{told['limit'][k]:.2f}" if k in told["limit"] else "" for k in ("sample", "update")]
         table.add_row(name, "limit", "", *limits, "", f"{told['tokens'] / told['limit']['sample']:,.0f}")
         table.add_row(name, "whet / peer", *_verdict(told), end_section=True)
@@ -72,7 +76,5 @@ def _verdict(told: dict[str, Any]) -> list[str]:
     return [times(told["ratio"]), sampling, update, memory, times(told["sampling_ratio"])]
 
 
-def _spread(given: dict[str, float] | None, digits: int) -> str:
-    if given is None:
-        return ""
-    return f"{given['median']:.{digits}f} ({given['least']:.{digits}f}-{given['most']:.{digits}f})"
+def _spread(given: dict[str, float] | None) -> str:
+    return "" if given is None else f"{given['median']:.2f} ({given['least']:.2f}-{given['most']:.2f})"

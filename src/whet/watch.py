@@ -1,8 +1,14 @@
 """Plain-word warnings about a run, from its last updates. Pure: numbers in, sentences out."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 Values = Mapping[str, float]
+SEEN, SPIKE = 20, 20  # steps, and how many times their median makes a jump
+LEAST = {
+    "grad_norm": 1e-3,
+    "loss": 0.05,
+}  # a median below this is taken for this: losses of a policy's gradient pass through 0
 
 
 def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
@@ -34,6 +40,12 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
         if all(v.get("unparsed", 0.0) > 0.9 for v in recent):
             found.append(
                 "over nine tenths of the answers cannot be parsed: check the prompt's format against the reward's"
+            )
+    for key, name in (("grad_norm", "the gradient's norm"), ("loss", "the loss")):
+        sizes = [abs(v[key]) for v in history[-SEEN:] if key in v]
+        if len(sizes) == SEEN and sizes[-1] > SPIKE * max(median(sizes[:-1]), LEAST[key]):
+            found.append(
+                f"{name} has jumped to over {SPIKE} times its median of the last {SEEN} steps: lower the learning rate"
             )
     if history and history[-1].get("gap", 0.0) > 1e-2:
         found.append("sampler and trainer disagree on a token's log-probability by more than 0.01")
