@@ -150,7 +150,7 @@ def test_a_budget_goes_over_a_mix():
         ([{"name": "chian"}], "did you mean 'chain'"),
         ([CHAIN | {"operatons": 3}], "did you mean 'operations'"),
         ([CHAIN | {"weight": 0}], "every part has weight 0"),
-        ([CHAIN | {"weight": -1}], "weight = -1; it must be a number, 0 or above"),
+        ([CHAIN | {"weight": -1}], "weight = -1; it must be a number from 0 to 1e9"),
         ([CHAIN | {"weight": float("nan")}], "weight = nan"),
         ([CHAIN | {"weight": True}], "weight = True"),
         ([CHAIN | {"as": ""}], "as = ''"),

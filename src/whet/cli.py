@@ -33,9 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"whet: {one_line(f'{where}{error.strerror or error}{cure}')}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if arguments.debug or not _out_of_memory(error):
+            raise
+        cure = "a smaller model, batch or micro_tokens, or fewer prompts and samples at once, need less"
+        print(f"whet: {one_line(f'the memory does not hold this ({error}); {cure}')}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("whet: interrupted", file=sys.stderr)
         return 130
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has no class of its own for a CPU's memory, and is not imported only to ask for the GPU's."""
+    return (
+        isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    )
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 import threading
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,10 +194,7 @@ def options(words: Sequence[str]) -> dict[str, Any]:
         key, equals, raw = word.partition("=")
         if not equals or not key.isidentifier():
             raise RecipeError(f"option {word!r}: write key=value")
-        try:
-            found[key] = tomllib.loads(f"x = {raw}")["x"]
-        except tomllib.TOMLDecodeError:
-            found[key] = raw
+        found[key] = recipes.told(raw)
     return found
 
 

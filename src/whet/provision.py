@@ -28,7 +28,7 @@ THREADS = torch.get_num_threads()
 
 def rewarded(recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, directory: Path) -> Reward:
     """The reward of some parts. A reward model named by its stage is the one in the run's directory, and reads prompts as the policy does."""
-    stages = {s.name for s in recipe.stage}
+    stages = [s.name for s in recipe.stage]  # no set: an option may be of any kind
 
     def given(part: config.Reward) -> dict[str, Any]:
         options = part.options
@@ -71,8 +71,10 @@ def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
 
 
 def place(policy: Policy, spec: config.Model) -> Policy:
-    """The model on its device, and as many threads as it can use."""
+    """The model on its device, and as many threads as it can use. Raises RecipeError where the device is not there."""
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('model.device = "cuda", and torch finds no GPU that it can use here; take "auto" or "cpu"')
     small = sum(p.numel() for p in policy.parameters()) <= SMALL
     torch.set_num_threads(spec.threads or (1 if small else THREADS))
     return policy.to(wanted)

@@ -20,7 +20,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number beyond all bounds
         raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
     for text in overrides:
         override(data, text)
@@ -33,8 +33,8 @@ def parse(data: dict[str, Any], source: str = "recipe") -> Recipe:
         return Recipe.model_validate_json(_json(data))
     except ValidationError as error:
         raise RecipeError(f"{source}: {'; '.join(_faults(error, data))}") from None
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{source}: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: {' '.join(str(error).split())}") from None
 
 
 def _json(data: dict[str, Any]) -> str:
@@ -49,10 +49,7 @@ def override(data: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
         raise RecipeError(f"override {text!r}: write key=value, such as seed=3 or stage.rl.steps=10")
-    try:
-        value = tomllib.loads(f"x = {raw}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = raw
+    value = told(raw)
     at: Any = data
     *path, last = key.split(".")
     for word in path:
@@ -65,6 +62,18 @@ def override(data: dict[str, Any], text: str) -> None:
     if not isinstance(at, dict):
         raise RecipeError(f"override {text!r}: name a key of one stage, such as {key}.NAME.steps=10")
     at[last] = value
+
+
+def told(raw: str) -> Any:
+    """What a word of the command line stands for: as TOML says it, else the word itself.
+
+    >>> told("3"), told("[1, 2]"), told("chain")
+    (3, [1, 2], 'chain')
+    """
+    try:
+        return tomllib.loads(f"x = {raw}")["x"]
+    except (ValueError, RecursionError):
+        return raw
 
 
 def _named(stages: list[Any], word: str, key: str) -> Any:

@@ -1,7 +1,7 @@
 """What would stop a later stage of a recipe, found before its first begins."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from whet import config
 from whet.algorithms import algorithm
@@ -22,7 +22,7 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
                 hub.resolve(name)
 
     for part in recipe.reward:
-        if part.name == "learned" and part.options.get("model") in {s.name for s in recipe.stage}:
+        if part.name == "learned" and part.options.get("model") in [s.name for s in recipe.stage]:
             raise RecipeError(
                 f"reward learned: stage {part.options['model']} makes its model only later, and every stage is measured by the recipe's "
                 "reward; name it in the [[stage.reward]] of the rl stage"
@@ -60,7 +60,11 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
 
 def refuse_data(stage: config.Prefer | config.RewardModel, earlier: Mapping[str, str]) -> None:
     """Raises RecipeError where a stage's ranked responses come from nowhere."""
-    if earlier.get(stage.data) == "rank" or stage.data.startswith("hf:") or Path(stage.data).expanduser().is_file():
+    if (
+        earlier.get(stage.data) == "rank"
+        or stage.data.startswith("hf:")
+        or os.path.isfile(os.path.expanduser(stage.data))
+    ):
         return
     ranks = [name for name, kind in earlier.items() if kind == "rank"]
     cure = did_you_mean(stage.data, ranks) if ranks else "; put a rank stage before it, or name a file or hf:OWNER/NAME"

@@ -31,6 +31,7 @@ from whet.config.tables import (
     Optimizer,
     Reward,
     Save,
+    Seed,
     Shape,
     Table,
     Task,
@@ -71,7 +72,7 @@ __all__ = [
 class Recipe(Table):
     name: Annotated[str, Field(pattern=NAME)]
     about: str = ""
-    seed: int = 1
+    seed: Seed = 1
     result: str | None = None  # the stage whose model becomes model/; the last trained one where not given
     model: Model = Model()
     task: Task

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from whet.config.tables import (
     NAME,
+    Count,
     Critic,
     Evaluation,
     Gate,
@@ -17,6 +18,7 @@ from whet.config.tables import (
     Shape,
     Share,
     Table,
+    Temperature,
 )
 
 
@@ -45,7 +47,7 @@ class Draws(Asks):
     """Samples and scores; with a reward of its own, or the recipe's where none is given."""
 
     reward: list[Reward] = []
-    temperature: Rate = 1.0
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
     max_tokens: Positive = 128
 
 
@@ -85,13 +87,13 @@ class RL(Trained, Makes, Draws):
     prompts: Positive = 32
     samples: Positive = 8
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Count = 0
     ahead: Literal[0, 1] = (
         0  # steps that sampling runs ahead of the updates: the next answers are drawn while these are scored
     )
     draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
     max_errors: Share = 0.2  # of a step's scores, above which the run stops
-    probe: Annotated[int, Field(ge=0)] = 8  # test problems answered again and again, to be looked at; 0: none
+    probe: Count = 8  # test problems answered again and again, to be looked at; 0: none
     probe_every: Positive = 10  # steps
 
 
@@ -114,7 +116,7 @@ class Rank(Draws):
 
     kind: Literal["rank"]
     problems: Positive
-    samples: Annotated[int, Field(ge=2)] = 4
+    samples: Annotated[int, Field(ge=2, lt=2**31)] = 4
     by: Literal["task", "reward", "length"] = "task"
     longer: Annotated[float, Field(ge=1)] = 1.5
 

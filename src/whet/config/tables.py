@@ -2,16 +2,28 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from whet.errors import did_you_mean
 from whet.thinking import Switch, Thinking
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(gt=-(2**53), lt=2**53)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _temperature(value: float) -> float:
+    """Beyond these bounds logits are no numbers, or all alike."""
+    if value and not 1e-4 <= value <= 1e4:
+        raise ValueError("must be from 0.0001 to 10000")
+    return value
+
+
+Temperature = Annotated[float, AfterValidator(_temperature)]
 
 
 class Table(BaseModel):
@@ -48,7 +60,7 @@ class Model(Table):
     shape: Shape = Shape()
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
 
 
 class Task(BaseModel):
@@ -86,11 +98,11 @@ class Evaluation(Table):
 
     problems: Positive = 1000
     samples: Positive = 1
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[Temperature, Field(ge=0)] = 1.0  # 0: the likeliest token
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Count = 0
     max_tokens: Positive = 128
-    seed: int = 0
+    seed: Seed = 0
     thinking: Switch = None
 
 
@@ -103,7 +115,7 @@ class Optimizer(Table):
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0  # steps
+    warmup: Count = 0  # steps
     max_grad_norm: Rate = 1.0
 
 

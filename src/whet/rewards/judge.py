@@ -7,6 +7,7 @@ marker: an answer that orders the judge about, or pretends to end, stays inside 
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ class JudgeReward:
         if not isinstance(self.soft, bool):
             raise RewardError(f"reward judge: soft = {self.soft!r} must be true or false")
         checked("max_chars", self.max_chars, 1, 1_000_000, whole=True)
-        self.template = PROMPT if self.prompt is None else read_prompt(Path(self.prompt).expanduser())
-        self.memory = Memory(None if self.cache is None else Path(self.cache).expanduser())
+        self.template = PROMPT if self.prompt is None else read_prompt(Path(os.path.expanduser(self.prompt)))
+        self.memory = Memory(None if self.cache is None else Path(os.path.expanduser(self.cache)))
         self.judge: Judge = self._endpoint(self.url) if self.url is not None else self._local()
 
     def _local(self) -> Judge:

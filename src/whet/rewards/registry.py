@@ -80,7 +80,11 @@ def load(spec: str, **options: Any) -> Reward:
         raise RewardError(f"unknown reward {spec!r}{did_you_mean(spec, [*_BUILT_IN, 'task', 'module:function'])}")
     module, _, name = _BUILT_IN[spec][0].partition(":")
     kind: Callable[..., Reward] = getattr(import_module(module), name)
-    check_options(f"reward {spec}", options, inspect.signature(kind).parameters)
+    parameters = inspect.signature(kind).parameters
+    check_options(f"reward {spec}", options, parameters)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and name not in options:
+            raise RewardError(f"reward {spec}: the option {name!r} is missing")
     return kind(**options)
 
 

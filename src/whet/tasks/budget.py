@@ -11,6 +11,7 @@ from whet.tasks.split import Split
 from whet.types import Problem, Score, Task
 
 ASK = " Think for {budget} tokens."
+MOST = 1_000_000  # tokens that a budget may ask for: all lengths are listed, to be split
 HELD_OUT = 5  # one in so many budgets is asked for in the test split only
 
 
@@ -42,6 +43,8 @@ class Budgeted:
             or not 0 <= given["heeded"] <= 1
         ):
             raise RecipeError(f"task {task.name}: budget: heeded = {given['heeded']!r}; it must be a share of 0 to 1")
+        if given["max"] > MOST:
+            raise RecipeError(f"task {task.name}: budget: max = {given['max']}; it must be at most {MOST}")
         if given["min"] > given["max"]:
             raise RecipeError(f"task {task.name}: budget: min = {given['min']} is above max = {given['max']}")
         if not isinstance(given["ask"], str) or given["ask"].count("{budget}") != 1:

@@ -12,7 +12,6 @@ With `words` the thinking says its operations in a language, so that the reward 
 """
 
 import itertools
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -97,7 +96,7 @@ class Chain:
         for language, share in (words or {}).items():
             if language not in SPEECH:
                 raise RecipeError(f"task chain: words: unknown language {language!r}{did_you_mean(language, SPEECH)}")
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1e9:
                 raise RecipeError(f"task chain: words: {language} = {share!r}; it must be a share of 0 or more")
         if words is not None and not sum(words.values()) > 0:
             raise RecipeError("task chain: words needs the share of a language, such as words = { en = 0.6, ru = 0.4 }")

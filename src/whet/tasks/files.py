@@ -8,6 +8,7 @@ answer_after = "####"
 """
 
 import hashlib
+import os
 import random
 import re
 import unicodedata
@@ -204,7 +205,7 @@ class Files:
 
 def sources(path: str) -> tuple[list[Path], list[Path]]:
     """(train files, test files) that a path or a Hub data set stands for."""
-    return download(path) if path.startswith("hf:") else ([Path(path).expanduser()], [])
+    return download(path) if path.startswith("hf:") else ([Path(os.path.expanduser(path))], [])
 
 
 def _key(messages: Sequence[Message]) -> str:

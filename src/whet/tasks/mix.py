@@ -190,8 +190,8 @@ def _part(given: object) -> tuple[str, float, Task]:
     name, weight, label = given["name"], given.get("weight", 1.0), given.get("as", given["name"])
     if name == Mix.name:
         raise RecipeError("task mix: a mix within a mix; list its parts in the outer one")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise RecipeError(f"task mix: {name}: weight = {weight!r}; it must be a number, 0 or above")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1e9:
+        raise RecipeError(f"task mix: {name}: weight = {weight!r}; it must be a number from 0 to 1e9")
     if not isinstance(label, str) or not label:
         raise RecipeError(f"task mix: {name}: as = {label!r}; it must be a name")
     options = {key: value for key, value in given.items() if key not in ("name", "weight", "as")}
