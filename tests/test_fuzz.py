@@ -1,22 +1,18 @@
-"""Ten thousand recipes, data files and values of rewards, broken in every way: taken, or refused in one line. Never anything else."""
+"""Recipes whose text was changed, overrides, and values of rewards of one's own: taken, or refused in one line. Never anything else.
 
-import copy
+Recipes whose values are odd and broken data files: test_fuzz_recipes.py, test_fuzz_data.py; the command line itself: test_fuzz_cli.py.
+"""
+
 import json
 import math
 import random
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
-
-import pytest
-import tomli_w
 
 from whet import recipes
 from whet.errors import WhetError, one_line
 from whet.rewards.custom import CustomReward, Failed
 from whet.rollout import finite
-from whet.tasks import load as load_task
 from whet.types import Problem, Score
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -46,39 +42,6 @@ def places(held, path=()):
         yield from places(value, (*path, key))
 
 
-def mutated(data, rng):
-    """A deep copy with one to three things changed."""
-    held = json.loads(json.dumps(data))
-    for _ in range(rng.randrange(1, 4)):
-        found = list(places(held))
-        if not found:
-            return held
-        *path, last = rng.choice(found)
-        at = held
-        for key in path:
-            at = at[key]
-        how = rng.randrange(6)
-        if how == 0 and isinstance(at, dict):
-            at[str(last)[::-1] + rng.choice("_x9é ")] = at.pop(last)  # another key
-        elif how == 1:
-            del at[last]
-        elif how == 2 and isinstance(at, list):
-            at.append(copy.deepcopy(rng.choice(ODD)))
-        elif how == 3:
-            at[last] = [at[last]]
-        elif how == 4:
-            at[last] = {"name": at[last]}
-        else:
-            at[last] = copy.deepcopy(rng.choice(ODD))
-    return held
-
-
-def test_recipes_that_were_changed():
-    rng, plain = random.Random(1), [tomllib.loads(p.read_text()) for p in RECIPES]
-    told = [refused(lambda: recipes.parse(mutated(rng.choice(plain), rng))) for _ in range(4000)]
-    assert 2500 < sum(told) < 4000  # some changes are harmless
-
-
 def test_recipes_whose_text_was_changed(tmp_path):
     rng, path, told = random.Random(2), tmp_path / "r.toml", []
     texts = [p.read_bytes() for p in RECIPES]
@@ -105,54 +68,6 @@ def test_overrides():
         )
         text = key + rng.choice(["=", "", "=="]) + str(rng.choice(ODD))
         refused(lambda data=data, text=text: (recipes.override(data, text), recipes.parse(data)))
-
-
-def row(rng):
-    def word():
-        return rng.choice(
-            ["2+2", "", "<|im_start|>", "<eos>", "é\u202e", "\0", "\ud800", "9" * 2000, 4, None, [], {}, True, math.nan]
-        )
-
-    held = {rng.choice(["question", "answer", "response", "messages", "x"]): word() for _ in range(rng.randrange(5))}
-    if rng.random() < 0.3:
-        held["messages"] = rng.choice(
-            [[], [{}], [{"role": word(), "content": word()}], "x", [1], [{"role": "user", "content": "a"}] * 3]
-        )
-    return held
-
-
-def test_data_files(tmp_path):
-    rng, told = random.Random(4), []
-    options = [
-        {},
-        {"response": "response"},
-        {"messages": "messages"},
-        {"question": "x"},
-        {"answer_after": "####"},
-        {"test_share": 0.5},
-    ]
-    for i in range(2000):
-        path = tmp_path / f"{i}.jsonl"
-        good = [{"question": f"{j}+1", "answer": str(j + 1), "response": "2"} for j in range(rng.randrange(6))]
-        lines = [json.dumps(r) for r in [*good, *(row(rng) for _ in range(rng.randrange(3)))]]
-        rng.shuffle(lines)
-        data = "\n".join(lines).encode()
-        if rng.random() < 0.4:
-            at = rng.randrange(len(data) + 1)
-            data = data[:at] + rng.randbytes(rng.randrange(6)) + data[at + rng.randrange(6) :]
-        path.write_bytes(data)
-
-        given = rng.choice(options)
-
-        def read(path=path, given=given):
-            task = load_task("files", path=str(path), **given)
-            for split in ("train", "test"):
-                size = task.size(split)
-                for problem in task.problems(split, min(size, 4), 0):
-                    task.score([problem], [rng.choice(["2", "", "\\boxed{3}"])])
-
-        told.append(refused(read))
-    assert 200 < sum(told) < 2000
 
 
 def test_values_of_a_reward_of_one_s_own(tmp_path):
@@ -187,24 +102,3 @@ def test_values_of_a_reward_of_one_s_own(tmp_path):
             json.dumps([score.value, score.status, dict(score.parts), score.reason], allow_nan=False)
             assert math.isfinite(score.value) and all(math.isfinite(v) for v in score.parts.values())
     assert 500 < failed < 1500
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_the_command_line_itself(seed, tmp_path):
-    rng = random.Random(seed)
-    path = tmp_path / "broken.toml"
-    while True:  # one that is refused
-        data = mutated(tomllib.loads(rng.choice(RECIPES).read_text()), rng)
-        try:
-            path.write_text(tomli_w.dumps(data), encoding="utf-8", errors="surrogatepass")
-        except (TypeError, ValueError, AttributeError):
-            continue
-        if refused(lambda: recipes.load(path)):
-            break
-    done = subprocess.run(
-        [sys.executable, "-m", "whet.cli", "run", str(path), "--runs", str(tmp_path)], capture_output=True, check=False
-    )
-    said = done.stderr.decode(errors="replace")
-    assert done.returncode == 2 and "Traceback" not in said
-    assert said.startswith("whet: ") and len(said.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == [path]  # and nothing was left behind
