@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.kernels import Kernels, kernels, usable
-from whet.model.attention import Packed
 from whet.model.config import ModelConfig
+from whet.model.varlen import within
 
 BLOCK = 32  # columns are allocated in multiples of this
 LEAST = 17  # columns attended to at once: below this torch's CPU products and softmax are several times slower
@@ -212,7 +212,7 @@ class Prefill:
 
     def __init__(self, cache: Cache, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> None:
         self.cache = cache
-        self.inside = Packed(starts)
+        self.inside = within(starts, cache.like, cache.config.head_dim)
         lengths = (starts[1:] - starts[:-1]).tolist()
         device = cache.prompt.device
         self.seats = torch.from_numpy(np.repeat(seats, lengths)).to(device)

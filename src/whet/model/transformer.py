@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from whet.model import ops
-from whet.model.attention import Attention, Packed
+from whet.model.attention import Attention
 from whet.model.config import ModelConfig
 from whet.model.rope import Rotary
 from whet.model.shared import shared
+from whet.model.varlen import shares, within
 
 
 class RMSNorm(nn.Module):
@@ -79,12 +80,14 @@ class Transformer(nn.Module):
 
     def packed(self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]) -> Tensor:
         """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common beginnings are computed once."""
-        plain = tokens.device.type == "cpu" and self.embed.weight.dtype in (torch.float32, torch.float64)
-        once = shared(tokens, positions, starts) if plain else None
+        weight, width = self.embed.weight, self.config.head_dim
+        once = shared(tokens.cpu(), positions.cpu(), starts.cpu()) if shares(weight, width) else None
         if once is None:
-            return self(tokens, positions, Packed(starts))
-        attend = Packed(once.starts, reads=once.reads)
-        return self(tokens[once.keep], positions[once.keep], attend).index_select(0, once.expand)
+            return self(tokens, positions, within(starts, weight, width))
+        keep, expand = once.keep.to(tokens.device), once.expand.to(tokens.device)
+        return self(tokens[keep], positions[keep], within(once.starts, weight, width, once.reads)).index_select(
+            0, expand
+        )
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
         return self.head(hidden)
