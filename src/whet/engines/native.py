@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whet.engines.cache import Cache
+from whet.engines.graph import decoding
 from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
-from whet.engines.step import Step
 from whet.logprobs import rows_at_once
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
@@ -60,8 +59,7 @@ class _Sampler:
         self.model, self.requests, self.sampling = model, requests, requests.sampling
         self.device = weight.device
         self.waiting = requests.queue()
-        self.cache = Cache(model.config, self.sampling.max_tokens, weight)
-        self.forward = Step(model, self.cache)
+        self.cache, self.forward = decoding(model, self.sampling.max_tokens)
         self.notes = Notes(requests)
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True
