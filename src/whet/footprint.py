@@ -24,7 +24,7 @@ def available(device: torch.device) -> float:
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
 
-def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu") -> float:
+def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu", recompute: bool = False) -> float:
     """Numbers held at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the
     sampler's cache."""
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
@@ -35,7 +35,8 @@ def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "
         others = isinstance(stage, config.Prefer | config.RL) and stage.reference != "start"
         others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
         models = 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
-    activations = stage.micro_tokens * shape.layers * (12 * shape.hidden + 3 * shape.ffn)
+    inside = 12 * shape.hidden + 3 * shape.ffn  # of a layer, for each token
+    activations = stage.micro_tokens * (inside + shape.layers * shape.hidden if recompute else shape.layers * inside)
     logits = 4 * shape.vocab * min(rows_at_once(shape.vocab, device), stage.micro_tokens)
     cache = 0
     if isinstance(stage, config.RL):
@@ -54,7 +55,9 @@ def memory(recipe: config.Recipe, shape: ModelConfig, size: int, judged: bool = 
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     wanted = {
-        s.name: width * needed(s, shape, size, device.type) for s in recipe.stage if isinstance(s, config.Trained)
+        s.name: width * needed(s, shape, size, device.type, recipe.model.recompute)
+        for s in recipe.stage
+        if isinstance(s, config.Trained)
     }
     if not wanted:
         return "nothing is trained"

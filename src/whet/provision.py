@@ -71,10 +71,16 @@ def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
 
 
 def place(policy: Policy, spec: config.Model) -> Policy:
-    """The model on its device, and as many threads as it can use. Raises RecipeError where the device is not there."""
+    """The model on its device, and as many threads as it can use. Raises RecipeError where the device is not there, or `recompute` is for another."""
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RecipeError('model.device = "cuda", and torch finds no GPU that it can use here; take "auto" or "cpu"')
+    if isinstance(policy, Transformer):
+        policy.recompute = spec.recompute
+    elif spec.recompute:
+        raise RecipeError(
+            f"model.recompute is for whet's own decoder ({', '.join(FAMILIES)}), and this is a {policy.config.family}; drop it"
+        )
     small = sum(p.numel() for p in policy.parameters()) <= SMALL
     torch.set_num_threads(spec.threads or (1 if small else THREADS))
     return policy.to(wanted)

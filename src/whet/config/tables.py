@@ -53,6 +53,7 @@ class Shape(Table):
 class Model(Table):
     """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing.
 
+    `recompute`: in training a layer's activations are not kept but made again in the backward pass.
     `threads` on a CPU; 0: one for models of up to 2 million parameters, whose operations are too small to share, else all.
     """
 
@@ -60,6 +61,7 @@ class Model(Table):
     shape: Shape = Shape()
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    recompute: bool = False
     threads: Annotated[int, Field(ge=0, le=4096)] = 0
 
 

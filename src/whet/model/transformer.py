@@ -4,9 +4,12 @@ It works on a flat list of N tokens. What a token may look at is decided by the 
 training on packs, prefill and decoding from a cache are the same code over the same weights.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from whet.model import ops
 from whet.model.attention import Attention
@@ -55,12 +58,18 @@ class Layer(nn.Module):
         return x + self.down(ops.swiglu(self.gate_up(self.norm_ffn(x))))
 
 
+# Nothing in a layer is random, so no generator's state is kept.
+again = partial(checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
 class Transformer(nn.Module):
-    """Tokens in, hidden states out; `logits` projects the rows one needs."""
+    """Tokens in, hidden states out; `logits` projects the rows one needs. With `recompute` a layer's activations are made again in the
+    backward pass, and only what goes into it is kept."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.embed = nn.Embedding(config.vocab, config.hidden)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
@@ -75,7 +84,11 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         cos, sin = self.rotary(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+            x = (
+                again(layer, x, cos, sin, attend)
+                if self.recompute and torch.is_grad_enabled()
+                else layer(x, cos, sin, attend)
+            )
         return self.norm(x)
 
     def packed(self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]) -> Tensor:
