@@ -27,7 +27,6 @@ bench: $(READY)
 
 gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/whet bench worst typical --size 50M --device cuda
 
 crash: $(READY)
 	KILLS=$(or $(KILLS),200) $(BIN)/python tests/crash.py

@@ -1,155 +1,176 @@
-"""What is to be shown on a GPU: equality with the CPU, tokens a second against the memory's limit, the update's MFU, peak memory.
+"""What is to be shown on a GPU, each figure with its goal: equality with the CPU, sampling against the memory's rate, the update's MFU, memory, TRL.
 
-    python benchmarks/gpu.py [--device cuda] [--shape 1.5B] [--batch 256] [--tokens 256]
+    python benchmarks/gpu.py [--device cuda] [--shape 1.5B] [--batch 256] [--tokens 256] [--only sampling,update] [--json FILE]
 
-Random weights of real shapes, bfloat16. `--device cpu --shape tiny` runs the same lines anywhere, without the figures of a GPU.
-TRL's step on the same card: `whet bench worst typical --size 50M --device cuda`.
+Random weights of real shapes, bfloat16. `--device cpu --shape tiny` runs the same lines on a CPU in float32, the kernels by their formulas in
+torch; its figures of speed have no goal. A part that fails is printed with its error, and the others run. Exit 1: an equality does not hold.
 """
 
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-import numpy as np
 import torch
+from gpu_equal import attention, replays, same_as_cpu, sharing
+from gpu_lines import GROUP, PROMPT, SHAPES, Line, Setup, Silent, answers, model_of, patched, prompts, timed
 
 from whet import config
 from whet.algorithms import algorithm
 from whet.batch import pack
+from whet.bench import compare, limit, work
+from whet.engines import graph
 from whet.engines.native import NativeEngine
-from whet.footprint import parameters
 from whet.learner import Learner, policy_logprobs
-from whet.model.config import ModelConfig
-from whet.model.transformer import Transformer
-from whet.types import Problem, Prompt, Sample, Sampling
-
-SHAPES = {
-    "1.5B": ModelConfig(
-        "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, qkv_bias=True, max_positions=4096, rope_theta=1e6
-    ),
-    "0.5B": ModelConfig("qwen2", 151_936, 896, 24, 14, 2, 64, 4864, qkv_bias=True, max_positions=4096, rope_theta=1e6),
-    "tiny": ModelConfig("qwen2", 1_000, 128, 2, 4, 2, 32, 256, qkv_bias=True, max_positions=4096),
-}
-# Dense bfloat16 FLOP/s and bytes/s as NVIDIA states them.
-CARDS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.0e12)}
+from whet.model import transformer, varlen
+from whet.types import Sampling
 
 
-class Silent:
-    def decode(self, tokens: object) -> str:
-        return ""
-
-
-def prompts(count: int, length: int, vocab: int) -> list[Prompt]:
-    rows = np.random.default_rng(0).integers(0, vocab, (count, length)).tolist()
-    return [Prompt(Problem(str(i), ({"role": "user", "content": ""},)), tuple(row)) for i, row in enumerate(rows)]
-
-
-def timed(call: Callable[[], object], device: str, times: int = 3) -> float:
-    took = []
-    for i in range(times + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        took += [time.perf_counter() - began] if i else []
-    return statistics.median(took)
-
-
-def model_of(shape: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
-    with torch.device(device):
-        model = Transformer(shape)
-    return model.initialize(torch.Generator(device).manual_seed(0)).to(dtype)
-
-
-def equality(device: str) -> dict[str, float]:
-    """The same small model in float32 here and on the CPU: log-probabilities, gradients, and what is sampled."""
-    shape = replace(SHAPES["tiny"], qkv_bias=False, qk_norm=True, family="qwen3")
-    cpu = model_of(shape, "cpu", torch.float32)
-    there = Transformer(shape).to(device)
-    there.load_state_dict(cpu.state_dict())
-    told = [
-        NativeEngine(m, Silent(), (3,)).generate(prompts(4, 20, shape.vocab), Sampling(8, 1.0, 64))
-        for m in (cpu, there)
-    ]
-    flat = [[s for group in drawn for s in group] for drawn in told]
-    same = statistics.mean(float(a.tokens.tolist() == b.tokens.tolist()) for a, b in zip(*flat, strict=True))
-    gradients, likely = [], []
-    for m in (cpu, there):
-        batch = pack(flat[0], [1.0] * 32, [1.0] * 32).to(next(m.parameters()).device)
-        logp, _ = policy_logprobs(m, batch, Sampling())
-        logp.sum().backward()
-        likely.append(logp.detach().cpu())
-        gradients.append(torch.cat([p.grad.flatten().cpu() for p in m.parameters()]))
-    gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
-    return {"same samples": same, "logp gap": float((likely[0] - likely[1]).abs().max()), "gradient gap": gap}
-
-
-def sampling(model: Transformer, device: str, batch: int, tokens: int) -> dict[str, float]:
-    """Tokens a second, and the share of the memory's limit: weights once a step, keys and values of all rows."""
-    c = model.config
-    engine = NativeEngine(model, Silent(), (), batch)
-    asked = prompts(batch // 8, 256, c.vocab)
-    seconds = timed(lambda: engine.generate(asked, Sampling(8, 1.0, tokens)), device)
-    width = model.embed.weight.element_size()
-    cache = 2 * c.layers * c.kv_heads * c.head_dim * width
-    read = tokens * (width * parameters(c) + cache * (batch * tokens / 2 + batch / 8 * 256))
-    return {"tokens/s": batch * tokens / seconds, "bytes/s": read / seconds}
-
-
-def update(model: Transformer, device: str, batch: int, tokens: int) -> dict[str, float]:
-    """Seconds of an update on `batch` answers, and its FLOP/s: six for each weight and token, and attention's."""
-    c, rng = model.config, np.random.default_rng(1)
-    length = 256 + tokens
-    flat = [
-        Sample(
-            rng.integers(0, c.vocab, length),
-            np.arange(length) >= 256,
-            np.where(np.arange(length) >= 256, -1, 0).astype(np.float32),
-            "",
-            "length",
+def sampling(setup: Setup) -> Iterator[Line]:
+    """Tokens a second, and bytes that must be read - weights once a step, all rows' keys and values, a group's prompt once - by the memory's rate."""
+    model = model_of(setup.shape, setup.device, setup.dtype)
+    c, asked, width = (
+        model.config,
+        prompts(max(1, setup.batch // GROUP), PROMPT, setup.shape.vocab),
+        model.embed.weight.element_size(),
+    )
+    rows = len(asked) * GROUP
+    weights = limit.layers(c) + c.hidden * c.vocab
+    cache = 2 * c.layers * c.kv_heads * c.head_dim
+    read = setup.tokens * width * (weights + cache * (rows * setup.tokens / 2 + len(asked) * PROMPT))
+    big = torch.empty(1 << (30 if setup.cuda else 24), dtype=torch.uint8, device=setup.device).random_()
+    rate = 2 * big.numel() / timed(big.clone, 9)
+    del big
+    yield Line("memory: rate of a copy, read and written", rate / 1e9, "GB/s")
+    peak_reset(setup)
+    ways = {"": graph.Graphs, ", without graphs": lambda device: None} if setup.cuda else {"": graph.Graphs}
+    for way, captures in ways.items():
+        with patched(graph, "Graphs", captures):
+            seconds = timed(
+                lambda: NativeEngine(model, Silent(), (), rows).generate(asked, Sampling(GROUP, 1.0, setup.tokens))
+            )
+        yield Line(f"sampling, {rows} rows{way}", rows * setup.tokens / seconds, "tokens/s")
+        yield Line(
+            f"sampling{way}: of the copy's rate", read / seconds / rate, "", ">= 0.5" if setup.cuda and not way else ""
         )
-        for _ in range(batch)
-    ]
-    whole = pack(flat, [1.0] * batch, [1 / (batch * tokens)] * batch).to(device)
-    learner, row = Learner(model, config.Optimizer(lr=1e-6), 10), algorithm("dr_grpo")
+        if setup.stated:
+            yield Line(
+                f"sampling{way}: of the stated rate", read / seconds / setup.stated[1], "", "" if way else ">= 0.5"
+            )
+    yield from peak(setup, "sampling")
+
+
+def update(setup: Setup) -> Iterator[Line]:
+    """Seconds of an update, and its FLOPs - those that must be done, a prompt once for its group, nothing made again - by the card's rate."""
+    model = model_of(setup.shape, setup.device, setup.dtype)
+    c, count = model.config, max(GROUP, setup.batch // 4)
+    batch = pack(answers(c, count, setup.tokens), [1.0] * count, [1 / (count * setup.tokens)] * count).to(setup.device)
+    row = algorithm("dr_grpo")
 
     def loss_of(micro):  # noqa: ANN202
         logp, entropy = policy_logprobs(model, micro, Sampling())
         return row.loss(logp, entropy, micro)
 
-    seconds = timed(lambda: learner.step(whole, 16_384, loss_of), device)
-    flops = 6 * parameters(c) * batch * length + 12 * c.layers * c.heads * c.head_dim * batch * length**2 / 2
-    return {"update seconds": seconds, "FLOP/s": flops / seconds}
+    own, groups = count * setup.tokens, count / GROUP
+    pairs = count * (setup.tokens**2 / 2 + setup.tokens * PROMPT) + groups * PROMPT**2 / 2
+    flops = 6 * limit.layers(c) * (own + groups * PROMPT) + 6 * c.hidden * c.vocab * own
+    flops += 12 * c.layers * c.heads * c.head_dim * pairs
+    for way, recompute, once in (
+        ("", False, True),
+        (", prompts for each answer", False, False),
+        (", layers made again", True, True),
+    ):
+        model.recompute = recompute
+        learner = Learner(model, config.Optimizer(lr=1e-6), 10)
+        peak_reset(setup)
+        with patched(transformer, "shares", varlen.shares if once else lambda *_: False):
+            seconds = timed(partial(learner.step, batch, 16_384, loss_of))
+        yield Line(f"update of {count} answers{way}", seconds, "s")
+        if setup.stated:
+            yield Line(f"update{way}: MFU", flops / seconds / setup.stated[0], "", "" if way else ">= 0.4")
+        yield from peak(setup, f"update{way}")
+        del learner
+
+
+def peak_reset(setup: Setup) -> None:
+    if setup.cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(setup: Setup, name: str) -> Iterator[Line]:
+    if setup.cuda:
+        yield Line(f"{name}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+
+
+def trl(setup: Setup) -> Iterator[Line]:
+    """The step beside TRL's, on this card."""
+    if "trl" in compare.missing():
+        raise ModuleNotFoundError("trl is not installed: pip install 'whet[dev]', or carry its wheel")
+    steps = 3 if setup.cuda else 2
+    plan = compare.Plan([work.work(name) for name in ("worst", "typical")], setup.size, 1, steps, device=setup.device)
+    for name, ratio in compare.compare(plan, lambda text: None)["ratios"].items():
+        yield Line(f"TRL's step by whet's, {name}, {setup.size}", ratio, "times", ">= 4" if setup.cuda else "")
+
+
+PARTS = (same_as_cpu, attention, sharing, replays, sampling, update, trl)
+MUST = {"same_as_cpu", "attention", "sharing", "replays"}  # whose errors are equalities that do not hold
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "trl", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--shape", default="1.5B", choices=SHAPES)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--size", default="50M", choices=work.SIZES, help="of the model beside TRL")
+    parser.add_argument(
+        "--only", default=",".join(p.__name__ for p in PARTS), help="parts, with commas between: %(default)s"
+    )
+    parser.add_argument("--json", type=Path, help="also writes the figures here")
     a = parser.parse_args()
     if a.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu: no CUDA device here; `--device cpu --shape tiny` runs the same lines on a CPU")
-    card = torch.cuda.get_device_name() if a.device == "cuda" else platform.processor()
-    print(json.dumps({"device": card, "torch": torch.__version__, "python": platform.python_version()}))
-    print(json.dumps(equality(a.device)))
-    dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
-    model = model_of(SHAPES[a.shape], a.device, dtype)
-    told = sampling(model, a.device, a.batch, a.tokens) | update(model, a.device, max(1, a.batch // 8), a.tokens)
-    flops, width = next((v for k, v in CARDS.items() if k in card), (0.0, 0.0))
-    if flops:
-        told |= {"share of bandwidth": told["bytes/s"] / width, "MFU": told["FLOP/s"] / flops}
-    if a.device == "cuda":
-        told["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps(told))
+    setup = Setup(a.device, SHAPES[a.shape], a.batch, a.tokens, a.size)
+    print(f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {a.shape}, {setup.dtype}")
+    told, failed = dict[str, list[dict[str, object]]](), list[str]()
+    for part in PARTS:
+        name = part.__name__
+        if name not in a.only.split(","):
+            continue
+        print(f"{name}: {part.__doc__}")
+        told[name] = []
+        try:
+            for line in part(setup):
+                print(line, flush=True)
+                told[name].append(asdict(line) | {"holds": line.holds})
+                failed += [line.what] if line.equality and line.holds is False else []
+        except Exception as failure:
+            print(f"  ERROR {type(failure).__name__}: {' '.join(str(failure).split())[:300]}", flush=True)
+            traceback.print_exc()
+            told[name].append({"error": f"{type(failure).__name__}: {failure}"})
+            failed += [name] if name in MUST else []
+    if a.json:
+        a.json.write_text(
+            json.dumps({"card": setup.card, "versions": versions(), "parts": told}, indent=1), encoding="utf-8"
+        )
+    sys.exit(f"gpu: does not hold: {'; '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":
