@@ -66,7 +66,7 @@ def test_another_s_model_is_refused():
 
 def test_the_memory_that_is_promised_is_less():
     stage = config.RL(name="rl", kind="rl", steps=1, micro_tokens=8192)
-    kept, made = (footprint.needed(stage, SHAPE, 10**6, recompute=r) for r in (False, True))
+    kept, made = (footprint.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True))
     inside = 12 * SHAPE.hidden + 3 * SHAPE.ffn
     assert kept - made == 8192 * (4 * inside - inside - 4 * SHAPE.hidden)
 

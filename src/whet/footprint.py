@@ -24,19 +24,27 @@ def available(device: torch.device) -> float:
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
 
-def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu", recompute: bool = False) -> float:
+def needed(
+    stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu", model: config.Model | None = None
+) -> float:
     """Numbers held at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the
     sampler's cache."""
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
     critic = row is not None and (row.critic is not None or row.token_reward)
     frozen = isinstance(stage, config.Prefer) or (row is not None and row.has_kl)
-    models = 4.0 + frozen + 4 * critic
+    model = model or config.Model()
+    trained = (
+        4.0 if model.dtype == "float32" else 10.0
+    )  # beside weights and gradients of half the width, the optimizer's copies and theirs
+    models = trained + frozen + trained * critic
     if stage.lora is not None:  # the weights, merged while sampling, once more for each model of other weights
         others = isinstance(stage, config.Prefer | config.RL) and stage.reference != "start"
         others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
-        models = 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
+        models = 2.0 + others + trained * (1 + critic) * lora.size(shape, stage.lora) / size
     inside = 12 * shape.hidden + 3 * shape.ffn  # of a layer, for each token
-    activations = stage.micro_tokens * (inside + shape.layers * shape.hidden if recompute else shape.layers * inside)
+    activations = stage.micro_tokens * (
+        inside + shape.layers * shape.hidden if model.recompute else shape.layers * inside
+    )
     logits = 4 * shape.vocab * min(rows_at_once(shape.vocab, device), stage.micro_tokens)
     cache = 0
     if isinstance(stage, config.RL):
@@ -55,7 +63,7 @@ def memory(recipe: config.Recipe, shape: ModelConfig, size: int, judged: bool = 
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     wanted = {
-        s.name: width * needed(s, shape, size, device.type, recipe.model.recompute)
+        s.name: width * needed(s, shape, size, device.type, recipe.model)
         for s in recipe.stage
         if isinstance(s, config.Trained)
     }

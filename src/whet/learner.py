@@ -64,15 +64,23 @@ Model = TypeVar("Model", bound=Trained)
 
 
 class Learner(Generic[Model]):
-    """A model and its optimizers; the only thing in a run that changes."""
+    """A model and its optimizers; the only thing in a run that changes.
+
+    Of weights in bfloat16 or float16, where most updates would round to nothing, the optimizers have copies in float32: gradients are summed up
+    in them, and after each step the weights are what the copies round to (arXiv:1710.03740, section 3.1).
+    """
 
     def __init__(self, model: Model, settings: config.Optimizer, steps: int) -> None:
         self.model = model
         self.settings = settings
         self.steps = max(steps, 1)
         self.done = self.lost = 0  # steps, and those in a row that came to nothing
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizers = _optimizers(model, settings)
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.weights = [p for _, p in named]
+        self.parameters = [_stepped(p) for p in self.weights]
+        self.optimizers = _optimizers(
+            [(name, p) for (name, _), p in zip(named, self.parameters, strict=True)], settings
+        )
         self.base_lr = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     @property
@@ -94,6 +102,7 @@ class Learner(Generic[Model]):
         for micro in batch.split(micro_tokens):
             loss = (loss_of(micro) * micro.weight).sum()
             loss.backward()
+            self._gather()
             total += loss.detach().double().cpu()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if not (torch.isfinite(norm) and torch.isfinite(total)):
@@ -110,9 +119,23 @@ class Learner(Generic[Model]):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.lr_scale
             optimizer.step()
+        self._spread()
         self.forget()
         self.done += 1
         return Stepped(float(total), float(norm))
+
+    def _gather(self) -> None:
+        """Gradients of weights that have copies are added to the copies'."""
+        for weight, p in zip(self.weights, self.parameters, strict=True):
+            if p is not weight and weight.grad is not None:
+                p.grad = weight.grad.to(p.dtype) if p.grad is None else p.grad.add_(weight.grad)
+                weight.grad = None
+
+    @torch.no_grad()
+    def _spread(self) -> None:
+        for weight, p in zip(self.weights, self.parameters, strict=True):
+            if p is not weight:
+                weight.copy_(p)
 
     def fresh(self) -> None:
         """Optimizers as they were before the first step; the schedule goes on."""
@@ -136,6 +159,7 @@ class Learner(Generic[Model]):
             for p, weight in zip(self.parameters, weights, strict=True):
                 assert weight is not None
                 p.copy_(weight)
+        self._spread()
         for i, optimizer in enumerate(self.optimizers):
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in state.tensors.items():
@@ -150,8 +174,13 @@ class Learner(Generic[Model]):
             optimizer.zero_grad(set_to_none=True)
 
 
-def _optimizers(model: Trained, s: config.Optimizer) -> list[torch.optim.Optimizer]:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def _stepped(weight: nn.Parameter) -> nn.Parameter:
+    """What the optimizers move: the weight, or its copy in float32."""
+    narrow = weight.dtype in (torch.bfloat16, torch.float16)
+    return nn.Parameter(weight.detach().float()) if narrow else weight
+
+
+def _optimizers(named: list[tuple[str, nn.Parameter]], s: config.Optimizer) -> list[torch.optim.Optimizer]:
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
     matrices = inner if s.kind == "muon" else []
     taken = {id(p) for p in matrices}

@@ -102,10 +102,6 @@ class Recipe(Table):
                         f"stage {stage.name}: data = {data!r} is neither corpus nor an earlier reject stage{known}"
                     )
             kinds[stage.name] = stage.kind
-        if self.trained and self.model.dtype != "float32":
-            raise ValueError(
-                f"model.dtype = {self.model.dtype!r} is for measuring only: in training most updates would round to nothing; use float32"
-            )
         if self.result is not None and self.result not in self.trained:
             raise ValueError(f"result = {self.result!r} makes no policy{did_you_mean(self.result, self.trained)}")
         return self
