@@ -127,6 +127,24 @@ def test_inverse_cdf_never_takes_what_has_no_probability() -> None:
         assert inverse_cdf(logp, torch.tensor([u], dtype=torch.float64)).item() == token
 
 
+@pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000])
+def test_inverse_cdf_is_the_same_over_blocks(vocab: int) -> None:
+    """Beside one cumulative sum over the row, with whole blocks that have no probability, and u in every corner."""
+    rng = torch.Generator().manual_seed(vocab)
+    logits = 3 * torch.randn(200, vocab, generator=rng, dtype=torch.float64)
+    logits[:50, 1:700] = -torch.inf
+    logits[50:90, 640:] = -torch.inf if vocab > 640 else 0.0
+    logp = logits.log_softmax(-1)
+    u = torch.rand(200, generator=rng, dtype=torch.float64)
+    u[::7], u[1::7], u[2::7] = 0.0, np.nextafter(1.0, 0), 1.0
+    ends = logp.exp().cumsum(-1)
+    told = inverse_cdf(logp, u)
+    assert (logp.gather(1, told[:, None]) > -torch.inf).all()
+    below = torch.where(told > 0, ends.gather(1, (told - 1).clamp_min(0)[:, None]).squeeze(1), 0.0)
+    target, within = u * ends[:, -1], 1e-12
+    assert (below <= target + within).all() and (ends.gather(1, told[:, None]).squeeze(1) >= target - within).all()
+
+
 def test_uniform_numbers_are_uniform_and_belong_to_their_key() -> None:
     keys = sample_keys(ask(*[3] * 50), 9, 8)
     u = uniforms(keys, np.zeros(400, dtype=np.int64), 100)

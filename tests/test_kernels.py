@@ -50,6 +50,16 @@ def test_the_norm(rows, width):
     agree(lambda x, w: ops.rms_norm(x, w, 1e-5), noise(rows, width, scale=3.0), noise(width, seed=1))
 
 
+def test_torch_s_own_norm_is_the_same():
+    """It stands in for the formula where there is no CPU."""
+    given = [noise(9, 24, scale=3.0).double().requires_grad_(), noise(24, seed=1).double().requires_grad_()]
+    told = []
+    for out in (ops.rms_norm(*given, 1e-5), torch.nn.functional.rms_norm(given[0], (24,), given[1], 1e-5)):
+        told.append([out, *torch.autograd.grad((out * noise(9, 24, seed=5)).sum(), given)])
+    for ours, theirs in zip(*told, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
 @needed
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (130, 100)])
 def test_the_gate(rows, width):

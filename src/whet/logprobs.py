@@ -38,11 +38,11 @@ def processed(
     >>> [round(x, 4) for x in processed(logits, top_k=2)[0].exp().tolist()]
     [0.0, 0.2689, 0.7311]
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature not in (0.0, 1.0):
-        wide = wide / temperature
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = logits if temperature in (0.0, 1.0) else logits.to(kind) / temperature
     if (top_k <= 0 or top_k >= wide.shape[-1]) and top_p >= 1.0:
-        return wide.log_softmax(-1)
+        return wide.log_softmax(-1, dtype=kind)
+    wide = wide.to(kind)
     ordered, index = wide.detach().sort(dim=-1, descending=True, stable=True)
     out = torch.zeros_like(ordered, dtype=torch.bool)
     if 0 < top_k < wide.shape[-1]:
@@ -130,24 +130,30 @@ def spread(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tenso
         assert compiled is not None
         compiled.call("spread", (logits, targets, *told), *logits.shape, float(scale), work=logits.numel())
         return told[0], told[1], told[2]
-    z = (logits if logits.dtype == torch.float64 else logits.float()) * scale
-    size = z.logsumexp(-1)
-    return z.gather(1, targets[:, None]).squeeze(1) - size, size - (z * (z - size[:, None]).exp()).sum(-1), size
+    logp, at = _scaled(logits, scale), targets[:, None]
+    chosen = logp.gather(1, at).squeeze(1)
+    size = logits.gather(1, at).squeeze(1).to(logp.dtype) * scale - chosen
+    return chosen, -(logp.exp() * logp).sum(-1), size
+
+
+def _scaled(logits: Tensor, scale: float) -> Tensor:
+    """log-probabilities of logits times scale, in float32 at least."""
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (logits if scale == 1.0 else logits.to(kind) * scale).log_softmax(-1, dtype=kind)
 
 
 def spread_back(logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float) -> Tensor:
     """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy); told: targets, entropy, log-sum-exp."""
-    targets, entropy, size = told
+    targets, entropy = told[:2]
     if usable(logits):
         compiled = kernels()
         assert compiled is not None
         compiled.call("spread_back", (logits, *told, g, h), *logits.shape, float(scale), work=logits.numel())
         return logits
-    z = (logits if logits.dtype == torch.float64 else logits.float()) * scale - size[:, None]
-    by = -g[:, None] if h is None else -(g[:, None] + h[:, None] * (z + entropy[:, None]))
-    by = by * z.exp()
-    by.scatter_add_(1, targets[:, None], g[:, None])
-    return (by * scale).to(logits.dtype)
+    logp, g = _scaled(logits, scale), g[:, None] * scale
+    by = g if h is None else g + h[:, None] * scale * (logp + entropy[:, None])
+    by = logp.exp_().mul_(-by) if h is None else logp.exp() * -by
+    return by.scatter_add_(1, targets[:, None], g).to(logits.dtype)
 
 
 class _Chosen(Function):

@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -55,10 +56,21 @@ def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> 
 
 def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
     """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0, whatever u in [0, 1]."""
-    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1]
-    target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1).clamp_max_(logp.shape[1] - 1)
+    vocabulary = logp.shape[1]
+    blocks = F.pad(logp.exp(), (0, -vocabulary % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, B] of the distribution, where each block ends
+    target, zero = u[:, None] * ends[:, -1:], ends.new_zeros(())
+    block = _slice(ends, target)
+    begin = ends.gather(1, (block - 1).clamp_min(0)).where(block > 0, zero)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    return (block * BLOCK + _slice(inside, target - begin)).squeeze(1).clamp_max_(vocabulary - 1)
+
+
+def _slice(ends: Float[Tensor, "r n"], target: Float[Tensor, "r 1"]) -> Int[Tensor, "r 1"]:
+    """The slice that holds target: the first that ends beyond it, and never one that is empty."""
+    total = ends[:, -1:]
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(ends, target, right=True).clamp_max_(ends.shape[1] - 1)
 
 
 def draw(

@@ -17,14 +17,17 @@ def rms_norm(x: Float[Tensor, "*n w"], weight: Float[Tensor, " w"], eps: float) 
     """x / rms(x) * weight, computed in float32 (arXiv:1910.07467)."""
     if x.ndim == 2 and usable(x, weight):
         return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x.contiguous(), weight, eps)[0]
+    if x.device.type != "cpu" and x.dtype == weight.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)  # one kernel, in float32 inside
     wide = x if x.dtype == torch.float64 else x.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def turned(x: Float[Tensor, "n h d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "n h d"]:
-    """Rotates halves, as Hugging Face's checkpoints expect (arXiv:2104.09864)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    """Rotates halves, as Hugging Face's checkpoints expect (arXiv:2104.09864): of halves a, b it is (a cos - b sin, b cos + a sin)."""
+    half = x.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    return torch.addcmul(x * cos, x.roll(half, -1), signed)
 
 
 def heads(
@@ -38,11 +41,13 @@ def heads(
         if torch.is_grad_enabled():
             return _Heads.apply(qkv, wq, wk, turn, (count, kv, eps))
         return _headed(qkv.contiguous(), (wq, wk), (cos, sin), sizes, eps)[:3]
-    q, k, v = qkv.view(len(qkv), count + 2 * kv, -1).split([count, kv, kv], dim=1)
+    asks, v = qkv.view(len(qkv), count + 2 * kv, -1).split([count + kv, kv], dim=1)
     if norms is not None:
-        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
+        q, k = asks.split([count, kv], dim=1)
+        asks = torch.cat([rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)], dim=1)
     if cos is not None and sin is not None:
-        q, k = turned(q, cos, sin), turned(k, cos, sin)
+        asks = turned(asks, cos, sin)
+    q, k = asks.split([count, kv], dim=1)
     return q, k, v
 
 
