@@ -57,7 +57,8 @@ def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> 
 def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
     """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0, whatever u in [0, 1]."""
     vocabulary = logp.shape[1]
-    blocks = F.pad(logp.exp(), (0, -vocabulary % BLOCK)).unflatten(1, (-1, BLOCK))
+    likely, missing = logp.exp(), -vocabulary % BLOCK
+    blocks = (F.pad(likely, (0, missing)) if missing else likely).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, B] of the distribution, where each block ends
     target, zero = u[:, None] * ends[:, -1:], ends.new_zeros(())
     block = _slice(ends, target)
