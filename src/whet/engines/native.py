@@ -15,6 +15,7 @@ from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
 from whet.engines.step import Step
 from whet.logprobs import rows_at_once
+from whet.model.linear import ready
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
@@ -43,7 +44,7 @@ class NativeEngine:
         requests = self.requests(prompts, sampling)
         if not requests.total:
             return []
-        with evaluating(self.model), folded(self.model):
+        with evaluating(self.model), folded(self.model), ready(self.model):
             notes = _Sampler(self.model, requests, self.eos, self.rows).run(progress)
         return notes.samples(self.eos, self.chat, self.version)
 
@@ -61,7 +62,7 @@ class _Sampler:
         self.device = weight.device
         self.waiting = requests.queue()
         self.cache = Cache(model.config, self.sampling.max_tokens, weight)
-        self.forward = Step(model, self.cache)
+        self.forward = Step(model, self.cache, int(requests.lengths.max()) + self.sampling.max_tokens)
         self.notes = Notes(requests)
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True
