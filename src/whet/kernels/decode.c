@@ -1,30 +1,29 @@
 /* Decoding on a CPU in float32: attention from a cache whose prompts are shared, a whole decoder's step, and drawing a token. */
-#include "tiles.h"
+#include "kernels.h"
 
 #define EACH static inline __attribute__((always_inline))
 
-/* The sums of four vectors. */
-#ifdef __AVX512F__
+typedef float eight __attribute__((vector_size(32), aligned(4)));
+
+#ifdef __AVX__
 #include <immintrin.h>
-static inline __m128 sums(lanes a, lanes b, lanes c, lanes e) {
-    __m512 p = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), q = _mm512_unpacklo_ps(c, e) + _mm512_unpackhi_ps(c, e);
-    __m512d lo = _mm512_unpacklo_pd((__m512d)p, (__m512d)q), hi = _mm512_unpackhi_pd((__m512d)p, (__m512d)q);
-    __m512 all = (__m512)lo + (__m512)hi;
-    __m256 half = _mm512_castps512_ps256(all) + (__m256)_mm512_extractf64x4_pd((__m512d)all, 1);
-    return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+/* The sums of four vectors. */
+static inline __m128 sums(eight a, eight b, eight c, eight e) {
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, e));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 }
 #endif
 
 /* Scores of `span` keys [span, d], the largest of them and of `top`. */
 EACH float asked(const float *q, const float *keys, float *scores, int64_t span, int64_t d, float scale, float top) {
     int64_t t = 0;
-#ifdef __AVX512F__
-    for (; d % LANES == 0 && t + 4 <= span; t += 4, keys += 4 * d) {
-        lanes a = {0}, b = a, c = a, e = a;
-        for (int64_t j = 0; j < d; j += LANES) {
-            lanes at = *(const lanes *)(q + j);
-            a += at * *(const lanes *)(keys + j), b += at * *(const lanes *)(keys + d + j);
-            c += at * *(const lanes *)(keys + 2 * d + j), e += at * *(const lanes *)(keys + 3 * d + j);
+#ifdef __AVX__
+    for (; d % 8 == 0 && t + 4 <= span; t += 4, keys += 4 * d) {
+        eight a = {0}, b = a, c = a, e = a;
+        for (int64_t j = 0; j < d; j += 8) {
+            eight at = *(const eight *)(q + j);
+            a += at * *(const eight *)(keys + j), b += at * *(const eight *)(keys + d + j);
+            c += at * *(const eight *)(keys + 2 * d + j), e += at * *(const eight *)(keys + 3 * d + j);
         }
         _mm_storeu_ps(scores + t, sums(a, b, c, e) * scale);
     }
@@ -36,12 +35,12 @@ EACH float asked(const float *q, const float *keys, float *scores, int64_t span,
 
 /* out [d] += the values [span, d], each times its weight. */
 EACH void weighed(const float *weights, const float *values, float *out, int64_t span, const int64_t d) {
-    if (d % LANES == 0 && d / LANES <= 8) {
-        lanes all[8];
-        for (int64_t j = 0; j < d / LANES; j++) all[j] = *(lanes *)(out + j * LANES);
+    if (d % 8 == 0 && d <= 128) {
+        eight all[16];
+        for (int64_t j = 0; j < d / 8; j++) all[j] = *(eight *)(out + j * 8);
         for (int64_t t = 0; t < span; t++, values += d)
-            for (int64_t j = 0; j < d / LANES; j++) all[j] += weights[t] * *(const lanes *)(values + j * LANES);
-        for (int64_t j = 0; j < d / LANES; j++) *(lanes *)(out + j * LANES) = all[j];
+            for (int64_t j = 0; j < d / 8; j++) all[j] += weights[t] * *(const eight *)(values + j * 8);
+        for (int64_t j = 0; j < d / 8; j++) *(eight *)(out + j * 8) = all[j];
         return;
     }
     for (int64_t t = 0; t < span; t++, values += d) {
@@ -82,6 +81,7 @@ void decode_rows(const float *q, const float *k, const float *v, float *own_k, f
         if (d == 64) attend(a, prompt_k + prompt, prompt_v + prompt, p, b, c, span, o, s, repeat, 64);
         else if (d == 128) attend(a, prompt_k + prompt, prompt_v + prompt, p, b, c, span, o, s, repeat, 128);
         else if (d == 24) attend(a, prompt_k + prompt, prompt_v + prompt, p, b, c, span, o, s, repeat, 24);
+        else if (d == 32) attend(a, prompt_k + prompt, prompt_v + prompt, p, b, c, span, o, s, repeat, 32);
         else attend(a, prompt_k + prompt, prompt_v + prompt, p, b, c, span, o, s, repeat, d);
     }
 }
