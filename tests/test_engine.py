@@ -94,6 +94,13 @@ def test_a_sample_does_not_depend_on_its_batch_mates() -> None:
         if kernels() is not None:  # then not by a bit
             pairs = zip(sum(other, ()), sum(together, ()), strict=True)
             assert all(np.array_equal(a.logp, b.logp) for a, b in pairs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    other = NativeEngine(model, Letters(), EOS).generate(prompts, sampling)
+    torch.set_num_threads(before)
+    if kernels() is not None:
+        pairs = zip(sum(other, ()), sum(together, ()), strict=True)
+        assert all(np.array_equal(a.logp, b.logp) and a.text == b.text for a, b in pairs)
     for prompt, group in zip(prompts, together, strict=True):
         alone = NativeEngine(model, Letters(), EOS).generate([prompt], replace(sampling, n=2))[0]
         assert [s.tokens.tolist() for s in alone] == [s.tokens.tolist() for s in group[:2]]
