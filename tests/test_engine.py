@@ -14,6 +14,7 @@ from whet.engines.cache import Cache
 from whet.engines.native import NativeEngine
 from whet.engines.random import inverse_cdf, sample_keys, uniforms
 from whet.errors import DataError, WhetError
+from whet.kernels import kernels
 from whet.logprobs import chosen_logprobs, processed
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
@@ -90,6 +91,16 @@ def test_a_sample_does_not_depend_on_its_batch_mates() -> None:
     for rows in (1, 4, 7):
         other = NativeEngine(model, Letters(), EOS, rows).generate(prompts[::-1], sampling)[::-1]
         assert [[s.tokens.tolist() for s in g] for g in other] == [[s.tokens.tolist() for s in g] for g in together]
+        if kernels() is not None:  # then not by a bit
+            pairs = zip(sum(other, ()), sum(together, ()), strict=True)
+            assert all(np.array_equal(a.logp, b.logp) for a, b in pairs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    other = NativeEngine(model, Letters(), EOS).generate(prompts, sampling)
+    torch.set_num_threads(before)
+    if kernels() is not None:
+        pairs = zip(sum(other, ()), sum(together, ()), strict=True)
+        assert all(np.array_equal(a.logp, b.logp) and a.text == b.text for a, b in pairs)
     for prompt, group in zip(prompts, together, strict=True):
         alone = NativeEngine(model, Letters(), EOS).generate([prompt], replace(sampling, n=2))[0]
         assert [s.tokens.tolist() for s in alone] == [s.tokens.tolist() for s in group[:2]]

@@ -175,5 +175,5 @@ def test_room_comes_in_steps():
 
 
 def test_without_a_kernel_the_step_is_the_usual_one():
-    cache, step = graph.decoding(tiny(), 10)
+    cache, step = graph.decoding(tiny(), 10, 20)
     assert isinstance(step, Step) and not isinstance(cache, Slots)

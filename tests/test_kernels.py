@@ -16,6 +16,7 @@ from whet.logprobs import processed
 from whet.model import ops
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
+from whet.model.linear import Linear, ready
 from whet.model.transformer import Transformer
 from whet.types import Sampling
 
@@ -142,17 +143,83 @@ def test_a_whole_step_in_one_call_is_its_layers_in_turn(biased, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), ready(model):
             cache = grouped(shape, [3, 19, 1], 4, torch.float32)
             tokens, positions = torch.arange(12), torch.arange(12) + 20
             turn_by_turn = model(tokens, positions, cache)
             kept, cache.own[..., cache.column, :] = cache.own[..., cache.column, :].clone(), 0
-            step = Step(model, cache)
+            step = Step(model, cache, 40)
             assert step.compiled is not None
             assert (step(tokens, positions) - turn_by_turn).abs().max() < 2e-5
             assert (cache.own[..., cache.column, :] - kept).abs().max() < 2e-5
     finally:
         torch.set_num_threads(before)
+
+
+@needed
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (5, 7, 33), (13, 64, 31), (130, 96, 200)])
+def test_the_product_of_a_packed_weight(rows, inputs, outputs, biased):
+    linear = Linear(inputs, outputs, biased)
+    x = noise(rows, inputs)
+    exact = x.double() @ linear.weight.double().T + (linear.bias.double() if biased else 0)
+    with torch.no_grad(), ready(linear):
+        assert linear.packed is not None
+        assert (linear(x) - exact).abs().max() < 1e-5
+    assert linear.packed is None
+
+
+@needed
+def test_a_row_of_a_product_is_the_same_bits_whatever_stands_beside_it_and_on_any_number_of_threads():
+    linear, x, before = Linear(96, 230, True), noise(300, 96), torch.get_num_threads()
+    try:
+        with torch.no_grad(), ready(linear):
+            whole = linear(x)
+            for threads in (1, 2, 3, 7):
+                torch.set_num_threads(threads)
+                for first, last in ((0, 1), (3, 10), (17, 40), (100, 213), (0, 300)):
+                    assert torch.equal(linear(x[first:last]), whole[first:last])
+    finally:
+        torch.set_num_threads(before)
+
+
+PACK = [0, 30, 31, 130, 240, 243, 310, 345, 346]  # a beginning of 30 that four read, one of 67 that two read
+
+
+@needed
+@pytest.mark.parametrize(("heads", "kv", "d"), [(4, 4, 64), (6, 2, 24), (2, 1, 10), (2, 2, 128)])
+def test_attention_over_a_pack_in_float32_and_float64(heads, kv, d):
+    starts, reads = torch.tensor(PACK), ((30, 243, 0, 30), (310, 346, 243, 310))
+    agree(
+        lambda q, k, v: Packed(starts, reads=reads)(0, q, k, v),
+        noise(346, heads, d), noise(346, kv, d, seed=1), noise(346, kv, d, seed=2),
+    )  # fmt: skip
+
+
+@needed
+def test_attention_is_the_same_bits_alone_and_in_a_pack_and_on_any_number_of_threads():
+    q, k, v, told = noise(346, 6, 24), noise(346, 2, 24, seed=1), noise(346, 2, 24, seed=2), noise(346, 6, 24, seed=3)
+    found, before = [], torch.get_num_threads()
+    for threads, first, starts, reads in (
+        (1, 0, PACK, ((30, 243, 0, 30), (310, 346, 243, 310))),
+        (3, 0, PACK, ((30, 243, 0, 30), (310, 346, 243, 310))),
+        (2, 243, [0, 67, 102, 103], ((67, 103, 0, 67),)),
+    ):
+        torch.set_num_threads(threads)
+        rows = slice(first, first + starts[-1])
+        given = [x[rows].clone().requires_grad_(True) for x in (q, k, v)]
+        out = Packed(torch.tensor(starts), reads=reads)(0, *given)
+        out.backward(told[rows])
+        found.append([x[243 - first :] for x in (out.detach(), *(g.grad for g in given))])
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize("reads", [((20, 90, 0, 19),), ((21, 90, 0, 20),), ((20, 89, 0, 20),), ((50, 90, 0, 20),)])
+def test_what_is_read_before_a_segment_is_the_whole_segment_before_it(reads):
+    with pytest.raises(ValueError, match="the whole segment before"):
+        Packed(torch.tensor([0, 20, 21, 50, 90]), reads=reads)
 
 
 @needed

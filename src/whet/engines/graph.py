@@ -104,12 +104,12 @@ class Replayed:
         self.hidden.copy_(self.model(self.tokens, self.positions, self.cache))
 
 
-def decoding(model: Transformer, most: int) -> tuple[Cache, Step | Replayed]:
-    """A cache for rows of at most `most` tokens, and the step that fills it."""
+def decoding(model: Transformer, most: int, positions: int) -> tuple[Cache, Step | Replayed]:
+    """A cache for rows of at most `most` tokens, and the step that fills it; `positions` bounds those that are asked for."""
     weight = model.embed.weight
     kernel = kernel_for(weight, model.config.head_dim)
     if kernel is None:
         cache = Cache(model.config, most, weight)
-        return cache, Step(model, cache)
+        return cache, Step(model, cache, positions)
     slots = Slots(model.config, most, weight, kernel)
     return slots, Replayed(model, slots, Graphs(weight.device) if weight.is_cuda else None)

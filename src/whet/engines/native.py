@@ -14,6 +14,7 @@ from whet.engines.graph import decoding
 from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
 from whet.logprobs import rows_at_once
+from whet.model.linear import ready
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
@@ -42,7 +43,7 @@ class NativeEngine:
         requests = self.requests(prompts, sampling)
         if not requests.total:
             return []
-        with evaluating(self.model), folded(self.model):
+        with evaluating(self.model), folded(self.model), ready(self.model):
             notes = _Sampler(self.model, requests, self.eos, self.rows).run(progress)
         return notes.samples(self.eos, self.chat, self.version)
 
@@ -59,7 +60,8 @@ class _Sampler:
         self.model, self.requests, self.sampling = model, requests, requests.sampling
         self.device = weight.device
         self.waiting = requests.queue()
-        self.cache, self.forward = decoding(model, self.sampling.max_tokens)
+        most = self.sampling.max_tokens
+        self.cache, self.forward = decoding(model, most, int(requests.lengths.max()) + most)
         self.notes = Notes(requests)
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True

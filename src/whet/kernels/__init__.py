@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "spread.c", "decode.c")]
-READ = [Path(__file__).with_name("kernels.h"), *SOURCES]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "spread.c", "product.c", "decode.c", "attention.c")]
+READ = [*(Path(__file__).with_name(name) for name in ("kernels.h", "tiles.h")), *SOURCES]
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SECONDS = 120  # for the compiler
 SMALL = 1 << 14  # numbers; a kernel over fewer runs on one thread
@@ -47,14 +47,36 @@ class Kernels:
         function(*[t.data_ptr() if isinstance(t, Tensor) else t for t in tensors], *numbers, threads)
 
 
-@cache
-def product() -> int | None:
-    """The address of the matrix product that torch itself uses; None where it cannot be had by name."""
-    here = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        return ctypes.cast(ctypes.CDLL(str(here)).SGEMM, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
+def _told(name: str, *numbers: int) -> int:
+    """What a function without tensors says."""
+    compiled = kernels()
+    assert compiled is not None  # asked only where there are some
+    function = getattr(compiled.library, name)
+    function.argtypes, function.restype = [ctypes.c_int64] * len(numbers), ctypes.c_int64
+    return function(*numbers)
+
+
+def attention_room(longest: int, read: int, size: int) -> int:
+    """Numbers that a thread of `attention` works in: no segment is longer, none reads more before it, a head has `size`."""
+    return _told("attention_room", longest, read, size)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A linear map's weight [o, i] as `product` reads it."""
+    (o, i), compiled, panel = weight.shape, kernels(), _told("panel")
+    made = weight.new_empty(-(-o // panel) * panel * i)
+    assert compiled is not None
+    compiled.call("pack", (weight.contiguous(), made), o, i, work=weight.numel())
+    return made
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, columns: int) -> Tensor:
+    """y [n, columns] = x [n, i] W^T + bias, W being `packed`. A row's bits depend neither on the rows beside it nor on the threads."""
+    (n, i), compiled = x.shape, kernels()
+    y = x.new_empty(n, columns)
+    assert compiled is not None
+    compiled.call("product", (x.contiguous(), weight, bias, y), n, i, columns, 0, work=n * i * columns)
+    return y
 
 
 @cache

@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 /* y = x / rms(x) * w; rstd [n] is 1 / rms. */
-void rms_norm(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps, int threads) {
+void norm_rows(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps) {
     ROWS for (int64_t i = 0; i < n; i++) {
         const float *a = x + i * h;
         float *b = y + i * h;
@@ -16,10 +16,14 @@ void rms_norm(const float *x, const float *w, float *y, float *rstd, int64_t n, 
     }
 }
 
+void rms_norm(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps, int threads) {
+    TEAM norm_rows(x, w, y, rstd, n, h, eps);
+}
+
 /* dx, and dw as partial sums [blocks, h]. */
 void rms_norm_back(const float *dy, const float *x, const float *w, const float *rstd, float *dx, float *dw, int64_t n, int64_t h,
                    int threads) {
-    ROWS for (int64_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++) {
+    TEAM ROWS for (int64_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++) {
         float *part = dw + block * h;
         memset(part, 0, h * sizeof(float));
         int64_t last = (block + 1) * BLOCK < n ? (block + 1) * BLOCK : n;
@@ -52,8 +56,7 @@ static inline void head(const float *a, float *b, const float *w, const float *c
 }
 
 /* qkv [n, heads + 2 kv, d] -> q [n, heads, d], k and v [n, kv, d]; rstd [n, heads + kv]; cos and sin [n, d]. */
-void heads_(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v,
-            float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps, int threads) {
+void head_rows(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v, float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps) {
     ROWS for (int64_t i = 0; i < n; i++) {
         const float *a = qkv + i * (heads + 2 * kv) * d, *c = cos ? cos + i * d : 0, *s = cos ? sin + i * d : 0;
         float *r = rstd + i * (heads + kv);
@@ -61,6 +64,10 @@ void heads_(const float *qkv, const float *wq, const float *wk, const float *cos
         for (int64_t j = 0; j < kv; j++) head(a + (heads + j) * d, k + (i * kv + j) * d, wk, c, s, d, eps, r + heads + j);
         memcpy(v + i * kv * d, a + (heads + kv) * d, kv * d * sizeof(float));
     }
+}
+
+void heads_(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v, float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps, int threads) {
+    TEAM head_rows(qkv, wq, wk, cos, sin, q, k, v, rstd, n, heads, kv, d, eps);
 }
 
 static inline void head_back(const float *g, const float *a, float *b, const float *w, const float *c, const float *s, int64_t d, float r,
@@ -87,7 +94,7 @@ static inline void head_back(const float *g, const float *a, float *b, const flo
 /* dqkv from dq, dk, dv; dw as partial sums [blocks, 2, d], the norm of queries first. */
 void heads_back(const float *dq, const float *dk, const float *dv, const float *qkv, const float *wq, const float *wk, const float *cos,
                 const float *sin, const float *rstd, float *dqkv, float *dw, int64_t n, int64_t heads, int64_t kv, int64_t d, int threads) {
-    ROWS for (int64_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++) {
+    TEAM ROWS for (int64_t block = 0; block < (n + BLOCK - 1) / BLOCK; block++) {
         float *part = dw + block * 2 * d;
         memset(part, 0, 2 * d * sizeof(float));
         int64_t last = (block + 1) * BLOCK < n ? (block + 1) * BLOCK : n;
@@ -104,7 +111,7 @@ void heads_back(const float *dq, const float *dk, const float *dv, const float *
 }
 
 /* gate_up [n, 2f] -> y [n, f] = silu(gate) * up. */
-void swiglu(const float *gate_up, float *y, int64_t n, int64_t f, int threads) {
+void gate_rows(const float *gate_up, float *y, int64_t n, int64_t f) {
     ROWS for (int64_t i = 0; i < n; i++) {
         const float *g = gate_up + i * 2 * f, *u = g + f;
         float *b = y + i * f;
@@ -112,9 +119,13 @@ void swiglu(const float *gate_up, float *y, int64_t n, int64_t f, int threads) {
     }
 }
 
+void swiglu(const float *gate_up, float *y, int64_t n, int64_t f, int threads) {
+    TEAM gate_rows(gate_up, y, n, f);
+}
+
 /* d of gate_up from dy. */
 void swiglu_back(const float *dy, const float *gate_up, float *back, int64_t n, int64_t f, int threads) {
-    ROWS for (int64_t i = 0; i < n; i++) {
+    TEAM ROWS for (int64_t i = 0; i < n; i++) {
         const float *g = gate_up + i * 2 * f, *u = g + f, *d = dy + i * f;
         float *dg = back + i * 2 * f, *du = dg + f;
         SIMD for (int64_t j = 0; j < f; j++) {

@@ -1,4 +1,4 @@
-/* What kernels.c and decode.c share. */
+/* What the sources here share. */
 #include <math.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -9,7 +9,9 @@
 #include <string.h>
 
 #define BLOCK 64
-#define ROWS _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+/* A function whose name ends in _rows shares its rows among the team of threads that calls it; TEAM makes one. */
+#define TEAM _Pragma("omp parallel num_threads(threads) if (threads > 1)")
+#define ROWS _Pragma("omp for schedule(static)")
 #define SIMD _Pragma("omp simd")
 
 /* e^x, relative error below 2e-7; x is held to -60 .. 60, where sums in float32 no longer see the rest and no product of a weight becomes
@@ -41,7 +43,8 @@ static inline float dot(const float *a, const float *b, int64_t n) {
     return s;
 }
 
-void rms_norm(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps, int threads);
-void heads_(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v,
-            float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps, int threads);
-void swiglu(const float *gate_up, float *y, int64_t n, int64_t f, int threads);
+void norm_rows(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps);
+void head_rows(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v,
+               float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps);
+void gate_rows(const float *gate_up, float *y, int64_t n, int64_t f);
+void product_rows(const float *x, const float *packed, const float *bias, float *y, int64_t n, int64_t i, int64_t o, int add, int threads);

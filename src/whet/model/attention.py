@@ -4,13 +4,18 @@ An Attention gets one layer's queries, keys and values of a flat list of N token
 """
 
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
+
+from whet.kernels import attention_room, kernels, usable
 
 FLASH: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACK: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -26,38 +31,66 @@ Read = tuple[int, int, int, int]  # (first, last, begin, end): tokens first .. l
 
 
 class Packed:
-    """Causal attention inside each segment of a pack; segments never see each other, but for what `reads` allows.
+    """Causal attention inside each segment of a pack; segments never see each other, but for what `reads` allows: the segments from `first` on
+    read the whole one that stands right before them. `starts` [S + 1] are the segments' offsets, ending with N.
 
-    `starts` [S + 1] are the segments' offsets, ending with N. Segments of similar length are attended to together, so that
-    padding, which exists only inside this class, stays below `slack` of the work. No token may be named by two of `reads`.
+    Compiled, nothing is padded. Else segments of similar length are attended to together, and padding, which exists only inside this class,
+    stays below `slack` of the work. Raises ValueError for an empty segment, and for `reads` that are not so.
     """
 
     def __init__(self, starts: Int[Tensor, " s1"], slack: float = 0.25, reads: Sequence[Read] = ()) -> None:
-        lengths = (starts[1:] - starts[:-1]).tolist()
-        if not lengths or min(lengths) < 1:
+        self.bounds: list[int] = starts.tolist()
+        self.lengths = [last - first for first, last in pairwise(self.bounds)]
+        if not self.lengths or min(self.lengths) < 1:
             raise ValueError("Packed: every segment needs at least one token")
-        self.n, self.reads = sum(lengths), reads
-        offsets = starts[:-1].tolist()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        self.buckets: list[tuple[Tensor, Tensor]] = []  # (index [B, L] into the pack, real [B, L])
+        if any(
+            (begin, end) not in pairwise(self.bounds) or end != first or last not in self.bounds
+            for first, last, begin, end in reads
+        ):
+            raise ValueError("Packed: what is read must be the whole segment before those that read it")
+        self.device, self.slack, self.reads = starts.device, slack, reads
+
+    @cached_property
+    def buckets(self) -> list[tuple[Tensor, Tensor]]:
+        """(index [B, L] into the pack, real [B, L]) of segments of similar length."""
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
+        made: list[tuple[Tensor, Tensor]] = []
         first = 0
         while first < len(order):
-            longest = lengths[order[first]]
+            longest = self.lengths[order[first]]
             last = first
-            while last < len(order) and lengths[order[last]] >= longest * (1 - slack):
+            while last < len(order) and self.lengths[order[last]] >= longest * (1 - self.slack):
                 last += 1
             rows = order[first:last]
             steps = torch.arange(longest)
-            length = torch.tensor([lengths[i] for i in rows])[:, None]
-            offset = torch.tensor([offsets[i] for i in rows])[:, None]
-            real = steps < length
-            self.buckets.append(((offset + steps.minimum(length - 1)).to(starts.device), real.to(starts.device)))
+            length = torch.tensor([self.lengths[i] for i in rows])[:, None]
+            offset = torch.tensor([self.bounds[i] for i in rows])[:, None]
+            made.append(((offset + steps.minimum(length - 1)).to(self.device), (steps < length).to(self.device)))
             first = last
+        return made
+
+    @cached_property
+    def place(self) -> Tensor:
+        """[N] of a token among all buckets' rows."""
         flat = torch.cat([index[real] for index, real in self.buckets])
         place = torch.cat([real.reshape(-1) for _, real in self.buckets]).nonzero().squeeze(1)
-        self.place = torch.empty_like(flat).scatter_(0, flat, place)  # [N] of a token among all buckets' rows
+        return torch.empty_like(flat).scatter_(0, flat, place)
+
+    @cached_property
+    def plan(self) -> tuple[Tensor, Tensor]:
+        """Of each segment its tokens and what they read besides [S, 4]; the first segment of each run [R + 1], as kernels/attention.c has them."""
+        bounds = np.array(self.bounds)
+        segments = np.stack([bounds[:-1], bounds[1:], bounds[:-1], bounds[:-1]], 1)
+        alone = np.ones(len(bounds), dtype=bool)
+        for first, last, begin, end in self.reads:
+            i, j = np.searchsorted(bounds, [first, last])
+            segments[i:j, 2:] = begin, end
+            alone[i:j] = False
+        return torch.from_numpy(segments), torch.from_numpy(np.flatnonzero(alone))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if usable(q, k, v):
+            return _Compiled.apply(q, k, v, self)
         if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
             return _Attend.apply(q, k, v, self)
         if self.reads:
@@ -138,3 +171,37 @@ class _Attend(Function):
             dk[begin:end] += db[0].transpose(0, 1)
             dv[begin:end] += dc[0].transpose(0, 1)
         return dq, dk, dv, None
+
+
+class _Compiled(Function):
+    """The same without padding, in kernels/attention.c."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Packed) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        segments, _ = plan.plan
+        out, size = torch.empty_like(q), q.new_empty(q.shape[:2])
+        room = _room(plan, q)
+        compiled, sizes = kernels(), (len(segments), q.shape[1], k.shape[1], q.shape[2], room.shape[1])
+        assert compiled is not None
+        compiled.call("attention", (q, k, v, segments, out, size, room), *sizes, work=q.numel())
+        ctx.save_for_backward(q, k, v, out, size)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        q, k, v, out, size = ctx.saved_tensors
+        segments, runs = ctx.plan.plan
+        dq, dk, dv, room = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), _room(ctx.plan, q)
+        compiled, sizes = kernels(), (len(runs) - 1, q.shape[1], k.shape[1], q.shape[2], room.shape[1])
+        assert compiled is not None
+        tensors = (given[0].contiguous(), q, k, v, out, size, segments, runs, dq, dk, dv, room)
+        compiled.call("attention_back", tensors, *sizes, work=q.numel())
+        return dq, dk, dv, None
+
+
+def _room(plan: Packed, q: Tensor) -> Tensor:
+    """[threads, numbers] to work in."""
+    read = max((end - begin for _, _, begin, end in plan.reads), default=0)
+    return q.new_empty(torch.get_num_threads(), attention_room(max(plan.lengths), read, q.shape[2]))

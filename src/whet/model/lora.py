@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from whet.config.tables import PROJECTIONS, Lora
 from whet.errors import ModelError
 from whet.model.config import ModelConfig
+from whet.model.linear import Linear, Map, mapped
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.model.weights import parts
@@ -22,13 +23,13 @@ Model = TypeVar("Model", bound=Policy)
 Stack = tuple[tuple[str, int], ...]  # (projection, rows) of what stands in one of the decoder's fused matrices
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(Map):
     """A linear map, frozen, and an A [rank, in] and B [rows, rank] for each adapted projection of the stack that it holds.
 
     y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as the paper's released code has it, so
     within 1 / sqrt(in); B starts at 0, so that the map is what it was.
 
-    >>> plain = nn.Linear(2, 1, bias=False)
+    >>> plain = Linear(2, 1, bias=False)
     >>> _ = plain.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
     >>> lora = LoraLinear(plain, (("o_proj", 1),), Lora(rank=1, alpha=3), torch.Generator())
     >>> _ = lora.lora_a["o_proj"].data.fill_(0.5), lora.lora_b["o_proj"].data.fill_(2.0)
@@ -36,7 +37,7 @@ class LoraLinear(nn.Module):
     9.0
     """
 
-    def __init__(self, plain: nn.Linear, stack: Stack, lora: Lora, generator: torch.Generator) -> None:
+    def __init__(self, plain: Linear, stack: Stack, lora: Lora, generator: torch.Generator) -> None:
         super().__init__()
         self.weight = plain.weight
         self.bias: nn.Parameter | None = plain.bias
@@ -53,12 +54,16 @@ class LoraLinear(nn.Module):
                 self.lora_b[name] = nn.Parameter(plain.weight.new_zeros(rows, lora.rank))
 
     @property
+    def matrix(self) -> Tensor | None:
+        return self.whole
+
+    @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
     def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
         if self.whole is not None:
-            return F.linear(x, self.whole, self.bias)
+            return mapped(x, self.whole, self.bias, self.packed)
         y = F.linear(x, self.weight, self.bias).split([rows for _, rows in self.stack], dim=-1)
         return torch.cat([self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)], dim=-1)
 
@@ -129,7 +134,7 @@ def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
     for name, stack in stacks(model.config).items():
         if any(part in lora.targets for part, _ in stack):
             plain = model.get_submodule(name)
-            assert isinstance(plain, nn.Linear)
+            assert isinstance(plain, Linear)
             model.set_submodule(name, LoraLinear(plain, stack, lora, generator))
 
 
@@ -144,7 +149,8 @@ def merge(model: nn.Module | Policy) -> None:
     for name, module in adapted(model).items():
         assert isinstance(model, nn.Module)
         out, inside = module.weight.shape
-        plain = nn.Linear(inside, out, bias=False, device="meta")
+        with torch.device("meta"):
+            plain = Linear(inside, out, bias=False)
         plain.weight = nn.Parameter(module.merged(), requires_grad=False)
         plain.register_parameter("bias", module.bias)
         model.set_submodule(name, plain)

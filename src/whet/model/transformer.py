@@ -14,6 +14,7 @@ from torch.utils import checkpoint
 from whet.model import ops
 from whet.model.attention import Attention
 from whet.model.config import ModelConfig
+from whet.model.linear import Linear
 from whet.model.rope import Rotary
 from whet.model.shared import shared
 from whet.model.varlen import shares, within
@@ -42,13 +43,13 @@ class Layer(nn.Module):
         self.eps = c.norm_eps
         self.uses_rope = index not in c.no_rope_layers
         self.norm_attention = RMSNorm(c.hidden, c.norm_eps)
-        self.qkv = nn.Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
-        self.out = nn.Linear(c.heads * c.head_dim, c.hidden, bias=c.out_bias)
+        self.qkv = Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = Linear(c.heads * c.head_dim, c.hidden, bias=c.out_bias)
         self.norm_q = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.norm_k = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.norm_ffn = RMSNorm(c.hidden, c.norm_eps)
-        self.gate_up = nn.Linear(c.hidden, 2 * c.ffn, bias=c.mlp_bias)
-        self.down = nn.Linear(c.ffn, c.hidden, bias=c.mlp_bias)
+        self.gate_up = Linear(c.hidden, 2 * c.ffn, bias=c.mlp_bias)
+        self.down = Linear(c.ffn, c.hidden, bias=c.mlp_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
         norms = (self.norm_q.weight, self.norm_k.weight) if self.norm_q and self.norm_k else None
@@ -74,7 +75,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.rotary = Rotary(config)
-        self.head = nn.Linear(config.hidden, 1 if config.scalar else config.vocab, bias=False)
+        self.head = Linear(config.hidden, 1 if config.scalar else config.vocab, bias=False)
         if config.tied and not config.scalar:
             self.head.weight = self.embed.weight
 
