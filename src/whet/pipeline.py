@@ -24,6 +24,7 @@ from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
 from whet.measure import Measured, gain, measure
 from whet.model import hub, lora_files
+from whet.model.commit import made, written
 from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.refusals import refuse
@@ -35,13 +36,17 @@ from whet.thinking import measured
 
 def prepare(directory: Path, overwrite: bool) -> None:
     """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
+    old = directory.with_name(f".{directory.name}.old")  # whole or gone: half a run would be taken for somebody's files
+    shutil.rmtree(old, ignore_errors=True)
     if not directory.exists():
         return
     if not overwrite:
         raise RecipeError(f"{directory} exists; give another name=..., or --overwrite to replace it")
-    if any(directory.iterdir()) and not (directory / "recipe.toml").exists():
+    begun = (directory / name for name in ("recipe.toml", origin.FILE, f".{origin.FILE}.partial"))
+    if any(directory.iterdir()) and not any(path.exists() for path in begun):
         raise RecipeError(f"{directory} holds no run, so --overwrite will not remove it")
-    shutil.rmtree(directory)
+    directory.rename(old)
+    shutil.rmtree(old)
 
 
 def run(
@@ -76,10 +81,10 @@ class Pipeline:
                 rewarded(recipe, stage.reward, task, directory)
         chat, path = tokenizer(recipe, task)
         given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
-        directory.mkdir(parents=True, exist_ok=True)
+        made(directory)
         made_of = origin.origin(recipe)
         write_json(directory / origin.FILE, made_of)
-        (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
+        written(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):
             if note:
@@ -142,7 +147,7 @@ class Pipeline:
         """The stage's checkpoints."""
         spec = self.recipe.save
         saves = Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
-        saves.origin = self.made_of
+        saves.origin, saves.before = self.made_of, self.context.log.sync
         return saves
 
     def handed(self, stage: config.AnyStage) -> Context:

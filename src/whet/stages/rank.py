@@ -26,6 +26,7 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
     folder = context.log.directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     rankings.write(found, folder / "rankings.jsonl")
+    context.log.wrote(folder / "rankings.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(found))}
     context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank")
 
