@@ -133,7 +133,8 @@ def left(run: Path) -> dict[str, Any]:
         if path.is_dir() or path.name in ("report.html", "summary.json", "metrics.jsonl"):
             continue
         found[name] = path.read_bytes()
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = run / "metrics.jsonl"  # of a run whose stages only measure there is none
+    lines = [json.loads(line) for line in (log.read_text().splitlines() if log.exists() else ())]
     found["metrics.jsonl"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
     summary = json.loads((run / "summary.json").read_text())
     for line in summary["stages"]:

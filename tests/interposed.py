@@ -30,7 +30,19 @@ NAMES = (
     "open,creat,openat,write,pwrite64,writev,sendfile,copy_file_range,ftruncate,truncate,fallocate,fsync,fdatasync,close,"
     "rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,symlink,symlinkat,chmod,fchmod,utimensat"
 )
-NEEDS_ROOM = "openat write pwrite64 writev sendfile copy_file_range ftruncate fallocate fsync mkdir rename".split()
+NEEDS_ROOM = [
+    "openat",
+    "write",
+    "pwrite64",
+    "writev",
+    "sendfile",
+    "copy_file_range",
+    "ftruncate",
+    "fallocate",
+    "fsync",
+    "mkdir",
+    "rename",
+]
 PR_SET_PTRACER = 0x59616D61
 RECIPE = (Path(__file__).parent / "data" / "every_stage.toml").read_text()
 

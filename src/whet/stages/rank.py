@@ -32,9 +32,13 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
 
 
 def refuse(stage: config.Rank, task: Task) -> None:
-    """Raises RecipeError where the task cannot rank."""
+    """Raises RecipeError where the task cannot rank, or where a key would not be read."""
     if stage.by == "task" and not isinstance(task, Ranker):
         raise RecipeError(f"stage {stage.name}: task {task.name} ranks nothing; use by = 'reward' or 'length'")
+    if stage.by != "length" and stage.longer != type(stage).model_fields["longer"].default:
+        raise RecipeError(
+            f"stage {stage.name}: by = {stage.by!r} looks at no length, so longer = {stage.longer:g} would not be read; drop it"
+        )
 
 
 def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Random) -> list[Ranking]:
