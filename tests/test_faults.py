@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from typing import get_args
 
 import pytest
 
 from whet import config, pipeline, recipes, rerun
-from whet.errors import RecipeError
+from whet.errors import RecipeError, Stopped
+from whet.runlog import Silent
 
 from . import power
 from .crash import left
@@ -142,5 +144,33 @@ def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed
         rerun.rerun(recipe, tmp_path / "crash", "ppo")
     monkeypatch.undo()
     assert any(p.read_bytes().count(b"\n") < 3 for p in tmp_path.rglob("*") if p.name == "metrics.jsonl")
+    rerun.resume(recipe, tmp_path / "crash")
+    assert left(tmp_path / "crash") == undisturbed
+
+
+class At(Silent):
+    """Sets the event as a stage begins."""
+
+    def __init__(self, stop: Event, stage: str) -> None:
+        self.stop, self.stage = stop, stage
+
+    def begin(self, stage: str, kind: str, total: int) -> None:
+        if stage == self.stage:
+            self.stop.set()
+
+
+@pytest.mark.parametrize("stage", ["kept", "order", "look"])
+def test_a_stage_that_only_draws_is_left_while_it_draws_and_begins_anew(tmp_path, recipe, undisturbed, stage):
+    stop = Event()
+    with pytest.raises(Stopped, match=f"while stage {stage} drew"):
+        pipeline.run(recipe, tmp_path / "crash", At(stop, stage), stop)
+    rerun.resume(recipe, tmp_path / "crash")
+    assert left(tmp_path / "crash") == undisturbed
+
+
+def test_what_was_trained_is_measured_and_kept_before_a_stop(tmp_path, recipe, undisturbed):
+    stop = Event()
+    with pytest.raises(Stopped, match="after stage mean"):
+        pipeline.run(recipe, tmp_path / "crash", At(stop, "mean"), stop)
     rerun.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed

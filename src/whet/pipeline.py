@@ -104,7 +104,7 @@ class Pipeline:
         for stage in self.recipe.stage:
             if stage.name not in done:
                 self.stage(stage)
-            self.saves(stage).clear()
+            self.saves(stage.name).clear()
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -143,17 +143,17 @@ class Pipeline:
         if self.stop.is_set() and stage is not self.recipe.stage[-1]:
             raise Stopped(f"stopped after stage {stage.name}; --resume goes on from there")
 
-    def saves(self, stage: config.AnyStage) -> Saves:
-        """The stage's checkpoints."""
+    def saves(self, stage: str) -> Saves:
+        """A stage's checkpoints."""
         spec = self.recipe.save
-        saves = Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
+        saves = Saves(self.directory / stage / "checkpoints", spec.every, spec.last, self.stop)
         saves.origin, saves.before = self.made_of, self.context.log.sync
         return saves
 
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
         context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
-        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage))
+        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage.name))
         if isinstance(stage, config.Draws) and stage.reward:
             reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
             context = replace(context, reward=reward)
@@ -190,7 +190,9 @@ class Pipeline:
         line |= {"accuracy": None, "low": None, "high": None, "n": None}
         line["parameters"] = sum(p.numel() for p in policy.parameters())
         if measure_it:
-            found = measure(policy, self.context, spec or self.recipe.evaluation)
+            # What a stage has trained is not thrown away for a stop while it is measured; where nothing was trained nothing is lost.
+            ending = None if kind not in ("model", "evaluate") else self.saves(name).drawing
+            found = measure(policy, self.context, spec or self.recipe.evaluation, ending)
             self.measured[name] = found
             line |= found.figures
             shown = found.groups[:200] if found.off is None else [*found.groups[:100], *found.off.groups[:100]]
