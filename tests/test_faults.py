@@ -64,6 +64,16 @@ def test_where_a_checkpoint_is_committed_the_log_and_the_samples_of_its_steps_ar
     assert {1, 2} <= set(seen)
 
 
+def test_all_that_a_finished_run_has_left_outlasts_a_power_cut(tmp_path, recipe, undisturbed):
+    disks = list[power.Disk]()
+    with power.noted(disks.append):
+        pipeline.run(recipe, tmp_path / "crash")
+        disks[0].left(tmp_path / "crash", tmp_path / "cut", lost=True)
+    for stage in recipe.stage:  # that they are gone may be lost
+        shutil.rmtree(tmp_path / "cut" / stage.name / "checkpoints", ignore_errors=True)
+    assert left(tmp_path / "cut") == undisturbed
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("fault", ["killed", "refused"])
 def test_system_calls_that_kill_or_find_the_disk_full(fault):
