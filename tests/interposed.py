@@ -148,6 +148,7 @@ def _calls(text: str, run: str) -> Iterator[Call]:
             for odd, even in (
                 (r"\.[0-9a-f]{8}\.(partial|old)", r".TOKEN.\1"),
                 (r"\.tmp\w{6}", ".tmp"),
+                (r"\.\.\., \d+|, \[\d+\].*", ""),  # how much: the log says times
                 (r"\b\d+<", "<"),
             ):
                 said = re.sub(odd, even, said)

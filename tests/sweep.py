@@ -109,6 +109,8 @@ def sweep(case: Case, most: int = 0, seed: int = 0) -> tuple[int, int]:
                 print(f"{case.__name__} at {call.says}: {wrong}", flush=True)
             shutil.rmtree(folder)
     missed = Counter(c.says for c in chosen) - reached
+    if missed:
+        print(f"not reached: {'; '.join(missed)}")
     by_name = ", ".join(f"{n} {name}" for name, n in Counter(c.name for c in chosen).most_common())
     print(
         f"{case.__name__}: {len(chosen)} of {len(wanted)} calls of the save path ({by_name}), {missed.total()} not reached"
