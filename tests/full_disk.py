@@ -1,7 +1,9 @@
 """Runs on disks that fill up: `make full-disk`, `make full-disk SIZES=3` for a short form.
 
 The recipe of `crash` runs in a tmpfs of so many KiB, in a mount namespace of its own. It must end with one line and without a traceback; with room made, it goes
-on, and what it has left is what a run with room leaves. The last line reads `full disks N, differing 0`.
+on, and what it has left is what a run with room leaves. Then a smaller recipe, with every kind of stage, is told by strace that the disk is full, once, at
+each system call of its save path that takes room (`sweep.py`): at each from SIZES=40 on, at as many as SIZES below that.
+The last line reads `full disks N, differing 0`.
 """
 
 import json
@@ -64,6 +66,8 @@ def whole() -> tuple[dict[str, str], int]:
 
 
 def main(sizes: int) -> int:
+    from sweep import refused, sweep, unable
+
     expected, most = whole()
     full = differing = 0
     for i in range(sizes):
@@ -76,6 +80,12 @@ def main(sizes: int) -> int:
         full += told["code"] != 0
         differing += bad
         print(f"{kib} KiB: exit {told['code']} {error.strip()[-160:]}{'  DIFFERS' if bad else ''}", flush=True)
+    print(f"of growing size: {full} full disks, {differing} differing", flush=True)
+    if why := unable():
+        print(f"{why}: no single call was refused")
+    else:
+        came, bad = sweep(refused, 0 if sizes >= 40 else sizes)
+        full, differing = full + came, differing + bad
     print(f"full disks {full}, differing {differing}")
     return int(differing > 0 or not full)
 

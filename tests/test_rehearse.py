@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from whet import config, recipes, rehearse, standin
+from whet.algorithms import algorithm
 from whet.chat import Chat
 from whet.check import findings
 from whet.cli import main
 from whet.errors import DataError, ModelError
 from whet.model import hub, scalar
 from whet.model.transformer import Transformer
+from whet.stages import rl
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
 
@@ -114,3 +116,11 @@ def test_a_critics_warm_up_is_left_out():
     recipe = recipes.load(RECIPES[0].with_name("oreal-mini.toml"))
     stages = [s for s in rehearse.small(recipe).stage if isinstance(s, config.RL)]
     assert stages and all(s.override["warmup"] == 0 for s in stages)
+
+
+def test_a_stage_without_a_probe_is_rehearsed_without_one():
+    recipe = recipes.load(RECIPES[0])
+    stages = [s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage]
+    found = rehearse.small(recipe.model_copy(update={"stage": stages})).stage
+    looked = [rl.refuse(s, algorithm(s.algorithm, s.override)) for s in found if isinstance(s, config.RL)]
+    assert looked and all(s.probe == 0 for s in found if isinstance(s, config.RL))

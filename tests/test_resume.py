@@ -88,7 +88,7 @@ def test_killed_at_a_few_moments_it_is_the_same(tmp_path, undisturbed):
         assert left(folder / "crash") == undisturbed
 
 
-@pytest.mark.parametrize("at", [40, 260, 445])
+@pytest.mark.parametrize("at", [40, 260, 420])
 def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path, undisturbed, at):
     """`make full-disk` fills real ones."""
     (tmp_path / "crash.toml").write_text(RECIPE)

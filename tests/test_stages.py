@@ -159,10 +159,10 @@ def test_reject_hands_its_data_to_sft(tmp_path):
     sft.run(model, sft_stage(steps=60), context)
     reject.run(model, config.Reject(name="kept", kind="reject", problems=16, max_tokens=8), context)
     assert context.data["kept"] and (tmp_path / "kept/data.jsonl").exists()
-    sft.run(model, sft_stage(data="kept", steps=2), context)
+    sft.run(model, sft_stage(data="kept", mix={}, steps=2), context)
     context.data["kept"] = []
     with pytest.raises(DataError, match="kept no sample"):
-        sft.run(model, sft_stage(data="kept", steps=2), context)
+        sft.run(model, sft_stage(data="kept", mix={}, steps=2), context)
 
 
 def test_a_reward_of_the_wrong_length_is_refused(tmp_path):

@@ -7,7 +7,7 @@ manifest.json (the SHA-256 of both). It is written aside, synced and committed b
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -83,6 +83,7 @@ class Saves:
         self.folder, self.every, self.last = folder, every, last
         self.stop = stop or Event()
         self.origin: Mapping[str, Any] = {}  # hashes of what the run is made of, for the record
+        self.before: Callable[[], None] = lambda: None  # puts on disk what a checkpoint relies on: the log of its steps
         self.damaged: list[str] = []  # in words, of those that were passed over
 
     def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
@@ -108,6 +109,7 @@ class Saves:
         told = {"step": step, "origin": self.origin, "parts": {name: s.data for name, s in states.items()}}
         texts = {TENSORS: save(tensors), DATA: _json(told)}
         sums = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+        self.before()
         with committed(self.folder / f"{step:08d}", holds=(MANIFEST,)) as place:
             for name, text in {**texts, MANIFEST: _json({"sha256": sums, "step": step})}.items():
                 (place / name).write_bytes(text)

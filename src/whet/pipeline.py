@@ -24,6 +24,7 @@ from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
 from whet.measure import Measured, gain, measure
 from whet.model import hub, lora_files
+from whet.model.commit import made, written
 from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.refusals import refuse
@@ -35,13 +36,17 @@ from whet.thinking import measured
 
 def prepare(directory: Path, overwrite: bool) -> None:
     """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
+    old = directory.with_name(f".{directory.name}.old")  # whole or gone: half a run would be taken for somebody's files
+    shutil.rmtree(old, ignore_errors=True)
     if not directory.exists():
         return
     if not overwrite:
         raise RecipeError(f"{directory} exists; give another name=..., or --overwrite to replace it")
-    if any(directory.iterdir()) and not (directory / "recipe.toml").exists():
+    begun = (directory / name for name in ("recipe.toml", origin.FILE, f".{origin.FILE}.partial"))
+    if any(directory.iterdir()) and not any(path.exists() for path in begun):
         raise RecipeError(f"{directory} holds no run, so --overwrite will not remove it")
-    shutil.rmtree(directory)
+    directory.rename(old)
+    shutil.rmtree(old)
 
 
 def run(
@@ -76,10 +81,10 @@ class Pipeline:
                 rewarded(recipe, stage.reward, task, directory)
         chat, path = tokenizer(recipe, task)
         given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
-        directory.mkdir(parents=True, exist_ok=True)
+        made(directory)
         made_of = origin.origin(recipe)
         write_json(directory / origin.FILE, made_of)
-        (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)), encoding="utf-8")
+        written(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):
             if note:
@@ -99,7 +104,7 @@ class Pipeline:
         for stage in self.recipe.stage:
             if stage.name not in done:
                 self.stage(stage)
-            self.saves(stage).clear()
+            self.saves(stage.name).clear()
         return self.finish()
 
     def finish(self) -> dict[str, Any]:
@@ -138,17 +143,17 @@ class Pipeline:
         if self.stop.is_set() and stage is not self.recipe.stage[-1]:
             raise Stopped(f"stopped after stage {stage.name}; --resume goes on from there")
 
-    def saves(self, stage: config.AnyStage) -> Saves:
-        """The stage's checkpoints."""
+    def saves(self, stage: str) -> Saves:
+        """A stage's checkpoints."""
         spec = self.recipe.save
-        saves = Saves(self.directory / stage.name / "checkpoints", spec.every, spec.last, self.stop)
-        saves.origin = self.made_of
+        saves = Saves(self.directory / stage / "checkpoints", spec.every, spec.last, self.stop)
+        saves.origin, saves.before = self.made_of, self.context.log.sync
         return saves
 
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
         context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
-        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage))
+        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage.name))
         if isinstance(stage, config.Draws) and stage.reward:
             reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
             context = replace(context, reward=reward)
@@ -185,7 +190,9 @@ class Pipeline:
         line |= {"accuracy": None, "low": None, "high": None, "n": None}
         line["parameters"] = sum(p.numel() for p in policy.parameters())
         if measure_it:
-            found = measure(policy, self.context, spec or self.recipe.evaluation)
+            # What a stage has trained is not thrown away for a stop while it is measured; where nothing was trained nothing is lost.
+            ending = None if kind not in ("model", "evaluate") else self.saves(name).drawing
+            found = measure(policy, self.context, spec or self.recipe.evaluation, ending)
             self.measured[name] = found
             line |= found.figures
             shown = found.groups[:200] if found.off is None else [*found.groups[:100], *found.off.groups[:100]]

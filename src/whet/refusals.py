@@ -21,6 +21,8 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             if name not in earlier:
                 hub.resolve(name)
 
+    if recipe.model.path is not None and hub.resolve(recipe.model.path) and recipe.model.shape != config.Shape():
+        raise RecipeError("model.path names the model, so model.shape would not be read; drop one of them")
     for part in recipe.reward:
         if part.name == "learned" and part.options.get("model") in [s.name for s in recipe.stage]:
             raise RecipeError(

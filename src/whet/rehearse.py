@@ -63,6 +63,8 @@ def small(recipe: config.Recipe) -> config.Recipe:
         for key, most in (FEWER | MORE if keeps else FEWER).items():
             if key in told and not (keeps and key == "samples"):
                 told[key] = min(told[key], most)
+        if not told.get("probe", 1):
+            told.pop("probe_every")
         if keeps:
             told["samples"] = MORE["samples"]
         if "max_tokens" in told:

@@ -10,6 +10,7 @@ from typing import Any
 
 from whet import config, origin, rankings, recipes
 from whet.errors import RecipeError, did_you_mean
+from whet.model.commit import committed
 from whet.pipeline import Pipeline
 from whet.runlog import Display, write_json
 from whet.stages import reject
@@ -100,11 +101,16 @@ def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
         if isinstance(stage, config.Makes):
             pipeline.policy = pipeline.context.policy(stage.name)
         if isinstance(stage, config.Reject):
-            pipeline.context.data[stage.name] = reject.read(pipeline.directory / stage.name / "data.jsonl")
+            path = pipeline.directory / stage.name / "data.jsonl"
+            pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
         if isinstance(stage, config.Rank):
-            pipeline.context.rankings[stage.name] = rankings.read(
-                str(pipeline.directory / stage.name / "rankings.jsonl")
-            )
+            path = pipeline.directory / stage.name / "rankings.jsonl"
+            pipeline.context.rankings[stage.name] = [] if _empty(path) else rankings.read(str(path))
+
+
+def _empty(path: Path) -> bool:
+    """Whether a stage that drew samples kept none: a file without a row, which of a user's own would be a mistake."""
+    return path.is_file() and path.stat().st_size == 0
 
 
 def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | None = None) -> dict[str, Any]:
@@ -156,10 +162,10 @@ def aside(directory: Path, name: str) -> Iterator[None]:
     """Within it, what the stage left is out of the way: its model or data and its samples; its lines of metrics.jsonl go when it begins
     (`RunLog.rewind`). Where the block does not end well all of it comes back; where the process is killed, with the next `--resume` or `--only`."""
     place = directory / f".before.{name}"
-    place.mkdir()
-    for file in FILES:
-        if (directory / file).is_file():
-            shutil.copy2(directory / file, place / file)
+    with committed(place) as made:  # a copy that is cut short must never come back
+        for file in FILES:
+            if (directory / file).is_file():
+                shutil.copy2(directory / file, made / file)
     for folder in (name, *(f"samples/{name}{end}" for end in ("", "-probe", "-test"))):
         if (directory / folder).exists():
             (directory / folder).rename(place / folder.replace("/", "@"))

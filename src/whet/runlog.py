@@ -1,13 +1,13 @@
 """What a run leaves behind: metrics.jsonl, samples/, summary.json; and what a person sees while it runs."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from whet.chat import Chat
 from whet.checkpoint import State
+from whet.model.commit import sync, written
 from whet.types import Group, Task, Update
 
 
@@ -28,19 +28,25 @@ class Silent:
 
 
 class RunLog:
-    """Writes one run's directory. Lines are appended whole; summary.json is replaced by one rename."""
+    """Writes one run's directory. Lines are appended whole; summary.json is replaced by one rename.
+
+    What a later write relies on, a checkpoint or the summary, is on disk before it: `sync`.
+    """
 
     def __init__(self, directory: Path, display: Display | None = None) -> None:
         self.directory = directory
         self.display: Display = display or Silent()
         self.warnings: list[dict[str, Any]] = []
+        self.unsynced: set[Path] = set()  # files and directories that a power cut could still take back
         directory.mkdir(parents=True, exist_ok=True)
 
     def update(self, update: Update, kind: str) -> None:
         line = {"stage": update.stage, "kind": kind, "step": update.step}
         line |= {"values": dict(update.values), "seconds": {k: round(v, 4) for k, v in update.seconds.items()}}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.directory / "metrics.jsonl"
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.wrote(path)
         self.display.step(update.step, update.values)
 
     def warn(self, stage: str, step: int, text: str) -> None:
@@ -57,20 +63,19 @@ class RunLog:
         """Every sample of a step, one line a group: samples/STAGE/STEP.jsonl."""
         folder = self.directory / "samples" / stage
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+        path = folder / f"{step:06d}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
             for i, group in enumerate(groups):
                 given = advantages[i] if advantages is not None else [None] * len(group.samples)
                 file.write(json.dumps(_group_line(stage, step, group, chat, task, given)) + "\n")
+        self.wrote(path)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what was logged of a stage after its step, and half a line, if a kill has left one."""
         lines = self._lines()
         kept = [x for x in lines if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)]
         if kept != lines:
-            path = self.directory / "metrics.jsonl"
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(path)
+            written(self.directory / "metrics.jsonl", "".join(kept))
         for name, last in ((stage, step), (f"{stage}-probe", step - 1), (f"{stage}-test", -1)):
             for file in (self.directory / "samples" / name).glob("*.jsonl"):
                 if file.stem.isdigit() and int(file.stem) > last:
@@ -101,7 +106,18 @@ class RunLog:
         text = "loss or gradient was not finite, and the step was left out; what it would have learned from is in"
         self.warn(stage, step, f"{text} {stage}/lost")
 
+    def wrote(self, path: Path) -> None:
+        """Notes a file of the run's directory, and the directories that it may be new in, for the next `sync`."""
+        self.unsynced |= {path, *(p for p in path.parents if p.is_relative_to(self.directory))}
+
+    def sync(self) -> None:
+        """Returns when all that was written so far would outlast a power cut."""
+        for path in sorted(self.unsynced):
+            sync(path)
+        self.unsynced.clear()
+
     def summary(self, figures: Mapping[str, Any]) -> None:
+        self.sync()
         write_json(self.directory / "summary.json", {**figures, "warnings": self.warnings})
 
 
@@ -150,10 +166,5 @@ def _group_line(
 
 
 def write_json(path: Path, data: Any) -> None:
-    """All of it or nothing: a temporary file, synced, then one rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """All of it or nothing, and for good."""
+    written(path, json.dumps(data, indent=1))

@@ -120,6 +120,12 @@ class Optimizer(Table):
     warmup: Count = 0  # steps
     max_grad_norm: Rate = 1.0
 
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.kind == "adamw" and self.lr_rest is not None:
+            raise ValueError("lr_rest is of what Muon leaves over, and kind = 'adamw' would not read it; drop it")
+        return self
+
 
 class Critic(Optimizer):
     """The optimizer of a critic (or token-level reward model), and what it starts from where that is not the policy."""

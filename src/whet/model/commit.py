@@ -1,4 +1,4 @@
-"""A directory that is there whole, or not at all."""
+"""A directory or a file that is there whole, or not at all, whatever ends the process or the machine."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
             raise ModelError(
                 f"{directory} holds other files and no {holds[0]}; give a new directory, or empty this one"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made(target.parent)
         token = uuid4().hex[:8]
         part, old = (target.parent / f".{target.name}.{token}.{kind}" for kind in ("partial", "old"))
         part.mkdir()
@@ -56,7 +56,7 @@ def _replace(part: Path, target: Path, old: Path) -> None:
         if replaces:
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     if replaces:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -64,11 +64,29 @@ def _replace(part: Path, target: Path, old: Path) -> None:
 def _flush(directory: Path) -> None:
     for folder, _, names in os.walk(directory):
         for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def made(directory: Path) -> None:
+    """Makes a directory and those above it, each entered for good in the one that it stands in."""
+    if not directory.exists():
+        made(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync(directory.parent)
+
+
+def written(path: Path, text: str) -> None:
+    """All of the text or what was there before: a temporary file, synced, then one rename, synced too."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a directory, would outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

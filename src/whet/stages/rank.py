@@ -26,14 +26,19 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
     folder = context.log.directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     rankings.write(found, folder / "rankings.jsonl")
+    context.log.wrote(folder / "rankings.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(found))}
     context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank")
 
 
 def refuse(stage: config.Rank, task: Task) -> None:
-    """Raises RecipeError where the task cannot rank."""
+    """Raises RecipeError where the task cannot rank, or where a key would not be read."""
     if stage.by == "task" and not isinstance(task, Ranker):
         raise RecipeError(f"stage {stage.name}: task {task.name} ranks nothing; use by = 'reward' or 'length'")
+    if stage.by != "length" and stage.longer != type(stage).model_fields["longer"].default:
+        raise RecipeError(
+            f"stage {stage.name}: by = {stage.by!r} looks at no length, so longer = {stage.longer:g} would not be read; drop it"
+        )
 
 
 def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Random) -> list[Ranking]:

@@ -26,6 +26,7 @@ def run(policy: Policy, stage: config.Reject, context: Context) -> None:
     folder = context.log.directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     write(pairs, folder / "data.jsonl")
+    context.log.wrote(folder / "data.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(pairs))}
     context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "reject")
 

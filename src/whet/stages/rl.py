@@ -107,6 +107,16 @@ def refuse(stage: config.RL, row: Algorithm) -> None:
         raise RecipeError(f"{said} draws again as the scores come in, so it cannot draw ahead of them; drop ahead")
     if stage.pool is not None and row.sampling != "prioritised":
         raise RecipeError(f"{said} takes prompts in order, so pool would not be read; drop it")
+    if stage.draws != default(stage, "draws") and row.sampling != "dynamic":
+        raise RecipeError(f"{said} draws once a step, so draws = {stage.draws} would not be read; drop it")
+    if stage.probe_every != default(stage, "probe_every") and not stage.probe:
+        raise RecipeError(
+            f"{said}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not be read; drop it"
+        )
+
+
+def default(stage: config.RL, key: str) -> object:
+    return type(stage).model_fields[key].default
 
 
 def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum:
