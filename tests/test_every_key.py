@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from whet import config, pipeline, recipes, standin
 from whet.errors import RecipeError, WhetError
+from whet.model.transformer import Layer
 from whet.runlog import Silent
 
 from .crash import left
@@ -80,7 +82,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 OTHER: dict[str, Any] = {  # by key, or the end of it: another value than that of the stages above
     "name": "other", "about": "something else", "seed": 2, "result": "base", "task.name": "chain", "kind": "nothing",
-    "model.path": "OTHER", "dtype": "bfloat16", "device": "cuda", "threads": 2,
+    "model.path": "OTHER", "dtype": "bfloat16", "device": "cuda", "threads": 2, "recompute": True,
     "family": "llama", "hidden": 8, "layers": 2, "heads": 1, "shape.kv_heads": 2, "ffn": 8, "max_positions": 64,
     "system": "Be brief.", "ask.thinking": False, "thinking": "off", "reward.name": "format", "reward.weight": 0.5,
     "problems": 6, "samples": 3, "temperature": 0.5, "top_p": 0.3, "top_k": 1, "max_tokens": 3, "every": 3, "last": 1,
@@ -170,8 +172,10 @@ def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> d
         text = text.replace(f'"{word}', f'"{place}')
     recipe, threads, seen = recipes.parse(json.loads(text)), torch.get_num_threads(), Watched(folder)
     try:
-        pipeline.run(recipe, folder, seen)
+        with patch.object(Layer, "forward", autospec=True, side_effect=Layer.forward) as layers:
+            pipeline.run(recipe, folder, seen)
         found: dict[str, Any] = {**left(folder), "kept": seen.seen, "threads": torch.get_num_threads()}
+        found["layers"] = layers.call_count  # what is made again is made of the same bits
     except WhetError as refusal:
         return {"refused": str(refusal)}
     finally:

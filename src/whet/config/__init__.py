@@ -101,6 +101,8 @@ class Recipe(Table):
                     raise ValueError(
                         f"stage {stage.name}: data = {data!r} is neither corpus nor an earlier reject stage{known}"
                     )
+            if isinstance(stage, SFT) and stage.mix and not stage.shares.get("corpus"):
+                raise ValueError(f"stage {stage.name}: mix is of the corpus, and data takes nothing from it; drop mix")
             kinds[stage.name] = stage.kind
         if self.result is not None and self.result not in self.trained:
             raise ValueError(f"result = {self.result!r} makes no policy{did_you_mean(self.result, self.trained)}")

@@ -68,8 +68,6 @@ class SFT(Trained, Makes, Asks):
             raise ValueError("lora adapts a model that has been trained, and this stage makes a new one; drop one")
         if not sum(self.shares.values()) > 0:
             raise ValueError("data holds no share above 0")
-        if self.mix and not self.shares.get("corpus"):
-            raise ValueError("mix is of the corpus, and data takes nothing from it; drop mix")
         return self
 
     @property

@@ -19,6 +19,7 @@ from whet.model.weights import Shards
 # What transformers and torch raise over a configuration or a file that they cannot use.
 REFUSALS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
 UNLIMITED = 1 << 24  # max_positions where a model states none
+ALIGNED = 64  # bytes
 
 
 class Adapter(nn.Module):
@@ -126,7 +127,16 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
     hf, report = loaded
     if lost := sorted(report["missing_keys"]) + sorted(str(m[0]) for m in report["mismatched_keys"]):
         raise ModelError(f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?")
-    return Adapter(hf.to(device), _config(hf, directory))
+    return Adapter(_aligned(hf.to(device)), _config(hf, directory))
+
+
+def _aligned(hf: Any) -> Any:
+    """With each weight where torch would have put it. Products round by where in a cache line they begin to read, so weights left where a file's
+    bytes happened to lie would make a run that goes on another one."""
+    for p in hf.parameters():
+        if p.data_ptr() % ALIGNED:
+            p.data = p.data.clone()
+    return hf
 
 
 def write(model: object, directory: Path, shard_bytes: int) -> None:
