@@ -264,6 +264,17 @@ def test_without_a_compiler_everything_runs_in_torch(environment, tmp_path):
     assert float(done.stdout) == pytest.approx(0.7310586)
 
 
+@needed
+@pytest.mark.parametrize("home", [True, False])
+def test_nothing_is_left_beside_the_cache_unless_there_is_none(home, tmp_path):
+    (tmp_path / "cache").mkdir() if home else (tmp_path / "cache").write_text("no folder")
+    (tmp_path / "tmp").mkdir()
+    told = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    code = "from whet import kernels; assert kernels.kernels() is not None"
+    subprocess.run([sys.executable, "-c", code], env=told, check=True)
+    assert bool(list((tmp_path / "tmp").glob("whet-*"))) != home
+
+
 def test_attention_pads_and_reads_in_float32_as_in_float64():
     starts = torch.tensor([0, 20, 21, 50, 90])
     reads = ((20, 90, 0, 20),)

@@ -103,8 +103,9 @@ def _built() -> Path:
     told = [*(file.read_bytes() for file in READ), " ".join([*compiler, *FLAGS]).encode(), version, _processor()]
     digest = hashlib.sha256(b"\0".join(told)).hexdigest()
     name = f"kernels-{digest[:16]}.so"
-    for folder in (_cache(), Path(tempfile.mkdtemp(prefix="whet-"))):
+    for place in (_cache, _aside):
         try:
+            folder = place()
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / name).is_file():
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -120,6 +121,11 @@ def _built() -> Path:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whet"
+
+
+def _aside() -> Path:
+    """Where there is no home to write to."""
+    return Path(tempfile.mkdtemp(prefix="whet-"))
 
 
 def _processor() -> bytes:
