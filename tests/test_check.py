@@ -47,7 +47,7 @@ def recipe(tmp_path):
 def test_a_sound_recipe_passes(recipe, capsys):
     assert main(["check", str(recipe)]) == 0
     told = capsys.readouterr().out
-    for name in ("tokenizer", "masks", "sampler", "publication", "memory", "reward", "stage base", "stage rl"):
+    for name in ("tokenizer", "masks", "sampler", "publication", "memory", "reward", "stage base", "stage rl", "time"):
         assert f"ok   {name}" in told
     assert "FAIL" not in told and "dry step" not in told
 

@@ -1,7 +1,11 @@
-"""How much memory a recipe's stages take, roughly and from above."""
+"""How much memory a recipe's stages take: what each holds, counted, and what a process that works holds beside.
+
+On a CPU it is the peak of the process less what it held once its libraries were imported, as `whet bench` measures it.
+"""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +18,19 @@ from whet.model import lora
 from whet.model.config import ModelConfig
 from whet.model.weights import parts
 
+AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log
+ROWS = 256  # that an engine samples at once
+COLUMN = 16  # of a cache, that no token is written to (engines/cache.py)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Tokens that a stage brings to the model: of a prompt, and of a response, on average; and how models are measured between stages."""
+
+    prompt: float = 64
+    response: float = math.inf  # as long as it may be
+    evaluation: config.Evaluation | None = None
+
 
 def available(device: torch.device) -> float:
     """Bytes that can still be had on the device."""
@@ -24,24 +41,72 @@ def available(device: torch.device) -> float:
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
 
-def needed(stage: config.Trained, shape: ModelConfig, size: int, device: str = "cpu") -> float:
-    """Numbers held at most, roughly: weights, gradients and two moments of what is trained; what is frozen; activations; logits; the
-    sampler's cache."""
+def needed(
+    stage: config.Trained, shape: ModelConfig, size: int, load: Load | None = None, device: str = "cpu"
+) -> float:
+    """Numbers held at most: models, one forward pass and the way back, the sampler's cache. What is freed between is seldom given back."""
+    load = load or Load()
+    own, shared = packed(stage, load)
+    kept = models(stage, shape, size) * size
+    passed = (own + shared) * (activations(shape) + on_the_way_back(shape))
+    logits = 2 * shape.vocab * min(rows_at_once(shape.vocab, device), own)
+    return kept + passed + logits + sampler(stage, shape, load)
+
+
+def models(stage: config.Trained, shape: ModelConfig, size: int) -> float:
+    """Models' worth of numbers: weights, gradients and moments of what is trained; what is frozen."""
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
     critic = row is not None and (row.critic is not None or row.token_reward)
     frozen = isinstance(stage, config.Prefer) or (row is not None and row.has_kl)
-    models = 4.0 + frozen + 4 * critic
-    if stage.lora is not None:  # the weights, merged while sampling, once more for each model of other weights
-        others = isinstance(stage, config.Prefer | config.RL) and stage.reference != "start"
-        others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
-        models = 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
-    activations = stage.micro_tokens * shape.layers * (12 * shape.hidden + 3 * shape.ffn)
-    logits = 4 * shape.vocab * min(rows_at_once(shape.vocab, device), stage.micro_tokens)
-    cache = 0
+    if stage.lora is None:
+        return 4.0 + frozen + 4 * critic
+    # The weights, merged while sampling, once more for each model of other weights.
+    others = isinstance(stage, config.Prefer | config.RL) and stage.reference != "start"
+    others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
+    return 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
+
+
+def packed(stage: config.Trained, load: Load) -> tuple[float, float]:
+    """Tokens of one forward pass: those of responses, and those of prompts, each of which is read once for its group."""
     if isinstance(stage, config.RL):
-        rows = min(256, stage.prompts * stage.samples)
-        cache = rows * (stage.max_tokens + 64) * 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return models * size + activations + logits + cache
+        row = algorithm(stage.algorithm, stage.override)
+        most = row.critic.updates if row.critic is not None else 0
+        updates = row.updates if most == 0 else min(row.updates, most)
+        sequences, together, response = stage.prompts * stage.samples / updates, stage.samples, stage.max_tokens
+    else:
+        pairs = isinstance(stage, config.RewardModel | config.Prefer)  # a ranking has two sides at least
+        sequences, together, response = getattr(stage, "batch", 16) * (2 if pairs else 1), 1, stage.micro_tokens
+    response = min(response, load.response)
+    at_once = min(sequences, max(1, stage.micro_tokens // (load.prompt + response)))
+    return at_once * response, math.ceil(at_once / together) * load.prompt
+
+
+def activations(shape: ModelConfig) -> float:
+    """Numbers that a token leaves behind for the way back: what norms, projections, turned heads, attention and the gate keep."""
+    heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    layer = 4 * shape.hidden + 2 * heads + shape.heads * shape.head_dim + 3 * shape.ffn
+    return shape.layers * layer + 3 * shape.hidden
+
+
+def on_the_way_back(shape: ModelConfig) -> float:
+    """Numbers of a token held for a moment at the widest layer: gradients of the gate, or of padded heads."""
+    return max(3 * shape.ffn + 2 * shape.hidden, 8 * shape.heads * shape.head_dim)
+
+
+def sampler(stage: config.Trained, shape: ModelConfig, load: Load) -> float:
+    """Numbers of the cache where most rows are alive: of the stage's own sampling, its gate's, or the measurement behind it.
+
+    Room is made for `max_tokens`, but memory that is never written to takes none.
+    """
+    drawn = [(0, 0)]
+    if isinstance(stage, config.RL):
+        drawn.append((stage.prompts * stage.samples, stage.max_tokens))
+    if isinstance(stage, config.SFT) and stage.gate is not None:
+        drawn.append((stage.gate.samples, stage.gate.max_tokens))
+    if load.evaluation is not None and isinstance(stage, config.Makes) and stage.evaluate:
+        drawn.append((load.evaluation.problems * load.evaluation.samples, load.evaluation.max_tokens))
+    a_token = 2 * shape.layers * shape.kv_heads * shape.head_dim
+    return max(min(ROWS, rows) * (COLUMN + min(most, load.response)) * a_token for rows, most in drawn)
 
 
 def parameters(shape: ModelConfig) -> int:
@@ -49,21 +114,29 @@ def parameters(shape: ModelConfig) -> int:
     return sum(math.prod(part.shape) for theirs in parts(shape).values() for part in theirs)
 
 
-def memory(recipe: config.Recipe, shape: ModelConfig, size: int, judged: bool = True) -> str:
+def needs(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load, device: str) -> dict[str, float]:
+    """Bytes that each stage that trains takes at its peak."""
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    around = AROUND if device == "cpu" else 0
+    found: dict[str, float] = {}
+    for s in recipe.stage:
+        if isinstance(s, config.Trained):
+            found[s.name] = around + width * needed(s, shape, size, load, device)
+    return found
+
+
+def memory(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load | None = None, judged: bool = True) -> str:
     """The hungriest stage fits; `judged`: on this machine, which is the one. Raises WhetError."""
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
-    wanted = {
-        s.name: width * needed(s, shape, size, device.type) for s in recipe.stage if isinstance(s, config.Trained)
-    }
+    wanted = needs(recipe, shape, size, load or Load(), device.type)
     if not wanted:
         return "nothing is trained"
     name, most = max(wanted.items(), key=lambda item: item[1])
     if not judged:
-        return f"stage {name} may take {most / 2**30:.2f} GiB"
+        return f"stage {name} takes about {most / 2**30:.2f} GiB"
     free = available(device)
     if most > free:
         raise WhetError(
-            f"stage {name} may take {most / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device.type}; lower its micro_tokens, or prompts x samples"
+            f"stage {name} takes about {most / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device.type}; lower its micro_tokens, or prompts x samples"
         )
-    return f"stage {name} may take {most / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {device.type}"
+    return f"stage {name} takes about {most / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {device.type}"
