@@ -14,7 +14,6 @@ from whet.types import Sampling, Score
 from .test_check import TINY
 from .tiny_world import world
 
-
 SMALLER = ("evaluation.problems=20", "stage.rl.prompts=2", "stage.rl.samples=2", "stage.rl.algorithm=dr_grpo")
 
 

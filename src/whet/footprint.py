@@ -19,7 +19,12 @@ from whet.model.config import ModelConfig
 from whet.model.weights import parts
 
 AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log
+RAGGED = (
+    40 << 20
+)  # bytes: what pieces of ever other sizes leave unused in the heap of a long run; larger pieces are given back
+ELSEWHERE = 2  # times as much: norms keep copies in float32, the gate its halves; counted for Qwen3's shape
 ROWS = 256  # that an engine samples at once
+PREFILL = 8192  # tokens of prompts that it reads at a time
 COLUMN = 16  # of a cache, that no token is written to (engines/cache.py)
 
 
@@ -41,15 +46,16 @@ def available(device: torch.device) -> float:
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
 
-def needed(
-    stage: config.Trained, shape: ModelConfig, size: int, load: Load | None = None, device: str = "cpu"
-) -> float:
-    """Numbers held at most: models, one forward pass and the way back, the sampler's cache. What is freed between is seldom given back."""
+def needed(stage: config.Trained, shape: ModelConfig, size: int, load: Load | None = None, plain: bool = True) -> float:
+    """Numbers held at most: models, one forward pass and the way back, the sampler's cache. What is freed between is seldom given back.
+
+    `plain`: float32 on a CPU, where prompts are shared and the decoder's steps are compiled. Elsewhere torch keeps about twice as much.
+    """
     load = load or Load()
-    own, shared = packed(stage, load)
+    own, prompts = packed(stage, load, plain)
     kept = models(stage, shape, size) * size
-    passed = (own + shared) * (activations(shape) + on_the_way_back(shape))
-    logits = 2 * shape.vocab * min(rows_at_once(shape.vocab, device), own)
+    passed = (own + prompts) * (activations(shape) * (1 if plain else ELSEWHERE) + on_the_way_back(shape))
+    logits = (2 if plain else 4) * shape.vocab * min(rows_at_once(shape.vocab, "cpu" if plain else "cuda"), own)
     return kept + passed + logits + sampler(stage, shape, load)
 
 
@@ -66,8 +72,8 @@ def models(stage: config.Trained, shape: ModelConfig, size: int) -> float:
     return 2.0 + others + 4 * (1 + critic) * lora.size(shape, stage.lora) / size
 
 
-def packed(stage: config.Trained, load: Load) -> tuple[float, float]:
-    """Tokens of one forward pass: those of responses, and those of prompts, each of which is read once for its group."""
+def packed(stage: config.Trained, load: Load, plain: bool = True) -> tuple[float, float]:
+    """Tokens of one forward pass: those of responses, and those of prompts, each of which is read once for its group where that is `plain`."""
     if isinstance(stage, config.RL):
         row = algorithm(stage.algorithm, stage.override)
         most = row.critic.updates if row.critic is not None else 0
@@ -78,7 +84,7 @@ def packed(stage: config.Trained, load: Load) -> tuple[float, float]:
         sequences, together, response = getattr(stage, "batch", 16) * (2 if pairs else 1), 1, stage.micro_tokens
     response = min(response, load.response)
     at_once = min(sequences, max(1, stage.micro_tokens // (load.prompt + response)))
-    return at_once * response, math.ceil(at_once / together) * load.prompt
+    return at_once * response, math.ceil(at_once / (together if plain else 1)) * load.prompt
 
 
 def activations(shape: ModelConfig) -> float:
@@ -94,19 +100,29 @@ def on_the_way_back(shape: ModelConfig) -> float:
 
 
 def sampler(stage: config.Trained, shape: ModelConfig, load: Load) -> float:
-    """Numbers of the cache where most rows are alive: of the stage's own sampling, its gate's, or the measurement behind it.
+    """Numbers held where most rows are alive: of the stage's own sampling, its gate's, or the measurement behind it.
 
-    Room is made for `max_tokens`, but memory that is never written to takes none.
+    Room is made for `max_tokens`, but memory that is never written to takes none. What has yet to pass a gate may write as much as it can.
     """
-    drawn = [(0, 0)]
+    drawn: list[tuple[int, int, float]] = []  # prompts, samples of each, tokens of a sample
     if isinstance(stage, config.RL):
-        drawn.append((stage.prompts * stage.samples, stage.max_tokens))
+        drawn.append((stage.prompts, stage.samples, min(stage.max_tokens, load.response)))
     if isinstance(stage, config.SFT) and stage.gate is not None:
-        drawn.append((stage.gate.samples, stage.gate.max_tokens))
+        drawn.append((stage.gate.samples, 1, stage.gate.max_tokens))
     if load.evaluation is not None and isinstance(stage, config.Makes) and stage.evaluate:
-        drawn.append((load.evaluation.problems * load.evaluation.samples, load.evaluation.max_tokens))
-    a_token = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return max(min(ROWS, rows) * (COLUMN + min(most, load.response)) * a_token for rows, most in drawn)
+        spec = load.evaluation
+        drawn.append((spec.problems, spec.samples, min(spec.max_tokens, load.response)))
+    return max((_drawn(shape, load.prompt, *each) for each in drawn), default=0.0)
+
+
+def _drawn(shape: ModelConfig, prompt: float, prompts: int, samples: int, tokens: float) -> float:
+    """The cache of rows and of their prompts, and one layer's pass over the prompts that are read together."""
+    rows = min(ROWS, prompts * samples)
+    seats = min(prompts, math.ceil(rows / samples))
+    cached = rows * (COLUMN + tokens) + seats * prompt
+    heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    layer = 2 * heads + 3 * shape.ffn + 3 * shape.hidden
+    return cached * 2 * shape.layers * shape.kv_heads * shape.head_dim + min(PREFILL, seats * prompt) * layer
 
 
 def parameters(shape: ModelConfig) -> int:
@@ -115,13 +131,13 @@ def parameters(shape: ModelConfig) -> int:
 
 
 def needs(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load, device: str) -> dict[str, float]:
-    """Bytes that each stage that trains takes at its peak."""
+    """Bytes that each stage that trains takes at its peak, in a run."""
     width = 2 if recipe.model.dtype == "bfloat16" else 4
-    around = AROUND if device == "cpu" else 0
+    around = AROUND + RAGGED if device == "cpu" else 0
     found: dict[str, float] = {}
     for s in recipe.stage:
         if isinstance(s, config.Trained):
-            found[s.name] = around + width * needed(s, shape, size, load, device)
+            found[s.name] = around + width * needed(s, shape, size, load, device == "cpu" and width == 4)
     return found
 
 

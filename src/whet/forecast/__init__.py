@@ -20,7 +20,7 @@ from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import WhetError
 from whet.forecast.estimate import Estimate, Span, said, total
-from whet.forecast.pace import Clock, Paced, Paid, Pair, Texts, Watch
+from whet.forecast.pace import Clock, Paced, Paid, Texts, Watch, Written
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.pipeline import Pipeline
@@ -71,12 +71,12 @@ def brief(recipe: config.Recipe) -> config.Recipe:
     return config.Recipe.model_validate(held)
 
 
-def cases(stage: config.AnyStage, before: Pair, after: Pair) -> list[tuple[Texts, float]]:
+def cases(stage: config.AnyStage, before: Written, after: Written) -> list[tuple[Texts, float]]:
     """What the stage may come to, from the quickest on: its answers, and the share of groups with signal."""
     if isinstance(stage, config.RL):
-        return [(after[0], SIGNAL.least), (after[1], SIGNAL.likely), (after[1], SIGNAL.most)]
-    spread = isinstance(stage, config.Draws) and before[0] != before[1]
-    return [(texts, SIGNAL.likely) for texts in before[: 1 + spread]]
+        return list(zip(after, SIGNAL, strict=True))
+    spread = isinstance(stage, config.Draws) and before.least != before.most
+    return [(texts, SIGNAL.likely) for texts in (before if spread else before[:1])]
 
 
 def learned(steps: int, warmup: int) -> float:
@@ -97,9 +97,7 @@ class Timed(Pipeline):
     """A pipeline of brief stages whose answers, at each stage, are as long as they may be in the real one."""
 
     watch: Watch = field(default_factory=lambda: Watch(time.perf_counter))
-    answers: dict[str | None, Pair] = field(
-        default_factory=dict[str | None, Pair]
-    )  # by stage: the shorter and the longer
+    answers: dict[str | None, Written] = field(default_factory=dict[str | None, Written])
     now: tuple[Texts, float] = ([], 1.0)  # the answers, and the share of groups with signal
     over: float = 0.0  # when the stage was over
 
@@ -112,7 +110,7 @@ class Timed(Pipeline):
             if not isinstance(stage, config.Evaluate):
                 self.stage(brief)
             found.append(self.taken(stage))
-        step, work = (Span(x[0], x[len(x) // 2], x[-1]) for x in zip(*found, strict=True))
+        step, work = (Span(*(x if len(x) == 3 else x * 3)) for x in zip(*found, strict=True))
         if isinstance(stage, config.RL):
             late = learned(stage.steps, algorithm(stage.algorithm, stage.override).warmup)
             step = step._replace(likely=step.least + late * (step.likely - step.least))
@@ -154,20 +152,20 @@ class Timed(Pipeline):
             step = (warm * each[WARM - 1] + (steps - warm) * step) / steps
         return step, begun + self.over - at[-1]
 
-    def drawing(self, sampling: Sampling, problems: int, answers: Pair) -> Span:
-        """Seconds of drawing and scoring answers to some problems of the test split: of the shorter, likely and of the longer."""
+    def drawing(self, sampling: Sampling, problems: int, answers: Written) -> Span:
+        """Seconds of drawing and scoring answers to some problems of the test split."""
         assert self.policy is not None
         size = self.context.task.size("test")
         problems = problems if size is None else min(problems, size)
         some = _fewer(problems, sampling.n)
         prompts = self.context.some("test", some, 0)
         took: list[float] = []
-        for texts in answers if answers[0] != answers[1] else answers[:1]:
-            self.now = texts, 0.5
+        for texts in answers if answers.least != answers.most else answers[:1]:
+            self.now = texts, SIGNAL.likely
             began = self.watch.clock()
             rollout(self.engine(self.policy, self.context.chat), self.context.reward, prompts, sampling)
             took.append((self.watch.clock() - began) * problems / some)
-        return Span(took[0], took[-1], took[-1])
+        return Span(*(took if len(took) == 3 else took * 3))
 
     def source(self, stage: config.AnyStage) -> str | None:
         """The stage whose model it begins with, where that is one of the recipe's."""
@@ -177,16 +175,18 @@ class Timed(Pipeline):
             return next(reversed(self.answers), None) if stage.start == "previous" else stage.start
         return origin(self.recipe, stage)
 
-    def written(self, stage: config.AnyStage, before: Pair | None) -> Pair:
-        """The shorter and the longer of what a model may write once the stage is over; `before`: as it begins."""
+    def written(self, stage: config.AnyStage, before: Written | None) -> Written:
+        """What a model may write once the stage is over; `before`: as it begins."""
         context = self.handed(stage)
         if isinstance(stage, config.SFT):
             own = [self.texts(context, stage.mix)] if "corpus" in stage.shares else []
-            own += [self.answers[name][1] for name in stage.shares if name in self.answers]
+            own += [self.answers[name].likely for name in stage.shares if name in self.answers]
             texts = [t for pool in own for t in pool]
-            return texts, texts
-        short, long = before or (self.texts(context, {}), self.capped(context, stage))
-        return short, self.longest(context, stage, long) if isinstance(stage, config.RL) else long
+            return Written(texts, texts, texts)
+        if before is None:
+            known = self.texts(context, {})
+            before = Written(known, known, self.capped(context, stage))
+        return self.reinforced(context, stage, before) if isinstance(stage, config.RL) else before
 
     def texts(self, context: Context, mix: dict[str, float]) -> Texts:
         """Responses as the task's corpus writes them; bare answers where it has none."""
@@ -196,14 +196,13 @@ class Timed(Pipeline):
             pairs = [(p, p.answer or "") for p in context.task.problems("train", 1, 0)]
         return [(len(context.chat.response(text)), text) for _, text in pairs]
 
-    def longest(self, context: Context, stage: config.RL, texts: Texts) -> Texts:
-        """What reinforcement learning may make of them: all in the task's longest mode; where it tells none apart, nobody knows."""
+    def reinforced(self, context: Context, stage: config.RL, before: Written) -> Written:
+        """After reinforcement learning: all in the task's longest mode; where it tells none apart, as before, and nobody knows how long."""
         modes = [self.texts(context, {mode: 1.0}) for mode in context.task.modes]
-        return (
-            max([texts, *modes], key=lambda pool: sum(n for n, _ in pool) / len(pool))
-            if modes
-            else self.capped(context, stage)
-        )
+        if not modes:
+            return before._replace(most=self.capped(context, stage))
+        long = max([before.most, *modes], key=lambda pool: sum(n for n, _ in pool) / len(pool))
+        return Written(before.least, long, long)
 
     def capped(self, context: Context, stage: config.AnyStage) -> Texts:
         """Answers that are all as long as they may be."""

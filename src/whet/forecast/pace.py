@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,11 +13,19 @@ from whet.engines.requests import Requests
 from whet.model.transformer import Transformer
 from whet.rehearse import fallen
 from whet.rewards import Reward
+from whet.thinking import left
 from whet.types import Problem, Progress, Prompt, Sample, Sampling, Score
 
 Clock = Callable[[], float]
 Texts = Sequence[tuple[int, str]]  # responses, each with its tokens, end of turn included
-Pair = tuple[Texts, Texts]  # the shorter that a model may write, and the longer
+
+
+class Written(NamedTuple):
+    """What a model may write: the shortest, the likeliest and the longest of it."""
+
+    least: Texts
+    likely: Texts
+    most: Texts
 
 
 class Paced(NativeEngine):
@@ -24,14 +33,20 @@ class Paced(NativeEngine):
 
     def __init__(self, model: Transformer, chat: Chat, answers: Texts) -> None:
         super().__init__(model, chat, ())
-        self.answers = answers
+        self.words, self.answers = chat, answers
 
     def requests(self, prompts: Sequence[Prompt], sampling: Sampling) -> Requests:
         made = super().requests(prompts, sampling)
         rng = random.Random(f"lengths {sampling.seed}")
-        self.given = rng.choices(self.answers, k=made.total)
+        given = rng.choices(self.answers, k=made.total)
+        self.given = [self.after(prompts[i // sampling.n], *answer) for i, answer in enumerate(given)]
         made.limits = np.array([min(length, sampling.max_tokens) for length, _ in self.given])
         return made
+
+    def after(self, prompt: Prompt, length: int, text: str) -> tuple[int, str]:
+        """The answer less what the prompt has begun of it: with thinking off, its thinking."""
+        rest = left(prompt, text) if prompt.begun else text
+        return (length, text) if rest == text else (len(self.words.response(rest)), rest)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
