@@ -107,13 +107,13 @@ def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[
 
 
 def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> footprint.Load:
-    """Prompts as long as some of the task's; responses as in the longest mode of its corpus, where the model is made from nothing and can know no other."""
+    """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where the model is made from nothing; else not known."""
     prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
-    modes, lengths = context.task.modes if recipe.model.path is None else (), list[float]()
-    for mode in modes:
-        pairs = context.task.corpus({mode: 1.0}, SOME, context.seed)
-        lengths.append(mean([float(len(context.chat.response(text))) for _, text in pairs]))
-    return footprint.Load(prompts, max(lengths, default=math.inf), recipe.evaluation)
+    longest = math.inf
+    if recipe.model.path is None and context.task.modes:
+        pairs = [context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes]
+        longest = max(mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs)
+    return footprint.Load(prompts, longest, recipe.evaluation)
 
 
 def duration(recipe: config.Recipe) -> str:

@@ -33,8 +33,12 @@ class Load:
     """Tokens that a stage brings to the model: of a prompt, and of a response, on average; and how models are measured between stages."""
 
     prompt: float = 64
-    response: float = math.inf  # as long as it may be
+    response: float = math.inf  # not known: as long as it may be
     evaluation: config.Evaluation | None = None
+
+    def written(self, most: int) -> float:
+        """Tokens of an answer that may have so many at most."""
+        return min(most, self.response) if math.isfinite(self.response) else most / 2
 
 
 def available(device: torch.device) -> float:
@@ -102,16 +106,17 @@ def on_the_way_back(shape: ModelConfig) -> float:
 def sampler(stage: config.Trained, shape: ModelConfig, load: Load) -> float:
     """Numbers held where most rows are alive: of the stage's own sampling, its gate's, or the measurement behind it.
 
-    Room is made for `max_tokens`, but memory that is never written to takes none. What has yet to pass a gate may write as much as it can.
+    Room is made for `max_tokens`, but memory that is never written to takes none: where lengths are not known, half of it. What has yet to pass
+    a gate may write as much as it can.
     """
     drawn: list[tuple[int, int, float]] = []  # prompts, samples of each, tokens of a sample
     if isinstance(stage, config.RL):
-        drawn.append((stage.prompts, stage.samples, min(stage.max_tokens, load.response)))
+        drawn.append((stage.prompts, stage.samples, load.written(stage.max_tokens)))
     if isinstance(stage, config.SFT) and stage.gate is not None:
         drawn.append((stage.gate.samples, 1, stage.gate.max_tokens))
     if load.evaluation is not None and isinstance(stage, config.Makes) and stage.evaluate:
         spec = load.evaluation
-        drawn.append((spec.problems, spec.samples, min(spec.max_tokens, load.response)))
+        drawn.append((spec.problems, spec.samples, load.written(spec.max_tokens)))
     return max((_drawn(shape, load.prompt, *each) for each in drawn), default=0.0)
 
 

@@ -30,7 +30,7 @@ from whet.thinking import measured
 from whet.types import Engine, Sampling
 
 STEPS = {"rl": 5}  # of a stage that are timed; the later half tells, when caches and allocations have settled
-OTHERS = 10  # steps of the other kinds
+OTHERS = 30  # steps of the other kinds
 WARM = 2  # rollouts of a critic's warm-up, before the steps
 ANSWERS = 512  # drawn at most where a stage or a measurement draws once
 BLOCK = 4096  # responses that stages/sft.py asks a corpus for at a time
