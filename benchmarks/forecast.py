@@ -1,4 +1,4 @@
-"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the whole, MiB of the hungriest that trains.
+"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the whole, MiB of each that trains.
 
     python benchmarks/forecast.py recipes/lora-mini.toml recipes/ppo-mini.toml,stage.rl.steps=15
 
@@ -7,7 +7,6 @@ that run on one thread they are the clock's on a free core. A gated stage is com
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,14 @@ from whet.pipeline import Pipeline
 
 
 class Measured(Pipeline):
-    """A run that notes the processor's seconds of each stage, its measurement included."""
+    """A run that notes the processor's seconds of each stage, its measurement included, and the most memory that it held meanwhile."""
 
     def stage(self, stage: Any) -> None:
         began = time.process_time()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         super().stage(stage)
-        self.records[-1]["processor"] = time.process_time() - began
+        told = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+        self.records[-1] |= {"processor": time.process_time() - began, "peak": int(told) / 1024}
 
 
 def ran(word: str) -> None:
@@ -44,8 +45,8 @@ def ran(word: str) -> None:
         lines = [json.loads(x) for x in (Path(scratch) / "run/metrics.jsonl").read_text().splitlines()]
     steps = {s.name: sum(x["stage"] == s.name for x in lines) for s in recipe.stage}
     took = {r["name"]: r["processor"] for r in run.records}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"steps": steps, "took": took, "whole": whole, "memory": peak - before}))
+    peaks = {r["name"]: r["peak"] - before for r in run.records}
+    print(json.dumps({"steps": steps, "took": took, "whole": whole, "peaks": peaks}))
 
 
 def compared(word: str) -> None:
@@ -61,16 +62,21 @@ def compared(word: str) -> None:
     told = subprocess.run([sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True)
     run = json.loads(told.stdout.splitlines()[-1])
     found = [replace(e, steps=Span.of(run["steps"][e.name])) if e.gated else e for e in found]
-    rows = [(e.name, e.seconds, run["took"][e.name]) for e in found]
-    rows.append(("**whole**", total([e.seconds for e in found]), run["whole"]))
-    for stage, span, took in rows:
-        steps = f" ({run['steps'][stage]} steps)" if run["steps"].get(stage, 0) > 1 else ""
-        spread = f"{span.least:.1f} to {span.most:.1f}"
-        print(
-            f"| {recipe.name} | {stage}{steps} | {span.likely:.1f} | {spread} | {took:.1f} | {span.likely / took - 1:+.0%} |"
+    for e in found:
+        steps = f" ({run['steps'][e.name]} steps)" if run["steps"][e.name] > 1 else ""
+        row(
+            f"{recipe.name} | {e.name}{steps}",
+            e.seconds,
+            run["took"][e.name],
+            (needs.get(e.name, 0) / 2**20, run["peaks"][e.name]),
         )
-    most = max(needs.values()) / 2**20
-    print(f"| {recipe.name} | MiB | {most:.0f} | | {run['memory']:.0f} | {most / run['memory'] - 1:+.0%} |", flush=True)
+    row(f"{recipe.name} | **whole**", total([e.seconds for e in found]), run["whole"])
+
+
+def row(name: str, told: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
+    seconds = f"{told.likely:.1f} | {told.least:.1f} to {told.most:.1f} | {took:.1f} | {told.likely / took - 1:+.0%}"
+    held = f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}" if memory[0] else " | | "
+    print(f"| {name} | {seconds} | {held} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -78,7 +84,7 @@ if __name__ == "__main__":
         ran(sys.argv[2])
     else:
         print(
-            "| recipe | stage | likely (s) | least to most (s) | took (s) | likely is off by |\n|---|---|---|---|---|---|"
+            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) | took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
         )
         for word in sys.argv[1:]:
             compared(word)

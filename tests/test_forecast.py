@@ -68,14 +68,28 @@ def test_groups_without_signal_are_paid_alike(tmp_path):
         scores = Paid(context.reward, signal).score(problems, ["7"] * len(problems))
         values = [{s.value for s in scores[i : i + 6]} for i in range(0, len(scores), 6)]
         assert least <= sum(len(v) == 2 for v in values) <= most
-    failed = type("Broken", (), {"score": lambda *_: [Score(0.0, "timeout")] * 6})()
-    assert not any(s.usable for s in Paid(failed, 1.0).score(problems[:6], [""] * 6))
+    assert not any(s.usable for s in Paid(Late(), 1.0).score(problems[:6], [""] * 6))
+
+
+class Late:
+    """A reward that is never there in time."""
+
+    def score(self, problems, texts, samples=None):
+        return [Score(0.0, "timeout")] * len(texts)
 
 
 def test_reinforcement_learning_may_lengthen_answers(recipe):
-    """Half of the time at the lengths that the corpus taught, and later at the task's longest."""
+    """At first those that the corpus taught, later the task's longest."""
     _, rl = forecast.forecast(recipe("stage.base.mix={ direct = 1.0 }"), lambda: float(Lengths.drawn))
     assert rl.step.least < rl.step.likely < rl.step.most
+
+
+def test_a_reward_on_length_keeps_them_short(recipe):
+    _, rl = forecast.forecast(
+        recipe("stage.base.mix={ direct = 1.0 }", 'stage.rl.reward=[{ name = "task" }, { name = "length_kimi" }]'),
+        lambda: float(Lengths.drawn),
+    )
+    assert rl.step.least == rl.step.likely == rl.step.most
 
 
 class Lengths:

@@ -19,9 +19,7 @@ from whet.model.config import ModelConfig
 from whet.model.weights import parts
 
 AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log
-RAGGED = (
-    40 << 20
-)  # bytes: what pieces of ever other sizes leave unused in the heap of a long run; larger pieces are given back
+RAGGED = 40 << 20  # bytes that pieces of ever other sizes leave unused in the heap of a long run
 ELSEWHERE = 2  # times as much: norms keep copies in float32, the gate its halves; counted for Qwen3's shape
 ROWS = 256  # that an engine samples at once
 PREFILL = 8192  # tokens of prompts that it reads at a time

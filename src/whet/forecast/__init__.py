@@ -19,7 +19,7 @@ from whet.chat import Chat
 from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import WhetError
-from whet.forecast.estimate import Estimate, Span, said, total
+from whet.forecast.estimate import Estimate, Span, said, spanned, total
 from whet.forecast.pace import Clock, Paced, Paid, Texts, Watch, Written
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
@@ -36,6 +36,7 @@ ANSWERS = 512  # drawn at most where a stage or a measurement draws once
 BLOCK = 4096  # responses that stages/sft.py asks a corpus for at a time
 SOME = 64  # responses whose lengths stand for all
 RAMP = 10  # updates in which answers become what pays, as they do in the miniatures
+BRIEF = ("length_kimi", "cosine")  # rewards that pay for fewer tokens
 SIGNAL = Span(0.25, 0.5, 1.0)  # share of the groups whose rewards differ
 
 
@@ -110,7 +111,7 @@ class Timed(Pipeline):
             if not isinstance(stage, config.Evaluate):
                 self.stage(brief)
             found.append(self.taken(stage))
-        step, work = (Span(*(x if len(x) == 3 else x * 3)) for x in zip(*found, strict=True))
+        step, work = (spanned(x) for x in zip(*found, strict=True))
         if isinstance(stage, config.RL):
             late = learned(stage.steps, algorithm(stage.algorithm, stage.override).warmup)
             step = step._replace(likely=step.least + late * (step.likely - step.least))
@@ -165,7 +166,7 @@ class Timed(Pipeline):
             began = self.watch.clock()
             rollout(self.engine(self.policy, self.context.chat), self.context.reward, prompts, sampling)
             took.append((self.watch.clock() - began) * problems / some)
-        return Span(*(took if len(took) == 3 else took * 3))
+        return spanned(took)
 
     def source(self, stage: config.AnyStage) -> str | None:
         """The stage whose model it begins with, where that is one of the recipe's."""
@@ -198,6 +199,8 @@ class Timed(Pipeline):
 
     def reinforced(self, context: Context, stage: config.RL, before: Written) -> Written:
         """After reinforcement learning: all in the task's longest mode; where it tells none apart, as before, and nobody knows how long."""
+        if any(part.name in BRIEF for part in stage.reward or self.recipe.reward):
+            return before._replace(likely=before.least)
         modes = [self.texts(context, {mode: 1.0}) for mode in context.task.modes]
         if not modes:
             return before._replace(most=self.capped(context, stage))

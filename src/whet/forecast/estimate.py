@@ -45,6 +45,15 @@ class Estimate:
         return f"{self.name} {said(self.seconds)}{gate}"
 
 
+def spanned(took: Sequence[float]) -> Span:
+    """What one case took, or the least, the likely and the most of several, which noise may have put in another order.
+
+    >>> spanned([2.0]), spanned([2.0, 1.9, 3.0])
+    (Span(least=2.0, likely=2.0, most=2.0), Span(least=1.9, likely=1.9, most=3.0))
+    """
+    return Span(min(took), took[len(took) // 2], max(took))
+
+
 def total(spans: Sequence[Span]) -> Span:
     return Span(*(sum(values) for values in zip(*spans, strict=True))) if spans else Span.of(0.0)
 
