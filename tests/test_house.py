@@ -43,6 +43,7 @@ FLOORS = (
     "refusals",
     "pipeline report display",
     "rehearse rerun bench",
+    "forecast",
     "check",
     "commands",
     "commands_reward commands_bench",

@@ -67,8 +67,8 @@ def test_another_s_model_is_refused():
 def test_the_memory_that_is_promised_is_less():
     stage = config.RL(name="rl", kind="rl", steps=1, micro_tokens=8192)
     kept, made = (footprint.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True))
-    inside = 12 * SHAPE.hidden + 3 * SHAPE.ffn
-    assert kept - made == 8192 * (4 * inside - inside - 4 * SHAPE.hidden)
+    inside = 4 * 32 + 2 * 64 + 32 + 3 * 48  # norms, projections and turned heads, attention, the gate
+    assert kept - made == sum(footprint.packed(stage, footprint.Load())) * (4 * inside - inside - 4 * 32)
 
 
 def test_a_recipe_uses_it():

@@ -1,6 +1,7 @@
 """What would fail in an hour, found in a minute: a recipe's tokenizer, masks, sampler, memory, reward and one dry step of each kind."""
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from whet import config, footprint, rehearse
+from whet import config, footprint, forecast, rehearse
 from whet.algorithms import algorithm
 from whet.batch import pack
 from whet.context import Context
@@ -51,7 +52,7 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
                 recipe = rehearse.offline(recipe, Path(scratch))
             pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
             policy = pipeline.policy or pipeline.place(fresh(recipe.model.shape, pipeline.context.chat, recipe.seed))
-            problems = _problems(pipeline.context)
+            problems = looked_at(pipeline.context)
             tiny = recipe.model.path != real.model.path
             shape = shape_of(str(real.model.path)) if tiny else policy.config
         except WhetError as failure:
@@ -71,11 +72,12 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             ("masks", lambda: masks(context, problems)),
             ("sampler", lambda: sampler(context, policy, problems)),
             ("publication", lambda: publication(context, policy, problems)),
-            ("memory", lambda: footprint.memory(recipe, shape, size, judged=not tiny)),
+            ("memory", lambda: footprint.memory(recipe, shape, size, load(context, recipe, problems), not tiny)),
             ("reward", lambda: reward(context, problems, judged)),
         ]
         if sum(p.numel() for p in policy.parameters()) <= SMALL:
             looks += rehearsal(recipe, Path(scratch) / "rehearsal")
+            looks += [] if offline else [("time", lambda: duration(recipe))]
         else:
             looks += [
                 (f"dry step of {s.name}", lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems))
@@ -104,7 +106,25 @@ def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[
     return [(f"stage {stage.name}", lambda stage=stage: look(stage)) for stage in recipe.stage]
 
 
-def _problems(context: Context) -> list[Problem]:
+def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> footprint.Load:
+    """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where the model is made from nothing; else not known."""
+    prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
+    longest = math.inf
+    if recipe.model.path is None and context.task.modes:
+        pairs = [context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes]
+        longest = max(mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs)
+    return footprint.Load(prompts, longest, recipe.evaluation)
+
+
+def duration(recipe: config.Recipe) -> str:
+    """How long the recipe takes here. What cannot be foretold is no fault of the recipe, which has been rehearsed."""
+    try:
+        return forecast.told(forecast.forecast(recipe))
+    except WhetError as failure:
+        return f"not foretold: {failure}"
+
+
+def looked_at(context: Context) -> list[Problem]:
     size = context.task.size("train")
     return context.task.problems("train", SOME if size is None else min(SOME, size), context.seed)
 

@@ -30,10 +30,10 @@ class Rehearsed:
     ) -> list[Score]:
         scores = self.reward.score(problems, texts, samples)
         rows = zip(problems, texts, scores, strict=True)
-        return [_fallen(f"{p.id} {i} {text}", s) if s.usable else s for i, (p, text, s) in enumerate(rows)]
+        return [fallen(f"{p.id} {i} {text}", s) if s.usable else s for i, (p, text, s) in enumerate(rows)]
 
 
-def _fallen(of: str, score: Score) -> Score:
+def fallen(of: str, score: Score) -> Score:
     """The score as the coin that a text throws has it."""
     right = hashlib.sha256(of.encode("utf-8", "replace")).digest()[0] % 2
     return Score(float(right), "scored" if right else "wrong", {**score.parts, "accuracy": float(right)})

@@ -23,9 +23,15 @@ class Pieces:
         self._tokenizer = tokenizer
         self._bytes = _byte_of() if decoder and decoder.get("type") == "ByteLevel" else None
         self._plain = bool(decoder) and decoder.get("type") in ("ByteLevel", "Fuse")
+        self._spaced = decoder is None  # what is decoded are the tokens, a space between any two
         self._known: dict[int, bytes] = {}
+        self._alone: dict[int, str | None] = {}
 
     def __call__(self, tokens: Sequence[int]) -> list[str]:
+        if self._plain or self._spaced:
+            alone = list(map(self._by_itself, tokens))
+            if None not in alone:
+                return _joined([text for text in alone if text is not None], " " if self._spaced else "")
         if self._plain:
             return self._by_bytes(tokens)
         pieces = self._by_prefix(tokens)
@@ -36,6 +42,20 @@ class Pieces:
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def _by_itself(self, token: int) -> str | None:
+        """The text of a token whose neighbours cannot change it; None for parts of a character, and for what is no token."""
+        if token not in self._alone:
+            text = self._tokenizer.id_to_token(int(token))
+            if self._plain:
+                try:
+                    text = self._spelling(int(token)).decode()
+                except UnicodeDecodeError:
+                    text = None
+            elif text is not None and (_BYTE.fullmatch(text) or text.endswith(_LOST)):
+                text = None
+            self._alone[token] = text
+        return self._alone[token]
 
     def _by_bytes(self, tokens: Sequence[int]) -> list[str]:
         """One look-up a token, where a token's bytes do not depend on its neighbours."""
@@ -76,6 +96,11 @@ class Pieces:
             run = bytes(int(m.group(1), 16) for m in spelled[start:stop] if m)
             yield start, max(stop, start + 1), run
             start = max(stop, start + 1)
+
+
+def _joined(texts: list[str], between: str) -> list[str]:
+    """Pieces of texts with something between any two, which is the later one's."""
+    return [*texts[:1], *(between + text for text in texts[1:])] if between else texts
 
 
 def _spread(text: str, run: bytes) -> list[str]:
