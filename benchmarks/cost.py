@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,10 @@ PROMPTS, SAMPLES, TOKENS, STEPS = 8, 8, 128, 4
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+    """MiB."""
+    from whet.bench.side import held
+
+    return held("VmHWM")
 
 
 def one(row: str, hidden: int, layers: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHAPE = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48)
 
 RUN = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 from whet.bench import whet_side
@@ -29,7 +29,7 @@ plain, tokens = whet_side.stage, int(sys.argv[3])
 whet_side.stage = lambda work, steps: plain(work, steps).model_copy(update={"micro_tokens": tokens})
 before = held()
 whet_side.run(Work(**json.loads(sys.argv[1])), Path(sys.argv[2]), 1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+print(held("VmHWM") - before)
 """
 
 

