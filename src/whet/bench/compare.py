@@ -107,7 +107,8 @@ def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, An
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
         raise WhetError(f"bench: {side} failed on {work.name}: {last}")
-    return json.loads(ended.stdout.strip().splitlines()[-1])
+    # Some libraries say more after it, as they shut down.
+    return json.loads(next(x for x in reversed(ended.stdout.splitlines()) if x.startswith("{")))
 
 
 def summarised(

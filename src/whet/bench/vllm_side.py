@@ -13,7 +13,7 @@ def main() -> None:
 
     llm = LLM(
         model=told["model"], dtype="float32", max_model_len=told["positions"], logprobs_mode="processed_logprobs", seed=0,
-        enable_prefix_caching=True,
+        enable_prefix_caching=True, gpu_memory_utilization=0.5,
     )  # fmt: skip
     steps = []
     for lengths, prompts in zip(told["lengths"], told["prompts"], strict=True):
