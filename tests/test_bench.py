@@ -212,7 +212,7 @@ def test_ratios_are_the_peer_s_seconds_over_whet_s():
 
 def test_what_a_side_says_after_its_figures_is_left_aside(tmp_path):
     talks = tmp_path / "python"
-    talks.write_text('#!/bin/sh\necho INFO starting\necho \'{"steps": []}\'\necho INFO shutting down\n')
+    talks.write_text("#!/bin/sh\necho INFO starting\necho '{\"steps\": []}'\necho INFO shutting down\n")
     talks.chmod(0o755)
     plan = compare.Plan([WORKS["worst"]], vllm=str(talks))
     assert compare.side_report("vllm", WORKS["worst"], tmp_path, plan) == {"steps": []}
