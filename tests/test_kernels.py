@@ -152,6 +152,8 @@ def test_a_whole_step_in_one_call_is_its_layers_in_turn(biased, threads):
             assert step.compiled is not None
             assert (step(tokens, positions) - turn_by_turn).abs().max() < 2e-5
             assert (cache.own[..., cache.column, :] - kept).abs().max() < 2e-5
+            short = Step(model, cache, 28)  # rows that have ended go on beyond the positions that anybody asked for
+            assert torch.equal(short(tokens, positions), step(tokens, positions.clamp(max=27)))
     finally:
         torch.set_num_threads(before)
 

@@ -127,7 +127,8 @@ void draw(const float *logits, const double *u, int64_t *tokens, float *logp, ui
  *
  * parts [layers, 17]: norm, qkv (packed) and its bias, the norms of queries and keys, out (packed) and its bias, norm, gate_up (packed) and its
  * bias, down (packed) and its bias, the rows' own keys and values, the prompts' keys and values, and whether positions are told: not NULL.
- * What a layer lacks is NULL. table [positions, d]: cosines, then sines behind `sines` numbers. scratch holds
+ * What a layer lacks is NULL. table [positions, d]: cosines, then sines behind `sines` numbers; rows that have ended go on
+ * for a while, and those beyond the table read its end. scratch holds
  * n (2 hidden + 2 (heads + 2 kv) d + heads d + 2 d + 3 ffn + heads + kv) numbers; the rest is as in decode. */
 void step(const float *const *parts, const float *embed, const float *last_norm, const float *table, const int64_t *tokens,
           const int64_t *positions, const int64_t *order, const int64_t *seat, const int64_t *start, const int64_t *lengths, float *out,
@@ -140,8 +141,9 @@ void step(const float *const *parts, const float *embed, const float *last_norm,
     TEAM {
         ROWS for (int64_t i = 0; i < n; i++) {
             memcpy(x + i * hidden, embed + tokens[i] * hidden, hidden * sizeof(float));
-            memcpy(cos + i * d, table + positions[i] * d, d * sizeof(float));
-            memcpy(sin + i * d, table + sines + positions[i] * d, d * sizeof(float));
+            int64_t at = positions[i] * d < sines ? positions[i] * d : sines - d;
+            memcpy(cos + i * d, table + at, d * sizeof(float));
+            memcpy(sin + i * d, table + sines + at, d * sizeof(float));
         }
         for (int64_t i = 0; i < layers; i++) {
             const float *const *p = parts + i * 17;
