@@ -43,10 +43,8 @@ class Packed:
         self.lengths = [last - first for first, last in pairwise(self.bounds)]
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError("Packed: every segment needs at least one token")
-        if any(
-            (begin, end) not in pairwise(self.bounds) or end != first or last not in self.bounds
-            for first, last, begin, end in reads
-        ):
+        whole, ends = set(pairwise(self.bounds)), set(self.bounds)
+        if any((begin, end) not in whole or end != first or last not in ends for first, last, begin, end in reads):
             raise ValueError("Packed: what is read must be the whole segment before those that read it")
         self.device, self.slack, self.reads = starts.device, slack, reads
 
