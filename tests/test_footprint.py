@@ -11,6 +11,7 @@ import pytest
 from whet import check, config, footprint, recipes
 from whet.bench import whet_side
 from whet.bench.work import WORKS, prepare
+from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
 from whet.pipeline import Pipeline
 
@@ -72,7 +73,7 @@ def test_the_sampler_of_what_follows_a_stage_counts_too():
     sft = config.SFT(name="sft", kind="sft", steps=1)
     measured = footprint.Load(10, 30, config.Evaluation(problems=100, max_tokens=64))
     a_token, a_pass = 2 * 2 * 16, 2 * 6 * 16 + 3 * 48 + 3 * 32
-    hundred = 100 * ((footprint.COLUMN + 30 + 10) * a_token + 10 * a_pass)
+    hundred = 100 * ((LEAST - 1 + 30 + 10) * a_token + 10 * a_pass)
     assert footprint.sampler(sft, SHAPE, footprint.Load(10, 30)) == 0
     assert footprint.sampler(sft, SHAPE, measured) == hundred
     assert footprint.sampler(sft.model_copy(update={"evaluate": False}), SHAPE, measured) == 0

@@ -12,6 +12,9 @@ import torch
 
 from whet import config
 from whet.algorithms import algorithm
+from whet.engines import ROWS
+from whet.engines.cache import LEAST
+from whet.engines.native import PREFILL
 from whet.errors import WhetError
 from whet.logprobs import rows_at_once
 from whet.model import lora
@@ -21,9 +24,6 @@ from whet.model.weights import parts
 AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log
 RAGGED = 40 << 20  # bytes that pieces of ever other sizes leave unused in the heap of a long run
 ELSEWHERE = 2  # times as much: norms keep copies in float32, the gate its halves; counted for Qwen3's shape
-ROWS = 256  # that an engine samples at once
-PREFILL = 8192  # tokens of prompts that it reads at a time
-COLUMN = 16  # of a cache, that no token is written to (engines/cache.py)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _drawn(shape: ModelConfig, prompt: float, prompts: int, samples: int, tokens
     """The cache of rows and of their prompts, and one layer's pass over the prompts that are read together."""
     rows = min(ROWS, prompts * samples)
     seats = min(prompts, math.ceil(rows / samples))
-    cached = rows * (COLUMN + tokens) + seats * prompt
+    cached = rows * (LEAST - 1 + tokens) + seats * prompt
     heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     layer = 2 * heads + 3 * shape.ffn + 3 * shape.hidden
     return cached * 2 * shape.layers * shape.kv_heads * shape.head_dim + min(PREFILL, seats * prompt) * layer

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from whet.engines import ROWS
 from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
 from whet.model.config import ModelConfig
@@ -34,7 +35,7 @@ class HuggingFaceEngine:
     generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not finite.
     """
 
-    def __init__(self, model: Adapted, chat: Decoder, eos: Sequence[int], rows: int = 256, version: int = 0) -> None:
+    def __init__(self, model: Adapted, chat: Decoder, eos: Sequence[int], rows: int = ROWS, version: int = 0) -> None:
         if rows < 1:
             raise ValueError(f"HuggingFaceEngine: rows is {rows}; at least one is needed")
         self.model, self.chat, self.eos, self.rows, self.version = model, chat, tuple(eos), rows, version

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whet.engines import ROWS
 from whet.engines.graph import decoding
 from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
@@ -30,7 +31,7 @@ class NativeEngine:
     """
 
     def __init__(
-        self, model: Transformer, chat: Decoder, eos: Sequence[int], rows: int = 256, version: int = 0
+        self, model: Transformer, chat: Decoder, eos: Sequence[int], rows: int = ROWS, version: int = 0
     ) -> None:
         if rows < 1:
             raise ValueError(f"NativeEngine: rows is {rows}; at least one is needed")

@@ -26,6 +26,7 @@ from whet.model.transformer import Transformer
 from whet.pipeline import Pipeline
 from whet.provision import origin
 from whet.rollout import rollout
+from whet.stages.sft import BLOCK
 from whet.thinking import measured
 from whet.types import Engine, Sampling
 
@@ -33,7 +34,6 @@ STEPS = {"rl": 5}  # of a stage that are timed; the later half tells, when cache
 OTHERS = 30  # steps of the other kinds
 WARM = 2  # rollouts of a critic's warm-up, before the steps
 ANSWERS = 512  # drawn at most where a stage or a measurement draws once
-BLOCK = 4096  # responses that stages/sft.py asks a corpus for at a time
 SOME = 64  # responses whose lengths stand for all
 RAMP = 10  # updates in which answers become what pays, as they do in the miniatures
 BRIEF = ("length_kimi", "cosine")  # rewards that pay for fewer tokens

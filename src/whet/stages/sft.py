@@ -18,6 +18,7 @@ from whet.model.policy import Policy
 from whet.types import Problem, Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)
+BLOCK = 4096  # responses that a corpus is asked for at a time
 
 
 def run(policy: Policy, stage: config.SFT, context: Context) -> None:
@@ -68,7 +69,7 @@ def _stream(name: str, stage: config.SFT, context: Context) -> Iterator[tuple[Pr
     if name == "corpus":
         block = 0
         while True:
-            pairs = context.task.corpus(stage.mix, 4096, context.seed * 100_003 + block)
+            pairs = context.task.corpus(stage.mix, BLOCK, context.seed * 100_003 + block)
             if not pairs:
                 raise DataError(f"task {context.task.name} has no corpus to train on")
             yield from pairs
