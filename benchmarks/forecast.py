@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whet import check, footprint, forecast, recipes
+from whet import check, footprint, forecast
 from whet.bench.side import held
+from whet.config import load as recipes
 from whet.forecast.estimate import Span, total
 from whet.pipeline import Pipeline
 

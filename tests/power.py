@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-from whet import config, pipeline, recipes, rerun
+from whet import config, pipeline, rerun
+from whet.config import load as recipes
 from whet.errors import WhetError
 
 

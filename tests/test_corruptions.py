@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from whet import config, origin, pipeline, recipes, rerun
+from whet import config, origin, pipeline, rerun
 from whet.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
+from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
 from whet.learner import Learner
 

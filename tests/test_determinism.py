@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from whet import pipeline, recipes
+from whet import pipeline
+from whet.config import load as recipes
 from whet.engines import engine_for
 
 RECIPE = """

@@ -16,7 +16,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from whet import config, pipeline, recipes, standin
+from whet import config, pipeline, standin
+from whet.config import load as recipes
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
 from whet.runlog import Silent

@@ -10,7 +10,8 @@ from typing import get_args
 
 import pytest
 
-from whet import config, pipeline, recipes, rerun
+from whet import config, pipeline, rerun
+from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
 from whet.runlog import Silent
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from whet import check, config, footprint, recipes
+from whet import check, config, footprint
 from whet.bench import whet_side
 from whet.bench.work import WORKS, prepare
+from whet.config import load as recipes
 from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
 from whet.pipeline import Pipeline

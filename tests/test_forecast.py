@@ -6,7 +6,8 @@ from itertools import count
 import pytest
 import torch
 
-from whet import forecast, recipes
+from whet import forecast
+from whet.config import load as recipes
 from whet.forecast.estimate import Estimate, Span, said, total
 from whet.forecast.pace import Paced, Paid
 from whet.types import Sampling, Score

@@ -9,7 +9,7 @@ import random
 import tomllib
 from pathlib import Path
 
-from whet import recipes
+from whet.config import load as recipes
 from whet.errors import WhetError, one_line
 from whet.rewards.custom import CustomReward, Failed
 from whet.rollout import finite

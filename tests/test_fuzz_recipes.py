@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from whet import config, recipes
+from whet import config
 from whet.algorithms import algorithm
+from whet.config import load as recipes
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import hub
 from whet.provision import rewarded

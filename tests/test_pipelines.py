@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from whet import recipes
 from whet.cli import main
+from whet.config import load as recipes
 from whet.errors import RewardError
 
 RECIPE = """

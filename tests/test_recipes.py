@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from whet import config, recipes
+from whet import config
+from whet.config import load as recipes
 from whet.errors import RecipeError
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from whet import config, recipes, rehearse, standin
+from whet import config, rehearse, standin
 from whet.algorithms import algorithm
 from whet.chat import Chat
 from whet.check import findings
 from whet.cli import main
+from whet.config import load as recipes
 from whet.errors import DataError, ModelError
 from whet.model import hub, scalar
 from whet.model.transformer import Transformer

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from whet import config, pipeline, recipes, rerun
+from whet import config, pipeline, rerun
 from whet.checkpoint import TENSORS, Saves, State, read
 from whet.cli import main
+from whet.config import load as recipes
 from whet.curriculum import Prioritised
 from whet.errors import ModelError, Stopped
 from whet.learner import Learner

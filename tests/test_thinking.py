@@ -6,8 +6,9 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from whet import config, recipes
+from whet import config
 from whet.chat import Chat
+from whet.config import load as recipes
 from whet.errors import DataError, RecipeError
 from whet.stages import rl, sft
 from whet.tasks.chain import Chain

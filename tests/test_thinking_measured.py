@@ -8,9 +8,10 @@ import random
 import pytest
 from rich.console import Console
 
-from whet import config, display, pipeline, rankings, recipes, report
+from whet import config, display, pipeline, rankings, report
 from whet.chat import Chat
 from whet.commands import print_evaluation
+from whet.config import load as recipes
 from whet.errors import ModelError
 from whet.measure import measure, vote
 from whet.provision import save

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from whet import config, display, recipes
+from whet import config, display
+from whet.config import load as recipes
 from whet.errors import RecipeError
 
 SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")

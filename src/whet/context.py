@@ -11,12 +11,12 @@ from whet import rankings
 from whet.chat import Chat
 from whet.checkpoint import Holds, Saves
 from whet.config import Ask
+from whet.config.thinking import left, stands
 from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
 from whet.rollout import endless
 from whet.runlog import RunLog
-from whet.thinking import left, stands
 from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task
 
 

@@ -19,6 +19,7 @@ from whet import config, origin
 from whet.algorithms import algorithm, cells
 from whet.chat import Chat
 from whet.checkpoint import Saves, committed
+from whet.config.thinking import measured
 from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
@@ -31,7 +32,6 @@ from whet.refusals import refuse
 from whet.rewards import combined
 from whet.runlog import Display, RunLog, write_json
 from whet.tasks import load as load_task
-from whet.thinking import measured
 
 
 def prepare(directory: Path, overwrite: bool) -> None:

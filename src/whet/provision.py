@@ -10,6 +10,7 @@ import torch
 from whet import config
 from whet.chat import Chat
 from whet.checkpoint import committed
+from whet.config.thinking import measured
 from whet.errors import RecipeError, did_you_mean
 from whet.model import hub, lora_files
 from whet.model.config import ModelConfig
@@ -19,7 +20,6 @@ from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
 from whet.tasks.mix import Mix
-from whet.thinking import measured
 from whet.types import Task
 
 SMALL = 2_000_000  # parameters, up to which a second thread costs more than it brings

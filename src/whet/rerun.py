@@ -8,7 +8,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from whet import config, origin, rankings, recipes
+from whet import config, origin, rankings
+from whet.config import load as recipes
 from whet.errors import RecipeError, did_you_mean
 from whet.model.commit import committed
 from whet.pipeline import Pipeline

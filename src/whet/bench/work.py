@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from whet.chat import Chat
+from whet.config.load import did_you_mean
 from whet.errors import WhetError
 from whet.model import hub
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.recipes import did_you_mean
 
 END = "<eos>"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from whet.chat import files, template
 from whet.chat.vocabulary import Vocabulary
+from whet.config.thinking import begun
 from whet.errors import DataError, ModelError
-from whet.thinking import begun
 from whet.types import Message, Problem, Prompt
 
 __all__ = ["Chat"]

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from whet.config.thinking import Switch, Thinking
 from whet.errors import did_you_mean
-from whet.thinking import Switch, Thinking
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -16,6 +16,7 @@ from typing import Any
 from whet import config
 from whet.algorithms import algorithm
 from whet.chat import Chat
+from whet.config.thinking import measured
 from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import WhetError
@@ -27,7 +28,6 @@ from whet.pipeline import Pipeline
 from whet.provision import origin
 from whet.rollout import rollout
 from whet.stages.sft import BLOCK
-from whet.thinking import measured
 from whet.types import Engine, Sampling
 
 STEPS = {"rl": 5}  # of a stage that are timed; the later half tells, when caches and allocations have settled

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from whet.chat import Chat
+from whet.config.thinking import left
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
 from whet.model.transformer import Transformer
 from whet.rehearse import fallen
 from whet.rewards import Reward
-from whet.thinking import left
 from whet.types import Problem, Progress, Prompt, Sample, Sampling, Score
 
 Clock = Callable[[], float]
