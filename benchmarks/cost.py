@@ -30,7 +30,7 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     import torch
 
     from whet import config
-    from whet.algorithms import algorithm
+    from whet.algorithms.table import algorithm
     from whet.chat import Chat
     from whet.context import Context
     from whet.engines import engine_for

@@ -22,8 +22,8 @@ from gpu_equal import attention, replays, same_as_cpu, sharing
 from gpu_lines import GROUP, PROMPT, SHAPES, Line, Setup, Silent, answers, model_of, patched, prompts, timed
 
 from whet import config
-from whet.algorithms import algorithm
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.table import algorithm
 from whet.bench import compare, limit, work
 from whet.engines import graph
 from whet.engines.native import NativeEngine

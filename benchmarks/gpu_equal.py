@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from gpu_lines import GROUP, SHAPES, Line, Setup, Silent, answers, model_of, patched, prompts
 
-from whet.batch import pack
+from whet.algorithms.batch import pack
 from whet.engines import graph
 from whet.engines.native import NativeEngine
 from whet.learner import policy_logprobs

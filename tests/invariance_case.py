@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from whet import config
-from whet.algorithms import TABLE, algorithm
+from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.table import TABLE, algorithm
 from whet.learner import Learner
-from whet.row import Algorithm
 from whet.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from whet.algorithms import TABLE, algorithm
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.table import TABLE, algorithm
 from whet.credit import Credit
 from whet.learner import Stepped, policy_logprobs
 from whet.types import Sample, Sampling

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from whet.algorithms import algorithm
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.table import algorithm
 from whet.bench import compare, limit, peers, whet_side
 from whet.bench.work import SIZES, WORKS, Work, prepare, work
 from whet.chat import Chat

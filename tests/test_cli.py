@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whet.algorithms import TABLE
+from whet.algorithms.table import TABLE
 from whet.cli import main
 
 TINY = """

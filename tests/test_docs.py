@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from whet.algorithms import TABLE, Algorithm, algorithm, cells
-from whet.batch import pack
+from whet.algorithms.algorithm import Critic
+from whet.algorithms.batch import pack
+from whet.algorithms.table import TABLE, Algorithm, algorithm, cells
 from whet.credit import Credit
-from whet.row import Critic
 from whet.types import Sampling
 
 from . import oracle as world

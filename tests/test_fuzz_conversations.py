@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from whet.batch import pack
+from whet.algorithms.batch import pack
 from whet.chat import Chat
 from whet.errors import DataError
 from whet.model.shared import shared

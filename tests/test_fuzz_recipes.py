@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.config import load as recipes
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import hub

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from whet import logprobs
-from whet.algorithms import TABLE, algorithm
-from whet.batch import PolicyBatch, pack
+from whet.algorithms.batch import PolicyBatch, pack
+from whet.algorithms.table import TABLE, algorithm
 from whet.learner import policy_logprobs
 from whet.logprobs import chosen_logprobs, linear_logprobs
 from whet.model.config import ModelConfig

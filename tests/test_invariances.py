@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from whet.batch import pack
+from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.batch import pack
 from whet.credit import Credit
 from whet.learner import policy_logprobs
-from whet.row import Algorithm
 from whet.types import Group
 
 from .invariance_case import EOS, ROWS, UNREAD, WHOLE, case, micro_tokens_of, models, trained

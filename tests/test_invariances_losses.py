@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from whet.algorithms import TABLE
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.table import TABLE
 from whet.learner import policy_logprobs
 from whet.types import Sample, Sampling
 

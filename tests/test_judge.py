@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.errors import DataError, ModelError, RewardError
 from whet.model import hub

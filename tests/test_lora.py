@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from whet import config
-from whet.algorithms import algorithm
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.losses import policy_gradient
+from whet.algorithms.table import algorithm
 from whet.errors import ModelError
 from whet.learner import Learner, policy_logprobs
-from whet.losses import policy_gradient
 from whet.model import hub, lora, scalar
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel, frozen

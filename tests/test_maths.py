@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from whet.advantages import ADVANTAGES
-from whet.algorithms import TABLE, algorithm
-from whet.batch import PolicyBatch
+from whet.algorithms.advantages import ADVANTAGES
+from whet.algorithms.batch import PolicyBatch
+from whet.algorithms.kl import k1, k2, k3
+from whet.algorithms.losses import clip_acts, clipped
+from whet.algorithms.table import TABLE, algorithm
 from whet.errors import RecipeError
-from whet.kl import k1, k2, k3
 from whet.logprobs import processed
-from whet.losses import clip_acts, clipped
 
 
 def test_equal_rewards_give_exactly_no_advantage_whatever_rounding_says():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from whet import check, config, footprint
-from whet.batch import pack
+from whet.algorithms.batch import pack
 from whet.learner import Learner
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from whet.advantages import ADVANTAGES
-from whet.algorithms import TABLE, algorithm
-from whet.correction import masked, truncated
+from whet.algorithms.advantages import ADVANTAGES
+from whet.algorithms.off_policy import masked, truncated
+from whet.algorithms.table import TABLE, algorithm
 from whet.credit import Credit
 from whet.logprobs import processed
 from whet.types import Sampling

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from whet import rankings
+from whet.algorithms.losses import bradley_terry, pairs
 from whet.errors import DataError
-from whet.losses import bradley_terry, pairs
 from whet.types import Problem, Ranking
 
 from .tiny_world import sample

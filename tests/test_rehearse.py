@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whet import config, rehearse, standin
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.check import findings
 from whet.cli import main

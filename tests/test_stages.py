@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from whet import config
-from whet.algorithms import TABLE, algorithm
+from whet.algorithms.table import TABLE, algorithm
 from whet.errors import DataError, GateError, RewardError
 from whet.rollout import rollout
 from whet.stages import reject, rl, sft

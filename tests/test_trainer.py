@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.credit import shares
 from whet.curriculum import Prioritised
 from whet.errors import ModelError, RecipeError

@@ -11,12 +11,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from whet.advantages import centred, leave_one_out
-from whet.algorithms import algorithm
-from whet.batch import pack
+from whet.algorithms.advantages import centred, leave_one_out
+from whet.algorithms.batch import pack
+from whet.algorithms.losses import clipped, log_ratio, sequence_sum
+from whet.algorithms.table import algorithm
 from whet.credit import Credit
 from whet.learner import policy_logprobs
-from whet.losses import clipped, log_ratio, sequence_sum
 from whet.types import Sampling
 
 from .trl_case import COUNT, GROUP, LIMIT, PROMPTS, TOKENS, theirs, trainer, world

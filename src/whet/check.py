@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from whet import config, footprint, forecast, rehearse
-from whet.algorithms import algorithm
-from whet.batch import pack
+from whet.algorithms.batch import pack
+from whet.algorithms.table import algorithm
 from whet.context import Context
 from whet.errors import WhetError
 from whet.learner import policy_logprobs

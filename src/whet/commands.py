@@ -102,7 +102,7 @@ def stopping() -> Iterator[Event]:
 
 def show(path: Path, overrides: Sequence[str]) -> int:
     """The recipe with every key filled in, and each algorithm's row as it resolves."""
-    from whet.algorithms import algorithm, cells
+    from whet.algorithms.table import algorithm, cells
 
     recipe = recipes.load(path, overrides)
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
@@ -141,7 +141,7 @@ def tasks() -> int:
 
 def algorithms() -> int:
     """The table of algorithms, a row each, and where each comes from."""
-    from whet.algorithms import TABLE, shown
+    from whet.algorithms.table import TABLE, shown
 
     rows = {name: shown(row) for name, row in TABLE.items()}
     console = Console(width=max(110, Console().width))

@@ -8,16 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whet.advantages import whitened
-from whet.batch import PolicyBatch, ValueBatch
-from whet.kl import KL
-from whet.learner import Learner, policy_logprobs
-from whet.logprobs import before
-from whet.model.policy import Policy
-from whet.model.scalar import ScalarModel
-from whet.row import Algorithm, Critic
-from whet.types import Sample, Sampling
-from whet.values import (
+from whet.algorithms.advantages import whitened
+from whet.algorithms.algorithm import Algorithm, Critic
+from whet.algorithms.batch import PolicyBatch, ValueBatch
+from whet.algorithms.critic import (
     adaptive_lambda,
     explained_variance,
     gae,
@@ -26,6 +20,12 @@ from whet.values import (
     token_weights,
     value_loss,
 )
+from whet.algorithms.kl import KL
+from whet.learner import Learner, policy_logprobs
+from whet.logprobs import before
+from whet.model.policy import Policy
+from whet.model.scalar import ScalarModel
+from whet.types import Sample, Sampling
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL

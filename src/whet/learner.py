@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whet import config
-from whet.batch import Pack
+from whet.algorithms.batch import Pack
 from whet.checkpoint import State
 from whet.errors import ModelError, WhetError
 from whet.logprobs import chosen_logprobs, linear_logprobs, processed

@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from whet import config, origin
-from whet.algorithms import algorithm, cells
+from whet.algorithms.table import algorithm, cells
 from whet.chat import Chat
 from whet.checkpoint import Saves, committed
 from whet.config.thinking import measured

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whet.batch import RankedBatch, pack
+from whet.algorithms.batch import RankedBatch, pack
 from whet.errors import DataError
 from whet.tasks.files import ROLES, sources
 from whet.tasks.rows import Row, asked, read_rows

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.errors import RecipeError, did_you_mean
 from whet.model import hub
 from whet.provision import narrowed, refuse_lora

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whet import config, standin
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.context import Context
 from whet.model.hub import HUB_ID
 from whet.pipeline import Pipeline

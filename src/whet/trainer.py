@@ -7,15 +7,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from whet.batch import PolicyBatch, pack
+from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.batch import PolicyBatch, pack
+from whet.algorithms.kl import k3
+from whet.algorithms.off_policy import masked, truncated
 from whet.checkpoint import Holds, State
-from whet.correction import masked, truncated
 from whet.credit import Credit, shares
-from whet.kl import k3
 from whet.learner import Learner, policy_logprobs
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
-from whet.row import Algorithm
 from whet.types import Group, Sample, Sampling
 
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.context import Context

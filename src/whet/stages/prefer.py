@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from whet import config, rankings
-from whet.batch import RankedBatch
+from whet.algorithms.batch import RankedBatch
+from whet.algorithms.losses import bradley_terry, pairs
 from whet.checkpoint import Counted, Holds
 from whet.context import Context
 from whet.learner import Learner, policy_logprobs
-from whet.losses import bradley_terry, pairs
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import frozen

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from whet import config, rankings, statistics
-from whet.batch import RankedBatch
+from whet.algorithms.batch import RankedBatch
+from whet.algorithms.losses import bradley_terry, pairs
 from whet.checkpoint import Counted, Holds, committed
 from whet.context import Context
 from whet.learner import Learner
-from whet.losses import bradley_terry, pairs
 from whet.model import hub, scalar
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whet import config
-from whet.algorithms import algorithm
+from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.table import algorithm
 from whet.checkpoint import Record
 from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
@@ -16,7 +17,6 @@ from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
 from whet.rollout import describe, mean, rollout, score_groups
-from whet.row import Algorithm
 from whet.trainer import Trainer
 from whet.types import Engine, Group, Sampling, Update
 from whet.watch import concerns

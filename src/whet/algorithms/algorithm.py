@@ -8,11 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whet.advantages import ADVANTAGES
-from whet.batch import PolicyBatch
+from whet.algorithms.advantages import ADVANTAGES
+from whet.algorithms.batch import PolicyBatch
+from whet.algorithms.kl import KL
+from whet.algorithms.losses import (
+    clip_acts,
+    clipped,
+    log_ratio,
+    policy_gradient,
+    proximal,
+    sequence_log_ratio,
+    weighted,
+)
 from whet.errors import RecipeError, did_you_mean
-from whet.kl import KL
-from whet.losses import clip_acts, clipped, log_ratio, policy_gradient, proximal, sequence_log_ratio, weighted
 
 Aggregation = Literal["sequence_mean", "token_mean", "sum_over_limit", "sum"]
 Cells = TypeVar("Cells", "Algorithm", "Critic")

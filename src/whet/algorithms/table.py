@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from whet.algorithms.algorithm import Algorithm, Critic
 from whet.errors import RecipeError, did_you_mean
-from whet.row import Algorithm, Critic
 
 TABLE: dict[str, Algorithm] = {
     row.name: row.validated()

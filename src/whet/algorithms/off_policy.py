@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whet.losses import sequence_log_ratio
+from whet.algorithms.losses import sequence_log_ratio
 
 M = Float[Tensor, " m"]
 
