@@ -34,7 +34,7 @@ OWN = {
     "model/lora": ("test_lora",),
     "model/lora_files": ("test_lora_files",),
     "model/hub": ("test_lora",),
-    "rankings": ("test_rankings",),
+    "data/preferences": ("test_rankings",),
     "stages/prefer": ("test_reward_model",),
     "stages/reward_model": ("test_reward_model",),
     "stages/merge": ("test_reward_model",),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from whet.data.hub import choose
 from whet.errors import DataError
 from whet.tasks import load
 from whet.tasks.files import Files
-from whet.tasks.hub import choose
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from whet import rankings
 from whet.chat import Chat
+from whet.data import preferences
 from whet.errors import DataError, WhetError
 from whet.tasks.files import Files
 
@@ -116,7 +116,7 @@ def test_thousands_of_broken_files_of_lines_are_read_or_refused_in_one_line(tmp_
     for i in range(LINES):
         path.write_bytes(lines(rng))
         if i % 4 == 3:
-            told[refused(lambda: rankings.read(str(path)))] += 1
+            told[refused(lambda: preferences.read(str(path)))] += 1
         else:
             told[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
     assert min(told.values()) > LINES / 10, told

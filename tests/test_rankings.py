@@ -7,8 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from whet import rankings
 from whet.algorithms.losses import bradley_terry, pairs
+from whet.data import preferences
 from whet.errors import DataError
 from whet.types import Problem, Ranking
 
@@ -34,7 +34,7 @@ def written(tmp_path, *rows):
     ],
 )
 def test_a_row_is_read_in_every_usual_form(tmp_path, row, texts):
-    [found] = rankings.read(written(tmp_path, row))
+    [found] = preferences.read(written(tmp_path, row))
     assert found.texts == texts and found.problem.messages == (CHAT[0],)
     assert found.problem.answer == (str(row["answer"]) if "answer" in row else None)
 
@@ -54,7 +54,7 @@ def test_a_row_is_read_in_every_usual_form(tmp_path, row, texts):
 )
 def test_a_bad_row_is_named_in_one_line(tmp_path, row, says):
     with pytest.raises(DataError) as caught:
-        rankings.read(written(tmp_path, row))
+        preferences.read(written(tmp_path, row))
     assert says in str(caught.value) and "prefs.jsonl" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -64,21 +64,21 @@ def some(n):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    rankings.write(some(4), tmp_path / "r.jsonl")
-    assert rankings.read(str(tmp_path / "r.jsonl")) == some(4)
+    preferences.write(some(4), tmp_path / "r.jsonl")
+    assert preferences.read(str(tmp_path / "r.jsonl")) == some(4)
 
 
 def test_no_prompt_is_on_both_sides():
-    training, held = rankings.split(some(20), 0.2, 7)
+    training, held = preferences.split(some(20), 0.2, 7)
     asked = [{r.problem.question for r in side} for side in (training, held)]
     assert len(asked[1]) == 1 and not asked[0] & asked[1] and len(training) + len(held) == 20
-    assert rankings.split(some(20), 0.2, 7) == (training, held) and rankings.split(some(20), 0.2, 8)[1] != held
+    assert preferences.split(some(20), 0.2, 7) == (training, held) and preferences.split(some(20), 0.2, 8)[1] != held
     with pytest.raises(DataError, match="only one prompt"):
-        rankings.split(some(1), 0.5, 1)
+        preferences.split(some(1), 0.5, 1)
 
 
 def test_an_epoch_takes_everything_once():
-    batches = list(islice(rankings.epochs(some(7), 3, 1), 7))
+    batches = list(islice(preferences.epochs(some(7), 3, 1), 7))
     taken = [r.problem.id for b in batches for r in b]
     assert [len(b) for b in batches] == [3] * 7 and all(
         sorted(taken[i : i + 7]) == sorted("0123456") for i in (0, 7, 14)
@@ -93,7 +93,7 @@ def ragged():
 
 
 def test_a_batch_is_split_between_rankings_only():
-    batch = rankings.ranked_batch(ragged())
+    batch = preferences.ranked_batch(ragged())
     assert batch.seams() == [0, 2, 5, 7]
     for tokens in (1, 15, 20, 21, 22, 28):
         parts = list(batch.split(tokens))
@@ -106,7 +106,7 @@ def test_a_batch_is_split_between_rankings_only():
 
 def test_the_weights_make_the_mean_over_rankings():
     """Whatever a micro-batch holds, and however many responses and tokens a ranking has."""
-    batch = rankings.ranked_batch(ragged())
+    batch = preferences.ranked_batch(ragged())
     score = torch.linspace(-1, 2, 7, dtype=torch.float64)
     by_hand = []
     for first, count in ((0, 2), (2, 3), (5, 2)):

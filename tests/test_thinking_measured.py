@@ -8,10 +8,11 @@ import random
 import pytest
 from rich.console import Console
 
-from whet import config, display, pipeline, rankings, report
+from whet import config, display, pipeline, report
 from whet.chat import Chat
 from whet.commands import print_evaluation
 from whet.config import load as recipes
+from whet.data import preferences
 from whet.errors import ModelError
 from whet.measure import measure, vote
 from whet.provision import save
@@ -115,8 +116,8 @@ def test_rankings_keep_how_they_were_asked(tmp_path):
     stage = config.Rank(name="rank", kind="rank", problems=1, by="reward")
     (found,) = rank.ranked(group, stage, context, random.Random(0))
     assert found.texts == ("<think></think>8", "<think></think>7")
-    rankings.write([found], tmp_path / "rankings.jsonl")
-    (again,) = rankings.read(str(tmp_path / "rankings.jsonl"))
+    preferences.write([found], tmp_path / "rankings.jsonl")
+    (again,) = preferences.read(str(tmp_path / "rankings.jsonl"))
     assert isinstance(again, Ranking) and again.problem.meta == {"thinking": False} and again.texts == found.texts
     assert [context.example(again.problem, text).text for text in again.texts] == ["8", "7"]
 

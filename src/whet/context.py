@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from whet import rankings
 from whet.chat import Chat
 from whet.checkpoint import Holds, Saves
 from whet.config import Ask
 from whet.config.thinking import left, stands
+from whet.data import preferences
 from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
@@ -36,7 +36,7 @@ class Context:
     saves: Saves = field(
         default_factory=lambda: Saves(Path(), every=1 << 62)
     )  # of the stage; unless told otherwise, none
-    rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
+    preferences: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
 
     def resumed(self, stage: str, parts: Mapping[str, Holds]) -> int:
         """Puts the parts of a stage's loop back to where it was kept last, and the log with them. Returns the step, 0 at its beginning."""
@@ -82,7 +82,7 @@ class Context:
     def ranked(self, source: str) -> list[Ranking]:
         """The rankings of a rank stage, a file or the Hub. Raises DataError."""
         if source not in self.rankings:
-            return rankings.read(source)
+            return preferences.read(source)
         if not self.rankings[source]:
             raise DataError(f"the rank stage {source!r} found nothing to rank")
         return self.rankings[source]

@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from whet import config, origin, rankings
+from whet import config, origin
 from whet.config import load as recipes
+from whet.data import preferences
 from whet.errors import RecipeError, did_you_mean
 from whet.model.commit import committed
 from whet.pipeline import Pipeline
@@ -106,7 +107,7 @@ def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
             pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
         if isinstance(stage, config.Rank):
             path = pipeline.directory / stage.name / "rankings.jsonl"
-            pipeline.context.rankings[stage.name] = [] if _empty(path) else rankings.read(str(path))
+            pipeline.context.rankings[stage.name] = [] if _empty(path) else preferences.read(str(path))
 
 
 def _empty(path: Path) -> bool:

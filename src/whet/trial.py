@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from whet.data.rows import Row, read_rows
 from whet.errors import DataError
 from whet.rewards import Reward
-from whet.tasks.rows import Row, read_rows
 from whet.types import Problem, Sample, Score
 
 OWN = ("id", "question", "answer", "response", "correct", "right", "wrong", "task")  # columns that are no meta

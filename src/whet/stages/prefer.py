@@ -6,11 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from whet import config, rankings
+from whet import config
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.checkpoint import Counted, Holds
 from whet.context import Context
+from whet.data import preferences
 from whet.learner import Learner, policy_logprobs
 from whet.model.lora import adapt
 from whet.model.policy import Policy
@@ -26,12 +27,12 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
     reference = frozen(policy if stage.reference == "start" else context.policy(stage.reference))
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
-    batches = Counted(rankings.epochs(context.ranked(stage.data), stage.batch, context.seed))
+    batches = Counted(preferences.epochs(context.ranked(stage.data), stage.batch, context.seed))
     parts: dict[str, Holds] = {"policy": learner, "batches": batches}
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [[context.example(r.problem, text) for text in r.texts] for r in next(batches)]
-        batch = referred(rankings.ranked_batch(examples).to(device), reference, stage.micro_tokens)
+        batch = referred(preferences.ranked_batch(examples).to(device), reference, stage.micro_tokens)
         seen: list[tuple[Tensor, Tensor]] = []
 
         def loss_of(micro: RankedBatch, seen: list[tuple[Tensor, Tensor]] = seen) -> Tensor:

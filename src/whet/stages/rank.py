@@ -4,8 +4,9 @@ import random
 import time
 from dataclasses import replace
 
-from whet import config, rankings
+from whet import config
 from whet.context import Context
+from whet.data import preferences
 from whet.errors import RecipeError
 from whet.model.policy import Policy
 from whet.rollout import describe, rollout
@@ -25,7 +26,7 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
     context.rankings[stage.name] = found
     folder = context.log.directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    rankings.write(found, folder / "rankings.jsonl")
+    preferences.write(found, folder / "rankings.jsonl")
     context.log.wrote(folder / "rankings.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(found))}
     context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from whet import config
 from whet.context import Context
+from whet.data.rows import asked, read_rows
 from whet.errors import DataError
 from whet.model.policy import Policy
 from whet.rollout import describe, rollout
-from whet.tasks.rows import asked, read_rows
 from whet.types import Group, Problem, Sampling, Update
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from whet import config, rankings, statistics
+from whet import config, statistics
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.checkpoint import Counted, Holds, committed
 from whet.context import Context
+from whet.data import preferences
 from whet.learner import Learner
 from whet.model import hub, scalar
 from whet.model.policy import Policy
@@ -23,16 +24,16 @@ CENTRED = 1024  # training responses whose mean score becomes 0
 
 def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str, Any]:
     """Trains a reward model, writes it to STAGE/model, and returns the accuracy on held-out pairs. The policy stays as it is."""
-    training, held = rankings.split(context.ranked(stage.data), stage.held_out, context.seed)
+    training, held = preferences.split(context.ranked(stage.data), stage.held_out, context.seed)
     model = ScalarModel(policy, stage.lora)
     learner = Learner(model, stage.optimizer, stage.steps)
     device = next(model.parameters()).device
-    batches = Counted(rankings.epochs(training, stage.batch, context.seed))
+    batches = Counted(preferences.epochs(training, stage.batch, context.seed))
     parts: dict[str, Holds] = {"model": learner, "batches": batches}
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [[last_token(r.problem, text, context) for text in r.texts] for r in next(batches)]
-        batch = rankings.ranked_batch(examples).to(device)
+        batch = preferences.ranked_batch(examples).to(device)
         right: list[Tensor] = []
 
         def loss_of(micro: RankedBatch, right: list[Tensor] = right) -> Tensor:

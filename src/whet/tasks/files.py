@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from whet.data.hub import download
+from whet.data.rows import Row, asked, read_rows, valid_text
 from whet.errors import DataError, RecipeError
 from whet.rewards import Reward
 from whet.rewards import load as load_reward
 from whet.tasks.corpus import refuse_mix, training_problems
-from whet.tasks.hub import download
-from whet.tasks.rows import Row, asked, read_rows, valid_text
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Message, Problem, Score
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from whet.algorithms.batch import RankedBatch, pack
+from whet.data.rows import Row, asked, read_rows
 from whet.errors import DataError
 from whet.tasks.files import ROLES, sources
-from whet.tasks.rows import Row, asked, read_rows
 from whet.types import Message, Problem, Ranking, Sample
 
 
