@@ -38,8 +38,8 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     from whet.model.scalar import parameters_of
     from whet.model.transformer import Transformer
     from whet.rollout import rollout
-    from whet.runlog import RunLog
     from whet.stages import rl
+    from whet.storage.run_log import RunLog
     from whet.tasks.chain import Chain
     from whet.types import Sampling, Score
 

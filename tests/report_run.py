@@ -1,4 +1,4 @@
-"""A made-up run directory in the shape that whet.runlog writes: chain, a base that guesses, RL, a student."""
+"""A made-up run directory in the shape that whet.storage.run_log writes: chain, a base that guesses, RL, a student."""
 
 import json
 import math

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from whet.checkpoint import State
 from whet.errors import RecipeError, RewardError
 from whet.flight import Flight
 from whet.rollout import describe
 from whet.stages import rl
+from whet.storage.checkpoint import State
 from whet.types import Score
 
 from .tiny_world import lines, rl_stage, world

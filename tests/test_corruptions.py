@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 
-from whet import config, origin, pipeline, rerun
-from whet.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
+from whet import config, pipeline, rerun
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
 from whet.learner import Learner
+from whet.storage import provenance
+from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
 
 from .test_resume import Until
 from .tiny_world import world
@@ -136,10 +137,10 @@ def test_data_that_has_changed_is_named_and_the_run_does_not_go_on(filed, tmp_pa
 def test_code_that_has_changed_is_told(filed, tmp_path):
     folder = tmp_path / "run"
     stopped(filed[1], folder)
-    told = json.loads((folder / origin.FILE).read_text())
+    told = json.loads((folder / provenance.FILE).read_text())
     checkpoint = json.loads((folder / "base" / "checkpoints" / "00000003" / DATA).read_text())
     assert checkpoint["origin"] == told and set(told) == {"recipe", "code", "files"} and len(told["files"]) == 1
-    (folder / origin.FILE).write_text(json.dumps({**told, "code": "0" * 64}))
+    (folder / provenance.FILE).write_text(json.dumps({**told, "code": "0" * 64}))
     rerun.resume(filed[1], folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert any("whet's code has changed" in w["text"] for w in summary["warnings"])
@@ -148,7 +149,7 @@ def test_code_that_has_changed_is_told(filed, tmp_path):
 def test_a_run_that_does_not_say_what_it_was_made_of_is_refused(filed, tmp_path):
     folder = tmp_path / "run"
     stopped(filed[1], folder)
-    (folder / origin.FILE).write_text("{")
+    (folder / provenance.FILE).write_text("{")
     with pytest.raises(RecipeError, match="missing or damaged"):
         rerun.resume(filed[1], folder)
 
@@ -157,12 +158,12 @@ def test_the_file_of_a_reward_of_one_s_own_counts(tmp_path):
     own = tmp_path / "mine.py"
     own.write_text("def score(completions): return [0.0] * len(completions)\n")
     recipe = recipes.load(write(tmp_path, f'reward = [{{ name = "{own}:score" }}]\n'))
-    before = origin.origin(recipe)
+    before = provenance.origin(recipe)
     assert list(before["files"]) == [str(own)]
     own.write_text("def score(completions): return [1.0] * len(completions)\n")
-    assert origin.changed(before, origin.origin(recipe)) == [str(own)]
+    assert provenance.changed(before, provenance.origin(recipe)) == [str(own)]
     own.unlink()
-    assert origin.changed(before, origin.origin(recipe)) == [str(own)]
+    assert provenance.changed(before, provenance.origin(recipe)) == [str(own)]
 
 
 def write(folder, line):

@@ -20,7 +20,7 @@ from whet import config, pipeline, standin
 from whet.config import load as recipes
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
-from whet.runlog import Silent
+from whet.storage.run_log import Silent
 
 from .crash import left
 

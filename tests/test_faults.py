@@ -13,7 +13,7 @@ import pytest
 from whet import config, pipeline, rerun
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
-from whet.runlog import Silent
+from whet.storage.run_log import Silent
 
 from . import power
 from .crash import left

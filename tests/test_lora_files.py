@@ -15,7 +15,7 @@ from whet.cli import main
 from whet.config import load as recipes
 from whet.errors import ModelError, RecipeError
 from whet.model import hub, lora, lora_files
-from whet.model.commit import committed
+from whet.storage.atomic import committed
 
 from .test_lora import SOME, grown, logps, tiny
 

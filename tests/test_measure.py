@@ -7,7 +7,7 @@ from whet import config
 from whet.chat import Chat
 from whet.context import Context
 from whet.measure import Measured, figures, gain, measure, modes, paired, vote
-from whet.runlog import RunLog
+from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 

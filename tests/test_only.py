@@ -15,7 +15,7 @@ from whet.measure import figures
 from whet.rewards import combined
 from whet.rewards.combine import CombinedReward, Part
 from whet.rollout import describe
-from whet.runlog import RunLog
+from whet.storage.run_log import RunLog
 from whet.tasks import load
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score, Status
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from whet import config, pipeline, rerun
-from whet.checkpoint import TENSORS, Saves, State, read
 from whet.cli import main
 from whet.config import load as recipes
 from whet.curriculum import Prioritised
 from whet.errors import ModelError, Stopped
 from whet.learner import Learner
-from whet.runlog import RunLog, Silent
+from whet.storage.checkpoint import TENSORS, Saves, State, read
+from whet.storage.run_log import RunLog, Silent
 from whet.types import Problem
 
 from .crash import RECIPE, killed, left, started

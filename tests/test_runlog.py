@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from whet.chat import Chat
-from whet.runlog import rounded
+from whet.storage.run_log import rounded
 
 
 def test_numbers_are_rounded_as_python_rounds_them():

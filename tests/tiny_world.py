@@ -11,7 +11,7 @@ from whet.context import Context
 from whet.engines import engine_for
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.runlog import RunLog
+from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain
 from whet.types import Sample
 

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from whet.chat import Chat
-from whet.checkpoint import Holds, Saves
 from whet.config import Ask
 from whet.config.thinking import left, stands
 from whet.data import preferences
@@ -16,7 +15,8 @@ from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
 from whet.rollout import endless
-from whet.runlog import RunLog
+from whet.storage.checkpoint import Holds, Saves
+from whet.storage.run_log import RunLog
 from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from whet.checkpoint import Counted, State
+from whet.storage.checkpoint import Counted, State
 from whet.types import Group, Problem
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whet.checkpoint import State
 from whet.rewards import Reward
 from whet.rollout import score_groups
+from whet.storage.checkpoint import State
 from whet.types import Group, Problem, Prompt, Sample
 
 Drawn = tuple[list[Prompt], list[tuple[Sample, ...]]]

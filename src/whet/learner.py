@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from whet import config
 from whet.algorithms.batch import Pack
-from whet.checkpoint import State
 from whet.errors import ModelError, WhetError
 from whet.logprobs import chosen_logprobs, linear_logprobs, processed
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
+from whet.storage.checkpoint import State
 from whet.types import Sampling
 
 LOST = 3  # steps in a row without a finite gradient, after which there is no going on

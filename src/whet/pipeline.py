@@ -15,22 +15,23 @@ from typing import Any, Self
 import tomli_w
 import torch
 
-from whet import config, origin
+from whet import config
 from whet.algorithms.table import algorithm, cells
 from whet.chat import Chat
-from whet.checkpoint import Saves, committed
 from whet.config.thinking import measured
 from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
 from whet.measure import Measured, gain, measure
 from whet.model import hub, lora_files
-from whet.model.commit import made, written
 from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.refusals import refuse
 from whet.rewards import combined
-from whet.runlog import Display, RunLog, write_json
+from whet.storage import provenance
+from whet.storage.atomic import made, written
+from whet.storage.checkpoint import Saves, committed
+from whet.storage.run_log import Display, RunLog, write_json
 from whet.tasks import load as load_task
 
 
@@ -42,7 +43,7 @@ def prepare(directory: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RecipeError(f"{directory} exists; give another name=..., or --overwrite to replace it")
-    begun = (directory / name for name in ("recipe.toml", origin.FILE, f".{origin.FILE}.partial"))
+    begun = (directory / name for name in ("recipe.toml", provenance.FILE, f".{origin.FILE}.partial"))
     if any(directory.iterdir()) and not any(path.exists() for path in begun):
         raise RecipeError(f"{directory} holds no run, so --overwrite will not remove it")
     directory.rename(old)
@@ -82,8 +83,8 @@ class Pipeline:
         chat, path = tokenizer(recipe, task)
         given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         made(directory)
-        made_of = origin.origin(recipe)
-        write_json(directory / origin.FILE, made_of)
+        made_of = provenance.origin(recipe)
+        write_json(directory / provenance.FILE, made_of)
         written(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):

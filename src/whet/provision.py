@@ -9,7 +9,6 @@ import torch
 
 from whet import config
 from whet.chat import Chat
-from whet.checkpoint import committed
 from whet.config.thinking import measured
 from whet.errors import RecipeError, did_you_mean
 from whet.model import hub, lora_files
@@ -19,6 +18,7 @@ from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
+from whet.storage.checkpoint import committed
 from whet.tasks.mix import Mix
 from whet.types import Task
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from whet import config, origin
+from whet import config
 from whet.config import load as recipes
 from whet.data import preferences
 from whet.errors import RecipeError, did_you_mean
-from whet.model.commit import committed
 from whet.pipeline import Pipeline
-from whet.runlog import Display, write_json
 from whet.stages import reject
+from whet.storage import provenance
+from whet.storage.atomic import committed
+from whet.storage.run_log import Display, write_json
 
 FILES = ("metrics.jsonl", "summary.json")
 FREE = ("name", "about", "result", "save")  # what a run may go on with otherwise
@@ -43,8 +44,8 @@ def resume(
         )
     was = _origin(directory)
     pipeline = Pipeline.of(recipe, directory, display)
-    if files := origin.changed(was, pipeline.made_of):
-        write_json(directory / origin.FILE, was)
+    if files := provenance.changed(was, pipeline.made_of):
+        write_json(directory / provenance.FILE, was)
         raise RecipeError(
             f"{directory} cannot go on: {', '.join(files)} changed since it began; put back what was there, or start anew"
         )
@@ -63,7 +64,7 @@ def resume(
 def _origin(directory: Path) -> dict[str, Any]:
     """Raises RecipeError where the run does not say what it was made of."""
     try:
-        held = json.loads((directory / origin.FILE).read_text(encoding="utf-8"))
+        held = json.loads((directory / provenance.FILE).read_text(encoding="utf-8"))
         return {"files": dict(held["files"]), "code": str(held["code"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise RecipeError(

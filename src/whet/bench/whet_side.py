@@ -17,8 +17,8 @@ from whet.engines.requests import Requests
 from whet.model import hub
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
-from whet.runlog import RunLog
 from whet.stages import rl
+from whet.storage.run_log import RunLog
 from whet.types import Problem, Prompt, Sample, Sampling, Score, Update
 
 

@@ -9,10 +9,10 @@ import torch
 
 from whet.errors import ModelError
 from whet.model import lora, lora_files, weights
-from whet.model.commit import committed
 from whet.model.config_file import CONFIG, FAMILIES, GENERATION, config_json, generation_json, model_type, read_config
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
+from whet.storage.atomic import committed
 
 __all__ = ["SHARD_BYTES", "load", "plain", "read_config", "resolve", "save", "tokenizer", "write"]
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from whet import config
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.table import algorithm
-from whet.checkpoint import Record
 from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
@@ -17,6 +16,7 @@ from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
 from whet.rollout import describe, mean, rollout, score_groups
+from whet.storage.checkpoint import Record
 from whet.trainer import Trainer
 from whet.types import Engine, Group, Sampling, Update
 from whet.watch import concerns

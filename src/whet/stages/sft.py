@@ -8,13 +8,13 @@ import numpy as np
 from whet import config
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.losses import policy_gradient
-from whet.checkpoint import Counted, Holds
 from whet.context import Context
 from whet.errors import DataError, GateError
 from whet.learner import Learner, policy_logprobs
 from whet.measure import accuracy_by_mode
 from whet.model.lora import adapt
 from whet.model.policy import Policy
+from whet.storage.checkpoint import Counted, Holds
 from whet.types import Problem, Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.chat import Chat
-from whet.checkpoint import State
-from whet.model.commit import sync, written
+from whet.storage.atomic import sync, written
+from whet.storage.checkpoint import State
 from whet.types import Group, Task, Update
 
 

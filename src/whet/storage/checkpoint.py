@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from whet.errors import ModelError, Stopped
-from whet.model.commit import committed
+from whet.storage.atomic import committed
 
 __all__ = ["Counted", "Holds", "Record", "Saves", "State", "committed"]
 
