@@ -15,8 +15,8 @@ from whet.engines.native import NativeEngine
 from whet.engines.random import inverse_cdf, sample_keys, uniforms
 from whet.errors import DataError, WhetError
 from whet.kernels import kernels
-from whet.logprobs import chosen_logprobs, processed
 from whet.model.config import ModelConfig
+from whet.model.logprobs import chosen_logprobs, processed
 from whet.model.transformer import Transformer
 from whet.types import Problem, Prompt, Sample, Sampling
 

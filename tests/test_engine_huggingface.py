@@ -9,8 +9,8 @@ import torch
 
 from whet.engines.huggingface import HuggingFaceEngine
 from whet.errors import WhetError
-from whet.logprobs import processed
 from whet.model.config import ModelConfig
+from whet.model.logprobs import processed
 from whet.types import Problem, Prompt, Sampling
 
 transformers = pytest.importorskip("transformers")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from whet import logprobs
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.table import TABLE, algorithm
 from whet.learner import policy_logprobs
-from whet.logprobs import chosen_logprobs, linear_logprobs
+from whet.model import logprobs
 from whet.model.config import ModelConfig
+from whet.model.logprobs import chosen_logprobs, linear_logprobs
 from whet.model.transformer import Transformer
 from whet.types import Sample, Sampling
 

@@ -12,11 +12,11 @@ from whet import kernels
 from whet.engines.cache import Cache
 from whet.engines.random import draw
 from whet.engines.step import Step
-from whet.logprobs import processed
 from whet.model import ops
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
 from whet.model.linear import Linear, ready
+from whet.model.logprobs import processed
 from whet.model.transformer import Transformer
 from whet.types import Sampling
 

@@ -12,7 +12,7 @@ from whet.algorithms.kl import k1, k2, k3
 from whet.algorithms.losses import clip_acts, clipped
 from whet.algorithms.table import TABLE, algorithm
 from whet.errors import RecipeError
-from whet.logprobs import processed
+from whet.model.logprobs import processed
 
 
 def test_equal_rewards_give_exactly_no_advantage_whatever_rounding_says():

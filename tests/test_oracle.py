@@ -10,7 +10,7 @@ from whet.algorithms.advantages import ADVANTAGES
 from whet.algorithms.off_policy import masked, truncated
 from whet.algorithms.table import TABLE, algorithm
 from whet.credit import Credit
-from whet.logprobs import processed
+from whet.model.logprobs import processed
 from whet.types import Sampling
 
 from . import oracle as world

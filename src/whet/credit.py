@@ -22,7 +22,7 @@ from whet.algorithms.critic import (
 )
 from whet.algorithms.kl import KL
 from whet.learner import Learner, policy_logprobs
-from whet.logprobs import before
+from whet.model.logprobs import before
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
 from whet.types import Sample, Sampling

@@ -16,9 +16,9 @@ from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL
 from whet.errors import WhetError
-from whet.logprobs import rows_at_once
 from whet.model import lora
 from whet.model.config import ModelConfig
+from whet.model.logprobs import rows_at_once
 from whet.model.weights import parts
 
 AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log

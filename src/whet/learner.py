@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from whet import config
 from whet.algorithms.batch import Pack
 from whet.errors import ModelError, WhetError
-from whet.logprobs import chosen_logprobs, linear_logprobs, processed
+from whet.model.logprobs import chosen_logprobs, linear_logprobs, processed
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.storage.checkpoint import State

@@ -14,8 +14,8 @@ from whet.engines import ROWS
 from whet.engines.graph import decoding
 from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
-from whet.logprobs import rows_at_once
 from whet.model.linear import ready
+from whet.model.logprobs import rows_at_once
 from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.kernels import BLOCK, kernels, usable
-from whet.logprobs import processed
+from whet.model.logprobs import processed
 from whet.types import Prompt, Sampling
 
 GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from whet.chat import Chat
 from whet.errors import DataError, ModelError
-from whet.logprobs import processed
 from whet.model import hub
+from whet.model.logprobs import processed
 from whet.model.policy import Policy
 from whet.rewards.verdict import Failure, Verdict, ruled
 
