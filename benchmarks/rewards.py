@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.rewards import load
-from whet.trial import Case, trial
+from whet.rewards.known_answers import Case, trial
 from whet.types import Problem
 
 CANARY = "/tmp/whet-canary"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.rewards.code import CodeReward
+from whet.rewards.code.verifier import CodeReward
 from whet.rewards.registry import Reward
 from whet.sandbox import elsewhere, isolate
 from whet.sandbox.elsewhere import Docker, Endpoint, runner

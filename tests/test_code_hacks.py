@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.rewards.code import CodeReward
+from whet.rewards.code.verifier import CodeReward
 from whet.types import Problem, Score
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from whet.errors import DataError, RewardError
-from whet.rewards import programs
-from whet.rewards.code import CodeReward, program, table_of
-from whet.rewards.grade import same, same_text
+from whet.rewards.code import programs
+from whet.rewards.code.grade import same, same_text
+from whet.rewards.code.verifier import CodeReward, program, table_of
 from whet.types import Problem, Score
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")

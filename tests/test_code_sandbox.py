@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.rewards.code import CodeReward
+from whet.rewards.code.verifier import CodeReward
 from whet.sandbox import isolate, seccomp
 from whet.sandbox.cgroup import Group
 from whet.sandbox.isolate import Isolation, Ran, told

@@ -136,7 +136,7 @@ def test_every_floor_is_lived_on():
         ("types.py", "from whet.config import Recipe", "not on a lower floor"),
         ("losses.py", "from whet import kl", "not on a lower floor"),
         ("rewards/math.py", "def late():\n    import whet.tasks.chain", "not on a lower floor"),
-        ("rewards/math.py", "from whet.rewards.numbers import Number\nfrom whet.sandbox.workers import Pool", ""),
+        ("rewards/math.py", "from whet.rewards.math.numbers import Number\nfrom whet.sandbox.workers import Pool", ""),
         ("stages/rl.py", "from whet.stages.sft import run", "not on a lower floor"),
         ("stages/rl.py", "from whet.stages import sft", "not on a lower floor"),
         ("rewards/registry.py", "ENTRY = 'whet.tasks.chain:Chain'", "not on a lower floor"),

@@ -16,10 +16,11 @@ from whet.errors import DataError, ModelError, RewardError
 from whet.model import hub
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.rewards import combined, judge, judge_model, load
-from whet.rewards.judge import JudgeReward, quoted
-from whet.rewards.judge_model import LocalJudge, packs, spellings
-from whet.rewards.verdict import Failure, Memory, Verdict
+from whet.rewards import combined, load
+from whet.rewards.judge import judge, local_model
+from whet.rewards.judge.judge import JudgeReward, quoted
+from whet.rewards.judge.local_model import LocalJudge, packs, spellings
+from whet.rewards.judge.verdict import Failure, Memory, Verdict
 from whet.tasks.chain import Chain
 from whet.types import Problem
 
@@ -77,7 +78,7 @@ class Says:
 
 def judged(monkeypatch: pytest.MonkeyPatch, *said: Verdict | Failure, **options: Any) -> tuple[JudgeReward, Says]:
     fake = Says(*said)
-    monkeypatch.setattr(judge_model, "LocalJudge", lambda model: fake)
+    monkeypatch.setattr(local_model, "LocalJudge", lambda model: fake)
     reward = load("judge", model="m", **options)
     assert isinstance(reward, JudgeReward)
     return reward, fake
@@ -253,7 +254,7 @@ def test_a_tokenizer_without_the_labels_cannot_judge(tmp_path: Path):
 
 def test_packs_hold_few_tokens_and_few_prompts():
     assert list(packs(dict.fromkeys(range(5), 10), 2)) == [[0, 1], [2, 3], [4]]
-    assert [len(p) for p in packs(dict.fromkeys(range(7), judge_model.PACK // 3), 100)] == [3, 3, 1]
+    assert [len(p) for p in packs(dict.fromkeys(range(7), local_model.PACK // 3), 100)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_a_prompt_of_ones_own_must_have_its_places(monkeypatch: pytest.MonkeyPat
 
 
 def test_in_a_recipe_it_is_the_verifier_that_others_pay_by(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judge_model, "LocalJudge", lambda model: Says(Verdict(1, 0.9), Verdict(0, 0.9)))
+    monkeypatch.setattr(local_model, "LocalJudge", lambda model: Says(Verdict(1, 0.9), Verdict(0, 0.9)))
     parts: list[tuple[str, float, dict[str, Any]]] = [("judge", 1.0, {"model": "m"}), ("length_kimi", 1.0, {})]
     scores = combined(parts, Chain()).score([problem()] * 2, ["Paris", "It is Lyon"])
     assert [s.value for s in scores] == pytest.approx([0.9 + 0.5, 0.1 - 0.5])

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.rewards import endpoint, load
-from whet.rewards.endpoint import read, retry_after
-from whet.rewards.judge import JudgeReward
-from whet.rewards.verdict import Failure, Verdict
+from whet.rewards import load
+from whet.rewards.judge import endpoint
+from whet.rewards.judge.endpoint import read, retry_after
+from whet.rewards.judge.judge import JudgeReward
+from whet.rewards.judge.verdict import Failure, Verdict
 from whet.types import Problem, Score
 
 from .judge_stub import Reply, Stub, completion, token

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from whet.rewards.math import MathReward
+from whet.rewards.math.verifier import MathReward
 from whet.types import Problem
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "gsm8k"

@@ -10,8 +10,8 @@ import pytest
 from whet.errors import DataError, RewardError
 from whet.rewards import load
 from whet.rewards.extract import final_answer
-from whet.rewards.math import MathReward, beyond_bounds, quick
-from whet.rewards.numbers import number
+from whet.rewards.math.numbers import number
+from whet.rewards.math.verifier import MathReward, beyond_bounds, quick
 from whet.types import Problem, Score, Status
 
 

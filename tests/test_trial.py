@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from whet.cli import main
-from whet.trial import Case, figures, trial
+from whet.rewards.known_answers import Case, figures, trial
 from whet.types import Problem, Score
 
 CASES = [

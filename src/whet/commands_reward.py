@@ -12,8 +12,8 @@ from whet.commands import options
 from whet.config import load as recipes
 from whet.errors import RewardError
 from whet.rewards import Reward, combined, load, names
+from whet.rewards.known_answers import Tried, figures, read, trial
 from whet.tasks import load as load_task
-from whet.trial import Tried, figures, read, trial
 
 SHOWN = 10  # cases printed
 

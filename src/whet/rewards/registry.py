@@ -9,9 +9,12 @@ from whet.errors import RewardError, did_you_mean
 from whet.types import Problem, Sample, Score
 
 _BUILT_IN = {
-    "math": ("whet.rewards.math:MathReward", "1 where the final answer equals the problem's answer mathematically"),
+    "math": (
+        "whet.rewards.math.verifier:MathReward",
+        "1 where the final answer equals the problem's answer mathematically",
+    ),
     "format": ("whet.rewards.format:FormatReward", "1 where the response is <think>…</think><answer>…</answer>"),
-    "code": ("whet.rewards.code:CodeReward", "1 where the program passes the problem's tests, run isolated"),
+    "code": ("whet.rewards.code.verifier:CodeReward", "1 where the program passes the problem's tests, run isolated"),
     "choice": ("whet.rewards.choice:ChoiceReward", "1 where the one letter stated last is the right choice"),
     "logic": (
         "whet.rewards.logic:LogicReward",
@@ -22,7 +25,7 @@ _BUILT_IN = {
         "the score of a reward model: a stage's, a directory's or the Hub's",
     ),
     "judge": (
-        "whet.rewards.judge:JudgeReward",
+        "whet.rewards.judge.judge:JudgeReward",
         "how likely a judging model holds the answer right, given the reference",
     ),
     "language": ("whet.rewards.language:LanguageReward", "the share of the thinking's words in a language's script"),
@@ -71,7 +74,7 @@ def load(spec: str, **options: Any) -> Reward:
     whet.errors.RewardError: unknown reward 'maths'; did you mean 'math'?
     """
     if ":" in spec:
-        from whet.rewards.own import OwnReward
+        from whet.rewards.custom.custom import OwnReward
 
         return OwnReward(spec, **options)
     if spec == "task":

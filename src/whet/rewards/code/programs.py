@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.errors import RewardError
-from whet.rewards.code import ENTRY, CodeReward
+from whet.rewards.code.verifier import ENTRY, CodeReward
 
 Outputs = tuple[str | None, ...]  # a key for each input's output, None where there is none
 

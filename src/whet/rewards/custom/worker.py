@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from whet.errors import RewardError
-from whet.rewards.custom import NAMED, CustomReward, Failed
+from whet.rewards.custom.function import NAMED, CustomReward, Failed
 from whet.types import Problem, Sample
 
 _refused = "no function was named"

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 from whet.errors import DataError, RewardError
 from whet.rewards.extract import boxed, final_answer, hashed
-from whet.rewards.numbers import Number, cleaned, number, same
+from whet.rewards.math.numbers import Number, cleaned, number, same
 from whet.sandbox.workers import Pool
 from whet.types import Problem, Sample, Score, Status
 
@@ -70,7 +70,7 @@ class MathReward:
 
     @cached_property
     def pool(self) -> Pool:
-        return Pool("whet.rewards.equivalence:verdict", self.processes, self.seconds)
+        return Pool("whet.rewards.math.equivalence:verdict", self.processes, self.seconds)
 
     def score(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None

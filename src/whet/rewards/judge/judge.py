@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from whet.errors import DataError, RewardError
 from whet.rewards.extract import concluded
-from whet.rewards.verdict import Failure, Memory, Verdict, paid
+from whet.rewards.judge.verdict import Failure, Memory, Verdict, paid
 from whet.types import Problem, Sample, Score
 
 PROMPT = """\
@@ -94,12 +94,12 @@ class JudgeReward:
         for key in _REMOTE:
             if getattr(self, key) is not None:
                 raise RewardError(f"reward judge: {key} is for an endpoint; drop it, or give url")
-        from whet.rewards.judge_model import LocalJudge
+        from whet.rewards.judge.local_model import LocalJudge
 
         return LocalJudge(self.model)
 
     def _endpoint(self, url: str) -> Judge:
-        from whet.rewards.endpoint import Address, Endpoint, Limits
+        from whet.rewards.judge.endpoint import Address, Endpoint, Limits
 
         given = {k: default if getattr(self, k) is None else getattr(self, k) for k, default in _REMOTE.items()}
         checked("concurrent", given["concurrent"], 1, 1024, whole=True)

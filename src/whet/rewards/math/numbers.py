@@ -62,7 +62,7 @@ class Number:
 def same(gold: Number, answer: Number) -> bool:
     """Equal values, where a percent sign or a unit may be left out but not contradict.
 
-    >>> from whet.rewards.numbers import number, same
+    >>> from whet.rewards.math.numbers import number, same
     >>> [same(number("50%"), number(other)) for other in ["50", "0.5", "1/2", "5"]]
     [True, True, True, False]
     >>> same(number("5 m"), number("5 kg"))

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from whet.errors import RewardError, did_you_mean
-from whet.rewards.custom import NAMED
+from whet.rewards.custom.function import NAMED
 from whet.sandbox.workers import Pool, Result
 from whet.types import Problem, Sample, Score
 
@@ -36,7 +36,7 @@ class OwnReward:
         self.seconds = float(held["seconds"])
         env = {**os.environ, NAMED: named}
         self.pool = Pool(
-            "whet.rewards.own_worker:serve", int(held["processes"]), self.seconds, int(held["memory_mb"]), env
+            "whet.rewards.custom.worker:serve", int(held["processes"]), self.seconds, int(held["memory_mb"]), env
         )
         self.batched = bool(self._told(self.pool.map([{}])[0])["batched"])
 

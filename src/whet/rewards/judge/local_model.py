@@ -14,7 +14,7 @@ from whet.errors import DataError, ModelError
 from whet.model import hub
 from whet.model.logprobs import processed
 from whet.model.policy import Policy
-from whet.rewards.verdict import Failure, Verdict, ruled
+from whet.rewards.judge.verdict import Failure, Verdict, ruled
 
 PACK = 8192  # tokens a forward pass; a longer prompt stands alone
 LABELS = ("0", "1")

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from whet.errors import RewardError
-from whet.rewards.verdict import Failure, Verdict, ruled
+from whet.rewards.judge.verdict import Failure, Verdict, ruled
 
 PATH = "/chat/completions"
 MAX_REPLY = 1 << 20  # bytes

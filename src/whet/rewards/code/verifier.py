@@ -74,7 +74,7 @@ class CodeReward:
     @cached_property
     def pool(self) -> Pool:
         seconds = 2 * (self.total + GRACE) + SLACK
-        return Pool("whet.rewards.grade:grade", self.processes, seconds, self.limits["memory_mb"] + 1024)
+        return Pool("whet.rewards.code.grade:grade", self.processes, seconds, self.limits["memory_mb"] + 1024)
 
     def probe(self) -> None:
         """Run one program. Raises RewardError, with the cure, where the sandbox does not."""
