@@ -27,8 +27,8 @@ from whet.algorithms.table import algorithm
 from whet.bench import compare, limit, work
 from whet.engines import graph
 from whet.engines.native import NativeEngine
-from whet.learner import Learner, policy_logprobs
 from whet.model import transformer, varlen
+from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling
 
 

@@ -10,11 +10,11 @@ from gpu_lines import GROUP, SHAPES, Line, Setup, Silent, answers, model_of, pat
 from whet.algorithms.batch import pack
 from whet.engines import graph
 from whet.engines.native import NativeEngine
-from whet.learner import policy_logprobs
 from whet.model import transformer
 from whet.model.attention import Packed
 from whet.model.transformer import Transformer
 from whet.model.varlen import Plain, Ragged, Spans, kernel_for
+from whet.training.learner import policy_logprobs
 from whet.types import Sample, Sampling
 
 

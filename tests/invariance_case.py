@@ -15,8 +15,8 @@ from torch import nn
 from whet import config
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.table import TABLE, algorithm
-from whet.learner import Learner
-from whet.trainer import Trainer
+from whet.training.learner import Learner
+from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 
 from .test_gradient import tiny

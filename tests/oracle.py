@@ -14,8 +14,8 @@ from torch import nn
 
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE, algorithm
-from whet.credit import Credit
-from whet.learner import Stepped, policy_logprobs
+from whet.training.learner import Stepped, policy_logprobs
+from whet.training.token_advantages import Credit
 from whet.types import Sample, Sampling
 
 EOS, VOCAB, LONGEST, PROMPT = 0, 3, 3, 2

@@ -15,10 +15,10 @@ from whet.bench.work import SIZES, WORKS, Work, prepare, work
 from whet.chat import Chat
 from whet.cli import main
 from whet.errors import WhetError
-from whet.learner import policy_logprobs
 from whet.model import hub
 from whet.model.weights import parts
 from whet.stages import rl
+from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Sample, Score
 
 TINY = Work("tiny", "for tests", prompts=4, samples=4, prompt=5, length=6, spread=0.8, cap=12, silent=0.5, vocab=40)

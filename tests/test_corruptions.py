@@ -9,9 +9,9 @@ import pytest
 from whet import config, pipeline, rerun
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
-from whet.learner import Learner
 from whet.storage import provenance
 from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
+from whet.training.learner import Learner
 
 from .test_resume import Until
 from .tiny_world import world

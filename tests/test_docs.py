@@ -14,7 +14,7 @@ import torch
 from whet.algorithms.algorithm import Critic
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE, Algorithm, algorithm, cells
-from whet.credit import Credit
+from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
 from . import oracle as world

@@ -8,11 +8,11 @@ import torch
 
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.table import TABLE, algorithm
-from whet.learner import policy_logprobs
 from whet.model import logprobs
 from whet.model.config import ModelConfig
 from whet.model.logprobs import chosen_logprobs, linear_logprobs
 from whet.model.transformer import Transformer
+from whet.training.learner import policy_logprobs
 from whet.types import Sample, Sampling
 
 EOS = 1  # also the pad id: nothing may infer a mask from ids

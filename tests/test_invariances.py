@@ -13,8 +13,8 @@ import torch
 
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.batch import pack
-from whet.credit import Credit
-from whet.learner import policy_logprobs
+from whet.training.learner import policy_logprobs
+from whet.training.token_advantages import Credit
 from whet.types import Group
 
 from .invariance_case import EOS, ROWS, UNREAD, WHOLE, case, micro_tokens_of, models, trained
@@ -36,7 +36,7 @@ def plain(seed, name):
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch):
-    monkeypatch.setattr("whet.trainer.pack", functools.partial(pack, dtype=torch.float64))
+    monkeypatch.setattr("whet.training.trainer.pack", functools.partial(pack, dtype=torch.float64))
 
 
 def far(a, b):

@@ -12,7 +12,7 @@ import torch
 
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE
-from whet.learner import policy_logprobs
+from whet.training.learner import policy_logprobs
 from whet.types import Sample, Sampling
 
 from .test_gradient import SAMPLING, tiny

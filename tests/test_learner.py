@@ -11,11 +11,11 @@ from whet.algorithms.batch import pack
 from whet.algorithms.losses import policy_gradient
 from whet.algorithms.table import algorithm
 from whet.engines import engine_for
-from whet.learner import Learner
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 from whet.stages import rl, sft
 from whet.stages.rl import Trainer
+from whet.training.learner import Learner
 from whet.types import Group, Problem, Prompt, Sampling, Score
 
 from .tiny_world import lines, rl_stage, sample, sft_stage, world
@@ -62,7 +62,7 @@ def by_hand(model, batch, temperature=0.6):
 
 
 def loss_of(model):
-    from whet.learner import policy_logprobs
+    from whet.training.learner import policy_logprobs
 
     return lambda micro: policy_gradient(policy_logprobs(model, micro, SAMPLING)[0], micro.advantage)
 

@@ -11,12 +11,12 @@ from whet.algorithms.batch import pack
 from whet.algorithms.losses import policy_gradient
 from whet.algorithms.table import algorithm
 from whet.errors import ModelError
-from whet.learner import Learner, policy_logprobs
 from whet.model import hub, lora, scalar
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel, frozen
 from whet.model.transformer import Transformer
 from whet.stages import merge, prefer, reward_model, rl
+from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
 
 from .test_reward_model import stage as rewarding

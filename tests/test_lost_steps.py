@@ -9,9 +9,9 @@ import torch
 
 from whet import config
 from whet.errors import WhetError
-from whet.learner import LOST, Learner
 from whet.rollout import finite, score_groups
 from whet.stages import rl, sft
+from whet.training.learner import LOST, Learner
 from whet.types import Problem, Prompt, Sample, Score
 
 from .tiny_world import lines, rl_stage, sft_stage, world

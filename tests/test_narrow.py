@@ -8,10 +8,10 @@ import torch
 
 from whet import check, config, footprint
 from whet.algorithms.batch import pack
-from whet.learner import Learner
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel
 from whet.stages import rl, sft
+from whet.training.learner import Learner
 
 from .tiny_world import lines, rl_stage, sample, sft_stage, world
 

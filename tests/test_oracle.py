@@ -9,8 +9,8 @@ import torch
 from whet.algorithms.advantages import ADVANTAGES
 from whet.algorithms.off_policy import masked, truncated
 from whet.algorithms.table import TABLE, algorithm
-from whet.credit import Credit
 from whet.model.logprobs import processed
+from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
 from . import oracle as world

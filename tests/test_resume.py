@@ -17,9 +17,9 @@ from whet.cli import main
 from whet.config import load as recipes
 from whet.curriculum import Prioritised
 from whet.errors import ModelError, Stopped
-from whet.learner import Learner
 from whet.storage.checkpoint import TENSORS, Saves, State, read
 from whet.storage.run_log import RunLog, Silent
+from whet.training.learner import Learner
 from whet.types import Problem
 
 from .crash import RECIPE, killed, left, started

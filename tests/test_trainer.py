@@ -9,12 +9,12 @@ import torch
 
 from whet import config
 from whet.algorithms.table import algorithm
-from whet.credit import shares
 from whet.curriculum import Prioritised
 from whet.errors import ModelError, RecipeError
-from whet.learner import Learner
 from whet.stages import rl
-from whet.trainer import Trainer
+from whet.training.learner import Learner
+from whet.training.token_advantages import shares
+from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Score
 
 from .test_credit import SAMPLING, drawn

@@ -15,8 +15,8 @@ from whet.algorithms.advantages import centred, leave_one_out
 from whet.algorithms.batch import pack
 from whet.algorithms.losses import clipped, log_ratio, sequence_sum
 from whet.algorithms.table import algorithm
-from whet.credit import Credit
-from whet.learner import policy_logprobs
+from whet.training.learner import policy_logprobs
+from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
 from .trl_case import COUNT, GROUP, LIMIT, PROMPTS, TOKENS, theirs, trainer, world

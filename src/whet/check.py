@@ -16,7 +16,6 @@ from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.context import Context
 from whet.errors import WhetError
-from whet.learner import policy_logprobs
 from whet.model.policy import Policy
 from whet.pipeline import Pipeline
 from whet.provision import SMALL, fresh
@@ -24,6 +23,7 @@ from whet.rewards.known_answers import Case, figures, trial
 from whet.rollout import mean
 from whet.stages import rl
 from whet.standin import shape_of
+from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
 GAP, ROUGH = 1e-3, 0.5  # nats that sampler and trainer may differ by on a token, in float32 and in bfloat16

@@ -11,11 +11,11 @@ from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.context import Context
 from whet.data import preferences
-from whet.learner import Learner, policy_logprobs
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import frozen
 from whet.storage.checkpoint import Counted, Holds
+from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)

@@ -12,11 +12,11 @@ from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.context import Context
 from whet.data import preferences
-from whet.learner import Learner
 from whet.model import hub, scalar
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
 from whet.storage.checkpoint import Counted, Holds, committed
+from whet.training.learner import Learner
 from whet.types import Problem, Ranking, Sample, Update
 
 CENTRED = 1024  # training responses whose mean score becomes 0

@@ -11,13 +11,13 @@ from whet.context import Context
 from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
 from whet.flight import Drawn, Flight
-from whet.learner import Learner
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
 from whet.rollout import describe, mean, rollout, score_groups
 from whet.storage.checkpoint import Record
-from whet.trainer import Trainer
+from whet.training.learner import Learner
+from whet.training.trainer import Trainer
 from whet.types import Engine, Group, Sampling, Update
 from whet.watch import concerns
 

@@ -10,11 +10,11 @@ from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.losses import policy_gradient
 from whet.context import Context
 from whet.errors import DataError, GateError
-from whet.learner import Learner, policy_logprobs
 from whet.measure import accuracy_by_mode
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.storage.checkpoint import Counted, Holds
+from whet.training.learner import Learner, policy_logprobs
 from whet.types import Problem, Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)

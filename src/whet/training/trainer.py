@@ -11,11 +11,11 @@ from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.kl import k3
 from whet.algorithms.off_policy import masked, truncated
-from whet.credit import Credit, shares
-from whet.learner import Learner, policy_logprobs
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
 from whet.storage.checkpoint import Holds, State
+from whet.training.learner import Learner, policy_logprobs
+from whet.training.token_advantages import Credit, shares
 from whet.types import Group, Sample, Sampling
 
 

@@ -21,10 +21,10 @@ from whet.algorithms.critic import (
     value_loss,
 )
 from whet.algorithms.kl import KL
-from whet.learner import Learner, policy_logprobs
 from whet.model.logprobs import before
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
+from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sample, Sampling
 
 
