@@ -32,12 +32,12 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     from whet import config
     from whet.algorithms.table import algorithm
     from whet.chat import Chat
-    from whet.context import Context
     from whet.engines import engine_for
     from whet.model.config import ModelConfig
     from whet.model.scalar import parameters_of
     from whet.model.transformer import Transformer
-    from whet.rollout import rollout
+    from whet.rollout.context import Context
+    from whet.rollout.rollout import rollout
     from whet.stages import rl
     from whet.storage.run_log import RunLog
     from whet.tasks.chain import Chain

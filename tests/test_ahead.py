@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from whet.errors import RecipeError, RewardError
-from whet.flight import Flight
-from whet.rollout import describe
+from whet.rollout.one_step_ahead import Flight
+from whet.rollout.rollout import describe
 from whet.stages import rl
 from whet.storage.checkpoint import State
 from whet.types import Score

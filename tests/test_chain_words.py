@@ -6,7 +6,7 @@ from whet.chat import Chat
 from whet.errors import RecipeError
 from whet.rewards import combined
 from whet.rewards.language import LanguageReward
-from whet.rollout import mean
+from whet.rollout.rollout import mean
 from whet.tasks import load
 from whet.tasks.chain import SYMBOLS, WORDS, Chain
 from whet.types import Problem

@@ -12,7 +12,7 @@ from whet.algorithms.critic import gae, returns_to_go, value_loss
 from whet.algorithms.kl import k1
 from whet.algorithms.table import algorithm
 from whet.model.scalar import ScalarModel, frozen
-from whet.rollout import rollout
+from whet.rollout.rollout import rollout
 from whet.stages import rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.training.token_advantages import Credit, last_tokens

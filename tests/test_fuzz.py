@@ -12,7 +12,7 @@ from pathlib import Path
 from whet.config import load as recipes
 from whet.errors import WhetError, one_line
 from whet.rewards.custom.function import CustomReward, Failed
-from whet.rollout import finite
+from whet.rollout.rollout import finite
 from whet.types import Problem, Score
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))

@@ -9,7 +9,7 @@ import torch
 
 from whet import config
 from whet.errors import WhetError
-from whet.rollout import finite, score_groups
+from whet.rollout.rollout import finite, score_groups
 from whet.stages import rl, sft
 from whet.training.learner import LOST, Learner
 from whet.types import Problem, Prompt, Sample, Score

@@ -5,8 +5,8 @@ import pytest
 
 from whet import config
 from whet.chat import Chat
-from whet.context import Context
 from whet.measure import Measured, figures, gain, measure, modes, paired, vote
+from whet.rollout.context import Context
 from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score

@@ -13,7 +13,7 @@ from whet.check import responses
 from whet.errors import DataError, RecipeError
 from whet.provision import narrowed
 from whet.rewards import combined
-from whet.rollout import endless
+from whet.rollout.rollout import endless
 from whet.tasks import load
 from whet.tasks.mix import Mix, served, shares
 from whet.types import Problem, Ranker

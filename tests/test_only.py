@@ -9,12 +9,12 @@ import pytest
 
 from whet import config
 from whet.chat import Chat
-from whet.context import Context
 from whet.errors import RewardError
 from whet.measure import figures
 from whet.rewards import combined
 from whet.rewards.combine import CombinedReward, Part
-from whet.rollout import describe
+from whet.rollout.context import Context
+from whet.rollout.rollout import describe
 from whet.storage.run_log import RunLog
 from whet.tasks import load
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score, Status

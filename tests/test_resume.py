@@ -15,8 +15,8 @@ import torch
 from whet import config, pipeline, rerun
 from whet.cli import main
 from whet.config import load as recipes
-from whet.curriculum import Prioritised
 from whet.errors import ModelError, Stopped
+from whet.rollout.curriculum import Prioritised
 from whet.storage.checkpoint import TENSORS, Saves, State, read
 from whet.storage.run_log import RunLog, Silent
 from whet.training.learner import Learner

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from whet.rollout import describe, endless
+from whet.rollout.health import concerns
+from whet.rollout.rollout import describe, endless
 from whet.tasks.chain import Chain
 from whet.types import Group, Problem, Prompt, Score
-from whet.watch import concerns
 
 from .tiny_world import sample
 

@@ -11,7 +11,7 @@ import torch
 from whet import config
 from whet.algorithms.table import TABLE, algorithm
 from whet.errors import DataError, GateError, RewardError
-from whet.rollout import rollout
+from whet.rollout.rollout import rollout
 from whet.stages import reject, rl, sft
 from whet.types import Group, Problem, Prompt, Sampling, Score
 

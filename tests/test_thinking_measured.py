@@ -18,7 +18,7 @@ from whet.measure import measure, vote
 from whet.provision import save
 from whet.rewards import load
 from whet.rewards.learned import LearnedReward
-from whet.rollout import describe, score_groups
+from whet.rollout.rollout import describe, score_groups
 from whet.stages import rank, reject
 from whet.tasks.chain import Chain
 from whet.tasks.countdown import Countdown

@@ -9,8 +9,8 @@ import torch
 
 from whet import config
 from whet.algorithms.table import algorithm
-from whet.curriculum import Prioritised
 from whet.errors import ModelError, RecipeError
+from whet.rollout.curriculum import Prioritised
 from whet.stages import rl
 from whet.training.learner import Learner
 from whet.training.token_advantages import shares

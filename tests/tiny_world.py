@@ -7,10 +7,10 @@ import torch
 
 from whet import config
 from whet.chat import Chat
-from whet.context import Context
 from whet.engines import engine_for
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
+from whet.rollout.context import Context
 from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain
 from whet.types import Sample

@@ -14,13 +14,13 @@ import torch
 from whet import config, footprint, forecast, rehearse
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
-from whet.context import Context
 from whet.errors import WhetError
 from whet.model.policy import Policy
 from whet.pipeline import Pipeline
 from whet.provision import SMALL, fresh
 from whet.rewards.known_answers import Case, figures, trial
-from whet.rollout import mean
+from whet.rollout.context import Context
+from whet.rollout.rollout import mean
 from whet.stages import rl
 from whet.standin import shape_of
 from whet.training.learner import policy_logprobs

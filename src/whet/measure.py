@@ -10,10 +10,10 @@ from typing import Any
 
 from whet import config, statistics
 from whet.config.thinking import measured
-from whet.context import Context
 from whet.model.policy import Policy
 from whet.rewards.extract import concluded, final_answer
-from whet.rollout import describe, mean, rollout
+from whet.rollout.context import Context
+from whet.rollout.rollout import describe, mean, rollout
 from whet.types import Group, Progress, Sampling, Score
 
 GATE_SPLIT = "train"  # a gate may look as often as it likes without spending the test split

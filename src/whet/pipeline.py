@@ -19,7 +19,6 @@ from whet import config
 from whet.algorithms.table import algorithm, cells
 from whet.chat import Chat
 from whet.config.thinking import measured
-from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
 from whet.measure import Measured, gain, measure
@@ -28,6 +27,7 @@ from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.refusals import refuse
 from whet.rewards import combined
+from whet.rollout.context import Context
 from whet.storage import provenance
 from whet.storage.atomic import made, written
 from whet.storage.checkpoint import Saves, committed

@@ -11,12 +11,12 @@ import torch
 from whet import config
 from whet.bench.work import Work
 from whet.chat import Chat
-from whet.context import Context
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
 from whet.model import hub
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
+from whet.rollout.context import Context
 from whet.stages import rl
 from whet.storage.run_log import RunLog
 from whet.types import Problem, Prompt, Sample, Sampling, Score, Update

@@ -17,7 +17,6 @@ from whet import config
 from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.config.thinking import measured
-from whet.context import Context
 from whet.engines import engine_for
 from whet.errors import WhetError
 from whet.forecast.estimate import Estimate, Span, said, spanned, total
@@ -26,7 +25,8 @@ from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.pipeline import Pipeline
 from whet.provision import origin
-from whet.rollout import rollout
+from whet.rollout.context import Context
+from whet.rollout.rollout import rollout
 from whet.stages.sft import BLOCK
 from whet.types import Engine, Sampling
 

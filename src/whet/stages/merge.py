@@ -3,10 +3,10 @@
 import torch
 
 from whet import config
-from whet.context import Context
 from whet.errors import ModelError
 from whet.model.lora import adapt
 from whet.model.policy import Policy
+from whet.rollout.context import Context
 
 
 def run(policy: Policy, stage: config.Merge, context: Context) -> None:

@@ -5,11 +5,11 @@ import time
 from dataclasses import replace
 
 from whet import config
-from whet.context import Context
 from whet.data import preferences
 from whet.errors import RecipeError
 from whet.model.policy import Policy
-from whet.rollout import describe, rollout
+from whet.rollout.context import Context
+from whet.rollout.rollout import describe, rollout
 from whet.types import Group, Ranker, Ranking, Sampling, Task, Update
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whet import config
-from whet.context import Context
 from whet.data.rows import asked, read_rows
 from whet.errors import DataError
 from whet.model.policy import Policy
-from whet.rollout import describe, rollout
+from whet.rollout.context import Context
+from whet.rollout.rollout import describe, rollout
 from whet.types import Group, Problem, Sampling, Update
 
 

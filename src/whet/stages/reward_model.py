@@ -10,11 +10,11 @@ from torch import Tensor
 from whet import config, statistics
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
-from whet.context import Context
 from whet.data import preferences
 from whet.model import hub, scalar
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel
+from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted, Holds, committed
 from whet.training.learner import Learner
 from whet.types import Problem, Ranking, Sample, Update

@@ -7,19 +7,19 @@ from dataclasses import replace
 from whet import config
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.table import algorithm
-from whet.context import Context
-from whet.curriculum import Curriculum, InOrder, Prioritised
 from whet.errors import ModelError, RecipeError, RewardError
-from whet.flight import Drawn, Flight
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel, frozen
-from whet.rollout import describe, mean, rollout, score_groups
+from whet.rollout.context import Context
+from whet.rollout.curriculum import Curriculum, InOrder, Prioritised
+from whet.rollout.health import concerns
+from whet.rollout.one_step_ahead import Drawn, Flight
+from whet.rollout.rollout import describe, mean, rollout, score_groups
 from whet.storage.checkpoint import Record
 from whet.training.learner import Learner
 from whet.training.trainer import Trainer
 from whet.types import Engine, Group, Sampling, Update
-from whet.watch import concerns
 
 POOL = 4096  # most prompts that priorities are kept for
 

@@ -8,11 +8,11 @@ import numpy as np
 from whet import config
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.losses import policy_gradient
-from whet.context import Context
 from whet.errors import DataError, GateError
 from whet.measure import accuracy_by_mode
 from whet.model.lora import adapt
 from whet.model.policy import Policy
+from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted, Holds
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Problem, Sampling, Update

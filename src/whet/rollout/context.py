@@ -14,7 +14,7 @@ from whet.data import preferences
 from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
-from whet.rollout import endless
+from whet.rollout.rollout import endless
 from whet.storage.checkpoint import Holds, Saves
 from whet.storage.run_log import RunLog
 from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whet.rewards import Reward
-from whet.rollout import score_groups
+from whet.rollout.rollout import score_groups
 from whet.storage.checkpoint import State
 from whet.types import Group, Problem, Prompt, Sample
 
