@@ -124,7 +124,7 @@ MUTANTS = [
     ("engines/slots", "self.shape, self.members = shape, members\n        self.views += 1", "self.shape, self.members = shape, members"),
     ("engines/graph", "        cache.now.fill_(cache.column)\n", ""),
     ("engines/random", "processed(logits, sampling.temperature,", "processed(logits, 1.0,"),
-    ("measure", "context.some(\"test\", spec.problems", "context.some(\"train\", spec.problems"),
+    ("evaluation/measure", "context.some(\"test\", spec.problems", "context.some(\"train\", spec.problems"),
     ("algorithms/advantages", "wrong = -right.sum() / max(len(r) - 1, 1)", "wrong = -right.sum() / len(r)"),
     ("algorithms/advantages", "(values.std(correction=0) + eps)", "(values.std() + eps)"),
     ("algorithms/losses", "return total / torch.bincount(sequence)[sequence]", "return total"),

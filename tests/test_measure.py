@@ -5,7 +5,7 @@ import pytest
 
 from whet import config
 from whet.chat import Chat
-from whet.measure import Measured, figures, gain, measure, modes, paired, vote
+from whet.evaluation.measure import Measured, figures, gain, measure, modes, paired, vote
 from whet.rollout.context import Context
 from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain

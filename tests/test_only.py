@@ -10,7 +10,7 @@ import pytest
 from whet import config
 from whet.chat import Chat
 from whet.errors import RewardError
-from whet.measure import figures
+from whet.evaluation.measure import figures
 from whet.rewards import combined
 from whet.rewards.combine import CombinedReward, Part
 from whet.rollout.context import Context

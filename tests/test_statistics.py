@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.statistics import (
+from whet.evaluation.statistics import (
     Paired,
     decompose,
     majority,

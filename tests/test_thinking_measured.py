@@ -14,7 +14,7 @@ from whet.commands import print_evaluation
 from whet.config import load as recipes
 from whet.data import preferences
 from whet.errors import ModelError
-from whet.measure import measure, vote
+from whet.evaluation.measure import measure, vote
 from whet.provision import save
 from whet.rewards import load
 from whet.rewards.learned import LearnedReward

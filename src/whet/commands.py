@@ -160,7 +160,7 @@ def algorithms() -> int:
 def evaluate(a: argparse.Namespace) -> int:
     """`whet eval`: one model, or two on the same problems."""
     from whet import pipeline
-    from whet.measure import paired
+    from whet.evaluation.measure import paired
 
     given = {"problems": a.problems, "samples": a.n, "temperature": a.temperature, "top_p": a.top_p}
     given |= {"top_k": a.top_k, "max_tokens": a.max_tokens, "seed": a.seed, "thinking": a.thinking}

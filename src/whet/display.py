@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from whet import statistics
+from whet.evaluation import statistics
 
 SHOWN = {
     "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}"), ("gate", "gate", "{:.2f}")),

@@ -21,7 +21,7 @@ from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
-from whet.measure import Measured, gain, measure
+from whet.evaluation.measure import Measured, gain, measure
 from whet.model import hub, lora_files
 from whet.model.policy import Policy
 from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from whet import config, statistics
+from whet import config
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.data import preferences
+from whet.evaluation import statistics
 from whet.model import hub, scalar
 from whet.model.policy import Policy
 from whet.model.scalar import ScalarModel

@@ -9,7 +9,7 @@ from whet import config
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.losses import policy_gradient
 from whet.errors import DataError, GateError
-from whet.measure import accuracy_by_mode
+from whet.evaluation.measure import accuracy_by_mode
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.rollout.context import Context

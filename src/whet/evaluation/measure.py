@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whet import config, statistics
+from whet import config
 from whet.config.thinking import measured
+from whet.evaluation import statistics
 from whet.model.policy import Policy
 from whet.rewards.extract import concluded, final_answer
 from whet.rollout.context import Context
