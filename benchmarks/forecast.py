@@ -19,7 +19,7 @@ from whet import check, footprint, forecast
 from whet.bench.side import held
 from whet.config import load as recipes
 from whet.forecast.estimate import Span, total
-from whet.pipeline import Pipeline
+from whet.pipeline.pipeline import Pipeline
 
 
 class Measured(Pipeline):

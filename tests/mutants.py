@@ -41,12 +41,12 @@ OWN = {
     "rewards/custom/custom": ("test_custom_reward", "test_reward_robust"),
     "rewards/combine": ("test_rewards", "test_combine_given", "test_only"),
     "rewards/length": ("test_length_rewards",),
-    "provision": ("test_mix",),
+    "pipeline/setup": ("test_mix",),
     "rewards/known_answers": ("test_trial",),
     "rehearse": ("test_rehearse",),
     "storage/checkpoint": ("test_resume",),
     "storage/run_log": ("test_resume",),
-    "rerun": ("test_pipelines", "test_resume"),
+    "pipeline/resume": ("test_pipelines", "test_resume"),
 }  # whose own tests are not in it
 SECONDS = 240  # for the suite on one mutant; one that hangs is killed, too
 
@@ -198,7 +198,7 @@ MUTANTS = [
     ("rewards/combine", "part.gate is None or values[part.gate] > 0.5", "True"),
     ("rewards/known_answers", "if self.score.correct == self.case.right", "if self.score.correct or self.case.right"),
     ("rehearse", "told[\"override\"] = {**stage.override, \"warmup\": 0}", "pass"),
-    ("provision", "return task.part(stage.only)", "return task"),
+    ("pipeline/setup", "return task.part(stage.only)", "return task"),
     ("storage/checkpoint", "if hashlib.sha256(text).hexdigest() != sums[name]:", "if False:"),
     ("storage/checkpoint", "if _json(held) != manifest or held", "if held"),
     ("storage/checkpoint", "if step > logged:", "if False:"),
@@ -211,7 +211,7 @@ MUTANTS = [
     ("rollout/curriculum", "self.problems.restore(state)", "pass", "test_resume"),
     ("training/trainer", "self.rollouts = state.data", "pass", "test_resume"),
     ("storage/run_log", "told[\"step\"] <= step)", "True)"),
-    ("rerun", "pipeline.context.data[stage.name] = reject.read", "reject.read"),
+    ("pipeline/resume", "pipeline.context.data[stage.name] = reject.read", "reject.read"),
     ("rollout/rollout", "if math.isfinite(score.value) and odd is None:", "if odd is None:", "test_lost_steps"),
 ]  # fmt: skip
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-from whet import config, pipeline, rerun
+from whet import config
 from whet.config import load as recipes
 from whet.errors import WhetError
+from whet.pipeline import pipeline, resume
 
 
 class Disk:
@@ -97,7 +98,7 @@ def goes_on(recipe: config.Recipe, folder: Path) -> Path:
     """With power again: to the run's end."""
     run = folder / recipe.name
     if (run / "recipe.toml").exists():
-        rerun.resume(recipe, run)
+        resume.resume(recipe, run)
     else:
         pipeline.prepare(run, overwrite=True)
         pipeline.run(recipe, run)

@@ -259,18 +259,19 @@ def test_options_may_stand_before_and_after_overrides(ran, capsys):
 def test_small_models_take_one_thread_unless_told(monkeypatch):
     import torch
 
-    from whet import config, provision
+    from whet import config
     from whet.chat import Chat
+    from whet.pipeline import setup
 
     before = torch.get_num_threads()
-    model = provision.fresh(config.Shape(), Chat.from_characters("ab"), 1)
+    model = setup.fresh(config.Shape(), Chat.from_characters("ab"), 1)
     try:
         for threads, want in ((0, 1), (2, 2)):
-            provision.place(model, config.Model(threads=threads))
+            setup.place(model, config.Model(threads=threads))
             assert torch.get_num_threads() == want
-        monkeypatch.setattr(provision, "SMALL", 10)
-        monkeypatch.setattr(provision, "THREADS", 3)
-        provision.place(model, config.Model())
+        monkeypatch.setattr(setup, "SMALL", 10)
+        monkeypatch.setattr(setup, "THREADS", 3)
+        setup.place(model, config.Model())
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

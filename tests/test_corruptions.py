@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
-from whet import config, pipeline, rerun
+from whet import config
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
+from whet.pipeline import pipeline, resume
 from whet.storage import provenance
 from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
 from whet.training.learner import Learner
@@ -128,9 +129,9 @@ def test_data_that_has_changed_is_named_and_the_run_does_not_go_on(filed, tmp_pa
     path.write_text(held.replace("39+39=", "39 + 39="))
     for _ in range(2):  # being refused changes nothing
         with pytest.raises(RecipeError, match=r"rows\.jsonl changed since it began"):
-            rerun.resume(recipe, folder)
+            resume.resume(recipe, folder)
     path.write_text(held)
-    rerun.resume(recipe, folder)
+    resume.resume(recipe, folder)
     assert json.loads((folder / "summary.json").read_text())["stages"]
 
 
@@ -141,7 +142,7 @@ def test_code_that_has_changed_is_told(filed, tmp_path):
     checkpoint = json.loads((folder / "base" / "checkpoints" / "00000003" / DATA).read_text())
     assert checkpoint["origin"] == told and set(told) == {"recipe", "code", "files"} and len(told["files"]) == 1
     (folder / provenance.FILE).write_text(json.dumps({**told, "code": "0" * 64}))
-    rerun.resume(filed[1], folder)
+    resume.resume(filed[1], folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert any("whet's code has changed" in w["text"] for w in summary["warnings"])
 
@@ -151,7 +152,7 @@ def test_a_run_that_does_not_say_what_it_was_made_of_is_refused(filed, tmp_path)
     stopped(filed[1], folder)
     (folder / provenance.FILE).write_text("{")
     with pytest.raises(RecipeError, match="missing or damaged"):
-        rerun.resume(filed[1], folder)
+        resume.resume(filed[1], folder)
 
 
 def test_the_file_of_a_reward_of_one_s_own_counts(tmp_path):

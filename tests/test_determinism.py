@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from whet import pipeline
 from whet.config import load as recipes
 from whet.engines import engine_for
+from whet.pipeline import pipeline
 
 RECIPE = """
 name = "same"

@@ -16,10 +16,11 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from whet import config, pipeline, standin
+from whet import config, standin
 from whet.config import load as recipes
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
+from whet.pipeline import pipeline
 from whet.storage.run_log import Silent
 
 from .crash import left

@@ -10,9 +10,10 @@ from typing import get_args
 
 import pytest
 
-from whet import config, pipeline, rerun
+from whet import config
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
+from whet.pipeline import pipeline, resume
 from whet.storage.run_log import Silent
 
 from . import power
@@ -91,7 +92,7 @@ def test_a_run_whose_recipe_was_not_yet_written_may_be_replaced(tmp_path, recipe
         (tmp_path / "crash").mkdir()
         (tmp_path / "crash" / name).write_text("{")
         with pytest.raises(RecipeError, match="holds no run to go on with"):
-            rerun.resume(recipe, tmp_path / "crash")
+            resume.resume(recipe, tmp_path / "crash")
         pipeline.prepare(tmp_path / "crash", overwrite=True)
         assert list(tmp_path.iterdir()) == []
 
@@ -126,17 +127,17 @@ def test_the_recipe_beside_a_run_is_there_whole_while_it_is_written_again(tmp_pa
 
     monkeypatch.setattr(Path, "open", empties)
     with pytest.raises(KeyboardInterrupt):
-        rerun.resume(recipe, tmp_path / "crash")
+        resume.resume(recipe, tmp_path / "crash")
     monkeypatch.undo()
     assert (tmp_path / "crash" / "recipe.toml").read_text() == before
-    rerun.resume(recipe, tmp_path / "crash")
+    resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 
 def test_a_stage_that_kept_nothing_is_gone_on_from(tmp_path, recipe, undisturbed):
     stopped(recipe, tmp_path / "crash", "rm", 1)
     assert (tmp_path / "crash" / "kept" / "data.jsonl").read_bytes() == b""
-    rerun.resume(recipe, tmp_path / "crash")
+    resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 
@@ -150,12 +151,12 @@ def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "copy2", half)
-    monkeypatch.setattr(rerun, "tidy", lambda directory: None)
+    monkeypatch.setattr(resume, "tidy", lambda directory: None)
     with pytest.raises(KeyboardInterrupt):
-        rerun.rerun(recipe, tmp_path / "crash", "ppo")
+        resume.rerun(recipe, tmp_path / "crash", "ppo")
     monkeypatch.undo()
     assert any(p.read_bytes().count(b"\n") < 3 for p in tmp_path.rglob("*") if p.name == "metrics.jsonl")
-    rerun.resume(recipe, tmp_path / "crash")
+    resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 
@@ -175,7 +176,7 @@ def test_a_stage_that_only_draws_is_left_while_it_draws_and_begins_anew(tmp_path
     stop = Event()
     with pytest.raises(Stopped, match=f"while stage {stage} drew"):
         pipeline.run(recipe, tmp_path / "crash", At(stop, stage), stop)
-    rerun.resume(recipe, tmp_path / "crash")
+    resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 
@@ -183,5 +184,5 @@ def test_what_was_trained_is_measured_and_kept_before_a_stop(tmp_path, recipe, u
     stop = Event()
     with pytest.raises(Stopped, match="after stage mean"):
         pipeline.run(recipe, tmp_path / "crash", At(stop, "mean"), stop)
-    rerun.resume(recipe, tmp_path / "crash")
+    resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed

@@ -14,7 +14,7 @@ from whet.bench.work import WORKS, prepare
 from whet.config import load as recipes
 from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
-from whet.pipeline import Pipeline
+from whet.pipeline.pipeline import Pipeline
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHAPE = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48)

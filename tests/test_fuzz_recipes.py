@@ -14,8 +14,8 @@ from whet.algorithms.table import algorithm
 from whet.config import load as recipes
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import hub
-from whet.provision import rewarded
-from whet.refusals import refuse
+from whet.pipeline.setup import rewarded
+from whet.pipeline.validate import refuse
 from whet.tasks import load as load_task
 
 CASES = 6000

@@ -11,7 +11,7 @@ import pytest
 from whet import config
 from whet.check import responses
 from whet.errors import DataError, RecipeError
-from whet.provision import narrowed
+from whet.pipeline.setup import narrowed
 from whet.rewards import combined
 from whet.rollout.rollout import endless
 from whet.tasks import load

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from whet import config, footprint, provision
+from whet import config, footprint
 from whet.config import Lora
 from whet.errors import RecipeError
 from whet.model.config import ModelConfig
 from whet.model.lora import adapt
 from whet.model.transformer import Transformer
+from whet.pipeline import setup
 
 SHAPE = ModelConfig("qwen3", 30, 32, 4, 4, 2, 8, 48, qk_norm=True)
 LENGTHS = (9, 4, 7)
@@ -51,17 +52,17 @@ def test_the_gradient_is_the_same_to_the_last_bit(dtype, lora):
 
 
 def test_a_recipe_asks_for_it_and_copies_keep_it():
-    model = provision.place(Transformer(SHAPE), config.Model(recompute=True, device="cpu"))
+    model = setup.place(Transformer(SHAPE), config.Model(recompute=True, device="cpu"))
     assert model.recompute and copy.deepcopy(model).recompute
-    assert not provision.place(model, config.Model(device="cpu")).recompute
+    assert not setup.place(model, config.Model(device="cpu")).recompute
 
 
 def test_another_s_model_is_refused():
     other = nn.Linear(1, 1)
     other.config = ModelConfig("gpt2", 30, 32, 1, 2, 2, 16, 48)
     with pytest.raises(RecipeError, match=r"recompute is for whet's own decoder .*, and this is a gpt2"):
-        provision.place(other, config.Model(recompute=True, device="cpu"))
-    assert provision.place(other, config.Model(device="cpu")) is other
+        setup.place(other, config.Model(recompute=True, device="cpu"))
+    assert setup.place(other, config.Model(device="cpu")) is other
 
 
 def test_the_memory_that_is_promised_is_less():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from whet import config, pipeline, rerun
+from whet import config
 from whet.cli import main
 from whet.config import load as recipes
 from whet.errors import ModelError, Stopped
+from whet.pipeline import pipeline, resume
 from whet.rollout.curriculum import Prioritised
 from whet.storage.checkpoint import TENSORS, Saves, State, read
 from whet.storage.run_log import RunLog, Silent
@@ -65,7 +66,7 @@ def stopped(recipe, folder: Path, stage: str, step: int, how=pipeline.run) -> st
 def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(tmp_path, recipe, undisturbed, stage, step):
     folder = tmp_path / "crash"
     assert f"step {step} of" in (told := stopped(recipe, folder, stage, step)) and stage in told and "--resume" in told
-    rerun.resume(recipe, folder)
+    resume.resume(recipe, folder)
     assert left(folder) == undisturbed
 
 
@@ -73,10 +74,10 @@ def test_it_may_be_stopped_again_and_again(tmp_path, recipe, undisturbed):
     folder = tmp_path / "crash"
     stopped(recipe, folder, "base", 38)
     for stage, step in (("base", 39), ("ppo", 2), ("ppo", 4), ("kimi", 1)):
-        stopped(recipe, folder, stage, step, rerun.resume)
-    rerun.resume(recipe, folder)
+        stopped(recipe, folder, stage, step, resume.resume)
+    resume.resume(recipe, folder)
     assert left(folder) == undisturbed
-    rerun.resume(recipe, folder)  # done: nothing is left to do
+    resume.resume(recipe, folder)  # done: nothing is left to do
     assert left(folder) == undisturbed
 
 
@@ -96,7 +97,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path
     process = started(tmp_path, at=at, full=True)
     told = process.communicate(timeout=120)[1].replace("calls", "\ncalls").partition("\ncalls")[0]
     assert process.returncode == 2 and "No space left on device" in told and told.strip().count("\n") == 0, told
-    rerun.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
+    resume.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, rec
     held = bytearray(newest.read_bytes())
     held[-5] ^= 1
     newest.write_bytes(held)
-    rerun.resume(recipe, folder)
+    resume.resume(recipe, folder)
     found = left(folder)
     assert {k: v for k, v in found.items() if k != "summary.json"} == {
         k: v for k, v in undisturbed.items() if k != "summary.json"
@@ -122,7 +123,7 @@ def test_a_checkpoint_that_is_newer_than_the_log_is_not_gone_on_from(tmp_path, r
     stopped(recipe, folder, "base", 20)
     path = folder / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:19]))
-    rerun.resume(recipe, folder)
+    resume.resume(recipe, folder)
     found = left(folder)
     assert found["metrics.jsonl"] == undisturbed["metrics.jsonl"]
     assert {k: v for k, v in found.items() if k != "summary.json"} == {
@@ -191,7 +192,7 @@ def test_more_steps_at_a_constant_rate_are_the_longer_run(tmp_path, recipe):
     longer = recipe.model_copy(update={"stage": [*recipe.stage[:-1], recipe.stage[-1].model_copy(update={"steps": 7})]})
     pipeline.run(longer, tmp_path / "whole")
     stopped(recipe, tmp_path / "crash", "kimi", 4)
-    rerun.resume(longer, tmp_path / "crash")
+    resume.resume(longer, tmp_path / "crash")
     assert left(tmp_path / "crash") == left(tmp_path / "whole") | {
         "recipe.toml": (tmp_path / "crash/recipe.toml").read_bytes()
     }

@@ -8,14 +8,15 @@ import random
 import pytest
 from rich.console import Console
 
-from whet import config, display, pipeline, report
+from whet import config, display, report
 from whet.chat import Chat
 from whet.commands import print_evaluation
 from whet.config import load as recipes
 from whet.data import preferences
 from whet.errors import ModelError
 from whet.evaluation.measure import measure, vote
-from whet.provision import save
+from whet.pipeline import pipeline
+from whet.pipeline.setup import save
 from whet.rewards import load
 from whet.rewards.learned import LearnedReward
 from whet.rollout.rollout import describe, score_groups

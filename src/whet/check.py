@@ -16,8 +16,8 @@ from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.errors import WhetError
 from whet.model.policy import Policy
-from whet.pipeline import Pipeline
-from whet.provision import SMALL, fresh
+from whet.pipeline.pipeline import Pipeline
+from whet.pipeline.setup import SMALL, fresh
 from whet.rewards.known_answers import Case, figures, trial
 from whet.rollout.context import Context
 from whet.rollout.rollout import mean

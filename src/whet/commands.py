@@ -60,8 +60,9 @@ def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
 
 
 def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
-    from whet import pipeline, report
-    from whet.rerun import rerun, resume
+    from whet import report
+    from whet.pipeline import pipeline
+    from whet.pipeline.resume import rerun, resume
 
     console = Console()
     if way.only is None and not way.resume:
@@ -159,8 +160,8 @@ def algorithms() -> int:
 
 def evaluate(a: argparse.Namespace) -> int:
     """`whet eval`: one model, or two on the same problems."""
-    from whet import pipeline
     from whet.evaluation.measure import paired
+    from whet.pipeline import pipeline
 
     given = {"problems": a.problems, "samples": a.n, "temperature": a.temperature, "top_p": a.top_p}
     given |= {"top_k": a.top_k, "max_tokens": a.max_tokens, "seed": a.seed, "thinking": a.thinking}

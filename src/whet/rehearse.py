@@ -9,7 +9,7 @@ from typing import Any
 from whet import config, standin
 from whet.algorithms.table import algorithm
 from whet.model.hub import HUB_ID
-from whet.pipeline import Pipeline
+from whet.pipeline.pipeline import Pipeline
 from whet.rewards import Reward
 from whet.rollout.context import Context
 from whet.types import Problem, Sample, Score

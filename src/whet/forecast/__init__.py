@@ -23,8 +23,8 @@ from whet.forecast.estimate import Estimate, Span, said, spanned, total
 from whet.forecast.pace import Clock, Paced, Paid, Texts, Watch, Written
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
-from whet.pipeline import Pipeline
-from whet.provision import origin
+from whet.pipeline.pipeline import Pipeline
+from whet.pipeline.setup import origin
 from whet.rollout.context import Context
 from whet.rollout.rollout import rollout
 from whet.stages.sft import BLOCK

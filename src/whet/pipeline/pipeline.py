@@ -24,8 +24,8 @@ from whet.errors import RecipeError, Stopped
 from whet.evaluation.measure import Measured, gain, measure
 from whet.model import hub, lora_files
 from whet.model.policy import Policy
-from whet.provision import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
-from whet.refusals import refuse
+from whet.pipeline.setup import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
+from whet.pipeline.validate import refuse
 from whet.rewards import combined
 from whet.rollout.context import Context
 from whet.storage import provenance

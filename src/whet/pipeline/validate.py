@@ -7,7 +7,7 @@ from whet import config
 from whet.algorithms.table import algorithm
 from whet.errors import RecipeError, did_you_mean
 from whet.model import hub
-from whet.provision import narrowed, refuse_lora
+from whet.pipeline.setup import narrowed, refuse_lora
 from whet.stages import rank, rl
 from whet.types import Task
 

@@ -12,7 +12,7 @@ from whet import config
 from whet.config import load as recipes
 from whet.data import preferences
 from whet.errors import RecipeError, did_you_mean
-from whet.pipeline import Pipeline
+from whet.pipeline.pipeline import Pipeline
 from whet.stages import reject
 from whet.storage import provenance
 from whet.storage.atomic import committed
