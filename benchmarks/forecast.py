@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whet import check, footprint, forecast
 from whet.bench.side import held
 from whet.config import load as recipes
-from whet.forecast.estimate import Span, total
 from whet.pipeline.pipeline import Pipeline
+from whet.preflight import check, forecast, memory
+from whet.preflight.forecast.estimate import Span, total
 
 
 class Measured(Pipeline):
@@ -57,8 +57,8 @@ def compared(word: str) -> None:
         pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
         model = pipeline.start(recipe.stage[0])
         load = check.load(pipeline.context, recipe, check.looked_at(pipeline.context))
-        size = footprint.parameters(model.config)
-        needs = footprint.needs(recipe, model.config, size, load, "cpu")
+        size = memory.parameters(model.config)
+        needs = memory.needs(recipe, model.config, size, load, "cpu")
     found = forecast.forecast(recipe, time.process_time)
     told = subprocess.run([sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True)
     run = json.loads(told.stdout.splitlines()[-1])

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from whet import check, config, footprint
+from whet import config
 from whet.cli import main
 from whet.errors import WhetError
+from whet.preflight import check, memory
 from whet.types import Score
 
 from .tiny_world import world
@@ -52,7 +53,7 @@ def test_a_sound_recipe_passes(recipe, capsys):
 
 
 def test_what_is_wrong_is_named_and_the_exit_says_so(recipe, capsys, monkeypatch):
-    monkeypatch.setattr(footprint, "available", lambda device: 1000.0)
+    monkeypatch.setattr(memory, "available", lambda device: 1000.0)
     assert main(["check", str(recipe)]) == 1
     told = capsys.readouterr().out
     assert "FAIL memory" in told and "micro_tokens" in told and "1 of these" in told

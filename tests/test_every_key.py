@@ -16,11 +16,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from whet import config, standin
+from whet import config
 from whet.config import load as recipes
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
 from whet.pipeline import pipeline
+from whet.preflight import fake_hub
 from whet.storage.run_log import Silent
 
 from .crash import left
@@ -194,7 +195,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     (folder / "fails.py").write_text(FAILS)
     known = {
-        word: standin.checkpoint(f"Qwen/Qwen3-{size}", folder / word)
+        word: fake_hub.checkpoint(f"Qwen/Qwen3-{size}", folder / word)
         for word, size in (("MODEL", "0.6B"), ("OTHER", "1.7B"))
     }
     skilled = {**SFT, "mix": {"direct": 0.5, "careful": 0.5}, "steps": 250, "batch": 16, "evaluate": False}
@@ -260,7 +261,7 @@ def test_where_it_would_not_be_read_a_key_is_refused_by_name(kind, besides, tmp_
 
 
 def test_a_model_that_is_given_has_its_own_shape(tmp_path):
-    given = standin.checkpoint("Qwen/Qwen3-0.6B", tmp_path / "given")
+    given = fake_hub.checkpoint("Qwen/Qwen3-0.6B", tmp_path / "given")
     data = {**base("seed"), "model": {"path": str(given), "shape": SHAPE}}
     with pytest.raises(RecipeError, match=r"model\.shape would not be read"):
         pipeline.run(recipes.parse(data), tmp_path / "it")

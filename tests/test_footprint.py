@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from whet import check, config, footprint
+from whet import config
 from whet.bench import whet_side
 from whet.bench.work import WORKS, prepare
 from whet.config import load as recipes
 from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
 from whet.pipeline.pipeline import Pipeline
+from whet.preflight import check, memory
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHAPE = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48)
@@ -43,46 +44,46 @@ def test_it_is_within_a_fifth_of_what_a_process_takes(tmp_path, size, tokens):
     took = float(subprocess.run(given, capture_output=True, text=True, check=True).stdout)
     stage = whet_side.stage(work, 1).model_copy(update={"micro_tokens": tokens})
     shape = work.shape(size)
-    numbers = footprint.needed(stage, shape, footprint.parameters(shape), footprint.Load(work.prompt, work.length))
-    assert (footprint.AROUND + 4 * numbers) / 2**20 == pytest.approx(took, rel=0.2)
+    numbers = memory.needed(stage, shape, memory.parameters(shape), memory.Load(work.prompt, work.length))
+    assert (memory.AROUND + 4 * numbers) / 2**20 == pytest.approx(took, rel=0.2)
 
 
 def test_models_are_counted():
     given = {"name": "rl", "kind": "rl", "steps": 1}
     stages = [config.RL(**given, algorithm=a) for a in ("dr_grpo", "grpo", "ppo_orz", "ppo")]
-    assert [footprint.models(s, SHAPE, 10**8) for s in stages] == [4, 5, 8, 9]
+    assert [memory.models(s, SHAPE, 10**8) for s in stages] == [4, 5, 8, 9]
     lean = stages[3].model_copy(update={"lora": config.Lora(rank=4)})
-    assert 2 < footprint.models(lean, SHAPE, 10**8) < 2.01  # weights twice, and adapters
+    assert 2 < memory.models(lean, SHAPE, 10**8) < 2.01  # weights twice, and adapters
     sft = config.SFT(name="sft", kind="sft", steps=1)
-    assert footprint.needed(sft, SHAPE, 2 * 10**8) - footprint.needed(sft, SHAPE, 10**8) == 4e8
+    assert memory.needed(sft, SHAPE, 2 * 10**8) - memory.needed(sft, SHAPE, 10**8) == 4e8
 
 
 def test_a_pass_holds_what_is_packed_and_no_more():
     stage = config.RL(name="rl", kind="rl", steps=1, algorithm="dr_grpo", prompts=4, samples=8, max_tokens=100)
-    load = footprint.Load(prompt=28)
-    assert footprint.packed(stage, load) == (3200, 112)  # all of it: every prompt is read once
+    load = memory.Load(prompt=28)
+    assert memory.packed(stage, load) == (3200, 112)  # all of it: every prompt is read once
     tight = stage.model_copy(update={"micro_tokens": 1024})
-    assert footprint.packed(tight, load) == (800, 28)
-    assert footprint.packed(stage, replace(load, response=50)) == (1600, 112)
+    assert memory.packed(tight, load) == (800, 28)
+    assert memory.packed(stage, replace(load, response=50)) == (1600, 112)
     halves = stage.model_copy(update={"override": {"updates": 2, "ratio": "token"}})
-    assert footprint.packed(halves, load) == (1600, 56)
+    assert memory.packed(halves, load) == (1600, 56)
     sft = config.SFT(name="sft", kind="sft", steps=1, batch=10)
-    assert footprint.packed(sft, replace(load, response=50)) == (500, 280)
+    assert memory.packed(sft, replace(load, response=50)) == (500, 280)
 
 
 def test_the_sampler_of_what_follows_a_stage_counts_too():
     sft = config.SFT(name="sft", kind="sft", steps=1)
-    measured = footprint.Load(10, 30, config.Evaluation(problems=100, max_tokens=64))
+    measured = memory.Load(10, 30, config.Evaluation(problems=100, max_tokens=64))
     a_token, a_pass = 2 * 2 * 16, 2 * 6 * 16 + 3 * 48 + 3 * 32
     hundred = 100 * ((LEAST - 1 + 30 + 10) * a_token + 10 * a_pass)
-    assert footprint.sampler(sft, SHAPE, footprint.Load(10, 30)) == 0
-    assert footprint.sampler(sft, SHAPE, measured) == hundred
-    assert footprint.sampler(sft.model_copy(update={"evaluate": False}), SHAPE, measured) == 0
+    assert memory.sampler(sft, SHAPE, memory.Load(10, 30)) == 0
+    assert memory.sampler(sft, SHAPE, measured) == hundred
+    assert memory.sampler(sft.model_copy(update={"evaluate": False}), SHAPE, measured) == 0
     more = replace(measured, evaluation=config.Evaluation(problems=9999))
-    assert footprint.sampler(sft, SHAPE, more) == pytest.approx(footprint.ROWS / 100 * hundred)
+    assert memory.sampler(sft, SHAPE, more) == pytest.approx(memory.ROWS / 100 * hundred)
     gate = config.Gate(mode="direct", accuracy=0.5, samples=100, max_tokens=40)
     gated = sft.model_copy(update={"gate": gate})
-    assert footprint.sampler(gated, SHAPE, measured) == hundred + 100 * 10 * a_token
+    assert memory.sampler(gated, SHAPE, measured) == hundred + 100 * 10 * a_token
 
 
 def test_lengths_are_the_corpus_where_the_model_is_new_and_unknown_where_it_is_not(tmp_path):

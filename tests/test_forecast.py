@@ -6,10 +6,10 @@ from itertools import count
 import pytest
 import torch
 
-from whet import forecast
 from whet.config import load as recipes
-from whet.forecast.estimate import Estimate, Span, said, total
-from whet.forecast.pace import Paced, Paid
+from whet.preflight import forecast
+from whet.preflight.forecast.estimate import Estimate, Span, said, total
+from whet.preflight.forecast.pace import Paced, Paid
 from whet.types import Sampling, Score
 
 from .test_check import TINY

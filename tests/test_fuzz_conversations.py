@@ -10,7 +10,7 @@ from whet.algorithms.batch import pack
 from whet.chat import Chat
 from whet.errors import DataError
 from whet.model.shared import shared
-from whet.standin import checkpoint
+from whet.preflight.fake_hub import checkpoint
 from whet.types import Problem, Sample
 
 COUNT = 10_000

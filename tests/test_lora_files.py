@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from whet import config
 from whet.chat import Chat
-from whet.check import findings
 from whet.cli import main
 from whet.config import load as recipes
 from whet.errors import ModelError, RecipeError
 from whet.model import hub, lora, lora_files
+from whet.preflight.check import findings
 from whet.storage.atomic import committed
 
 from .test_lora import SOME, grown, logps, tiny

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from whet import config
-from whet.check import responses
 from whet.errors import DataError, RecipeError
 from whet.pipeline.setup import narrowed
+from whet.preflight.check import responses
 from whet.rewards import combined
 from whet.rollout.rollout import endless
 from whet.tasks import load

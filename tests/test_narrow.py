@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from whet import check, config, footprint
+from whet import config
 from whet.algorithms.batch import pack
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel
+from whet.preflight import check, memory
 from whet.stages import rl, sft
 from whet.training.learner import Learner
 
@@ -115,5 +116,5 @@ def test_check_allows_what_rounding_makes_and_counts_the_copies(tmp_path):
     assert check.allowed(model) == 1e-3 < check.allowed(copy.deepcopy(model).bfloat16())
     assert "nats" in check.sampler(context, model.bfloat16(), problems)
     shape, stage = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48), sft_stage()
-    wide, narrow = (footprint.needed(stage, shape, 10**6, model=config.Model(dtype=d)) for d in ("float32", "bfloat16"))
+    wide, narrow = (memory.needed(stage, shape, 10**6, model=config.Model(dtype=d)) for d in ("float32", "bfloat16"))
     assert narrow - wide == 6e6  # 20 bytes a weight, beside 16

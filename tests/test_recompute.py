@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from whet import config, footprint
+from whet import config
 from whet.config import Lora
 from whet.errors import RecipeError
 from whet.model.config import ModelConfig
 from whet.model.lora import adapt
 from whet.model.transformer import Transformer
 from whet.pipeline import setup
+from whet.preflight import memory
 
 SHAPE = ModelConfig("qwen3", 30, 32, 4, 4, 2, 8, 48, qk_norm=True)
 LENGTHS = (9, 4, 7)
@@ -67,9 +68,9 @@ def test_another_s_model_is_refused():
 
 def test_the_memory_that_is_promised_is_less():
     stage = config.RL(name="rl", kind="rl", steps=1, micro_tokens=8192)
-    kept, made = (footprint.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True))
+    kept, made = (memory.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True))
     inside = 4 * 32 + 2 * 64 + 32 + 3 * 48  # norms, projections and turned heads, attention, the gate
-    assert kept - made == sum(footprint.packed(stage, footprint.Load())) * (4 * inside - inside - 4 * 32)
+    assert kept - made == sum(memory.packed(stage, memory.Load())) * (4 * inside - inside - 4 * 32)
 
 
 def test_a_recipe_uses_it():

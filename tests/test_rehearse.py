@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from whet import config, rehearse, standin
+from whet import config
 from whet.algorithms.table import algorithm
 from whet.chat import Chat
-from whet.check import findings
 from whet.cli import main
 from whet.config import load as recipes
 from whet.errors import DataError, ModelError
 from whet.model import hub, scalar
 from whet.model.transformer import Transformer
+from whet.preflight import dry_run, fake_hub
+from whet.preflight.check import findings
 from whet.stages import rl
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
@@ -35,7 +36,7 @@ def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path
         ("Qwen/Qwen3-0.6B", "qwen3", False, True),
         ("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", True, False),
     ):
-        where = standin.checkpoint(name, tmp_path / family)
+        where = fake_hub.checkpoint(name, tmp_path / family)
         model, chat = hub.load(where), Chat.load(where)
         assert isinstance(model, Transformer)
         assert (model.config.family, model.config.qkv_bias, model.config.qk_norm, model.config.tied) == (
@@ -57,13 +58,13 @@ def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path
 
 
 def test_a_reward_models_stand_in_tells_answers_apart(tmp_path: Path):
-    model = scalar.load(standin.checkpoint("Skywork/Skywork-Reward-V2-Qwen3-0.6B", tmp_path / "rm", scalar=True))
+    model = scalar.load(fake_hub.checkpoint("Skywork/Skywork-Reward-V2-Qwen3-0.6B", tmp_path / "rm", scalar=True))
     one, two = scalar.last(model, [[1, 2, 3], [4, 5]])
     assert one != two
 
 
 def test_real_shapes_have_the_real_number_of_parameters():
-    from whet.footprint import parameters
+    from whet.preflight.memory import parameters
 
     told = {
         "Qwen/Qwen3-0.6B": 0.596e9,
@@ -72,12 +73,12 @@ def test_real_shapes_have_the_real_number_of_parameters():
         "Qwen/Qwen2.5-0.5B": 0.494e9,
     }
     for name, size in told.items():
-        assert parameters(standin.shape_of(name)) == pytest.approx(size, rel=2e-3)
+        assert parameters(fake_hub.shape_of(name)) == pytest.approx(size, rel=2e-3)
 
 
 def test_a_model_without_a_stand_in_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(ModelError, match="offline only"):
-        standin.shape_of("meta-llama/Llama-3.1-8B")
+        fake_hub.shape_of("meta-llama/Llama-3.1-8B")
     path = tmp_path / "r.toml"
     path.write_text(
         'name = "r"\nmodel = { path = "some/Mistral-7B" }\ntask = { name = "hf:openai/gsm8k" }\n[[stage]]\nkind = "rl"\nname = "rl"\nsteps = 3\n'
@@ -99,10 +100,10 @@ def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(mon
 
 
 def test_small_keeps_what_matters_and_shrinks_the_rest():
-    recipe = rehearse.small(recipes.load(RECIPES[0].with_name("r1.toml")))
+    recipe = dry_run.small(recipes.load(RECIPES[0].with_name("r1.toml")))
     cold, reasoning, verified, again, aligned = recipe.stage
     assert isinstance(reasoning, config.RL) and isinstance(verified, config.Reject) and isinstance(aligned, config.RL)
-    assert (reasoning.steps, reasoning.prompts, reasoning.samples, reasoning.max_tokens) == (2, 2, 4, rehearse.LENGTH)
+    assert (reasoning.steps, reasoning.prompts, reasoning.samples, reasoning.max_tokens) == (2, 2, 4, dry_run.LENGTH)
     assert (
         verified.per_prompt == 2
         and verified.problems == 8
@@ -115,13 +116,13 @@ def test_small_keeps_what_matters_and_shrinks_the_rest():
 
 def test_a_critics_warm_up_is_left_out():
     recipe = recipes.load(RECIPES[0].with_name("oreal-mini.toml"))
-    stages = [s for s in rehearse.small(recipe).stage if isinstance(s, config.RL)]
+    stages = [s for s in dry_run.small(recipe).stage if isinstance(s, config.RL)]
     assert stages and all(s.override["warmup"] == 0 for s in stages)
 
 
 def test_a_stage_without_a_probe_is_rehearsed_without_one():
     recipe = recipes.load(RECIPES[0])
     stages = [s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage]
-    found = rehearse.small(recipe.model_copy(update={"stage": stages})).stage
+    found = dry_run.small(recipe.model_copy(update={"stage": stages})).stage
     looked = [rl.refuse(s, algorithm(s.algorithm, s.override)) for s in found if isinstance(s, config.RL)]
     assert looked and all(s.probe == 0 for s in found if isinstance(s, config.RL))

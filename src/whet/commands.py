@@ -116,7 +116,7 @@ def show(path: Path, overrides: Sequence[str]) -> int:
 
 def check(path: Path, overrides: Sequence[str], offline: bool = False) -> int:
     """A line for each thing looked at; 1 where any is not as it should be."""
-    from whet.check import findings
+    from whet.preflight.check import findings
 
     console, bad = Console(), 0
     for finding in findings(recipes.load(path, overrides), offline):

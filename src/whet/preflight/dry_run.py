@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whet import config, standin
+from whet import config
 from whet.algorithms.table import algorithm
 from whet.model.hub import HUB_ID
 from whet.pipeline.pipeline import Pipeline
+from whet.preflight import fake_hub
 from whet.rewards import Reward
 from whet.rollout.context import Context
 from whet.types import Problem, Sample, Score
@@ -92,7 +93,7 @@ def offline(recipe: config.Recipe, folder: Path) -> config.Recipe:
         ):
             return name
         place = folder / "models" / (name.replace("/", "--") + ("--scalar" if scalar else ""))
-        return str(place if place.exists() else standin.checkpoint(name, place, scalar))
+        return str(place if place.exists() else fake_hub.checkpoint(name, place, scalar))
 
     if "path" in held["model"]:
         held["model"]["path"] = model(held["model"]["path"])
@@ -108,7 +109,7 @@ def offline(recipe: config.Recipe, folder: Path) -> config.Recipe:
         if "models" in stage:
             stage["models"] = {model(name): share for name, share in stage["models"].items()}
         if isinstance(stage.get("data"), str) and stage["data"].startswith("hf:"):
-            stage["data"] = str(standin.rankings(folder / "data" / f"{stage['name']}.jsonl"))
+            stage["data"] = str(fake_hub.rankings(folder / "data" / f"{stage['name']}.jsonl"))
     return config.Recipe.model_validate(held)
 
 
@@ -133,7 +134,7 @@ def _task(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if held["name"] == "files" and not name.startswith("hf:") and Path(name).expanduser().exists():
         return held
     label = held.get("as", held["name"])
-    path = standin.problems(
+    path = fake_hub.problems(
         held, folder / f"{hashlib.sha256(str(sorted(given.items())).encode()).hexdigest()[:8]}.jsonl"
     )
     held.pop("test", None)

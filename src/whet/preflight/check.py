@@ -11,18 +11,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from whet import config, footprint, forecast, rehearse
+from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.errors import WhetError
 from whet.model.policy import Policy
 from whet.pipeline.pipeline import Pipeline
 from whet.pipeline.setup import SMALL, fresh
+from whet.preflight import dry_run, forecast, memory
+from whet.preflight.fake_hub import shape_of
 from whet.rewards.known_answers import Case, figures, trial
 from whet.rollout.context import Context
 from whet.rollout.rollout import mean
 from whet.stages import rl
-from whet.standin import shape_of
 from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
@@ -49,7 +50,7 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
         real = recipe
         try:
             if offline:
-                recipe = rehearse.offline(recipe, Path(scratch))
+                recipe = dry_run.offline(recipe, Path(scratch))
             pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
             policy = pipeline.policy or pipeline.place(fresh(recipe.model.shape, pipeline.context.chat, recipe.seed))
             problems = looked_at(pipeline.context)
@@ -58,7 +59,7 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
         except WhetError as failure:
             yield Finding("recipe", False, str(failure))
             return
-        size = footprint.parameters(shape)
+        size = memory.parameters(shape)
         stands = f", for which a tiny one of its architecture ({shape.family}) stands in" if tiny else ""
         yield Finding(
             "recipe",
@@ -72,7 +73,7 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             ("masks", lambda: masks(context, problems)),
             ("sampler", lambda: sampler(context, policy, problems)),
             ("publication", lambda: publication(context, policy, problems)),
-            ("memory", lambda: footprint.memory(recipe, shape, size, load(context, recipe, problems), not tiny)),
+            ("memory", lambda: memory.memory(recipe, shape, size, load(context, recipe, problems), not tiny)),
             ("reward", lambda: reward(context, problems, judged)),
         ]
         if sum(p.numel() for p in policy.parameters()) <= SMALL:
@@ -95,25 +96,25 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
 
 def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[], str]]]:
     """Each stage in small, in order; a look at one needs those before it."""
-    held: list[rehearse.Rehearsal] = []
+    held: list[dry_run.Rehearsal] = []
 
     def look(stage: config.AnyStage) -> str:
         if not held:
-            held.append(rehearse.Rehearsal.of(rehearse.small(recipe), folder, None))
+            held.append(dry_run.Rehearsal.of(dry_run.small(recipe), folder, None))
         held[0].stage(next(s for s in held[0].recipe.stage if s.name == stage.name))
         return held[0].told(stage)
 
     return [(f"stage {stage.name}", lambda stage=stage: look(stage)) for stage in recipe.stage]
 
 
-def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> footprint.Load:
+def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> memory.Load:
     """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where the model is made from nothing; else not known."""
     prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
     longest = math.inf
     if recipe.model.path is None and context.task.modes:
         pairs = [context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes]
         longest = max(mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs)
-    return footprint.Load(prompts, longest, recipe.evaluation)
+    return memory.Load(prompts, longest, recipe.evaluation)
 
 
 def duration(recipe: config.Recipe) -> str:

@@ -19,12 +19,12 @@ from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
 from whet.errors import WhetError
-from whet.forecast.estimate import Estimate, Span, said, spanned, total
-from whet.forecast.pace import Clock, Paced, Paid, Texts, Watch, Written
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.pipeline.pipeline import Pipeline
 from whet.pipeline.setup import origin
+from whet.preflight.forecast.estimate import Estimate, Span, said, spanned, total
+from whet.preflight.forecast.pace import Clock, Paced, Paid, Texts, Watch, Written
 from whet.rollout.context import Context
 from whet.rollout.rollout import rollout
 from whet.stages.sft import BLOCK

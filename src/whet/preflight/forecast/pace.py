@@ -12,7 +12,7 @@ from whet.config.thinking import left
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
 from whet.model.transformer import Transformer
-from whet.rehearse import fallen
+from whet.preflight.dry_run import fallen
 from whet.rewards import Reward
 from whet.types import Problem, Progress, Prompt, Sample, Sampling, Score
 
