@@ -189,7 +189,7 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
         )
         recipe.write_text(text)
         began = time.monotonic()
-        command = [sys.executable, "-m", "whet.cli", "run", str(recipe), "--runs", folder]
+        command = [sys.executable, "-m", "whet.cli.main", "run", str(recipe), "--runs", folder]
         done = subprocess.run(
             command, env={**os.environ, "WHET_BENCH": token}, capture_output=True, text=True, timeout=3600
         )

@@ -65,7 +65,7 @@ def run(out: Path, text: str, name: str) -> dict[str, object]:
     if kept.exists() and path.read_text(encoding="utf-8") == text:
         return json.loads(kept.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "whet.cli", "run", path.name, "--overwrite"]
+    command = [sys.executable, "-m", "whet.cli.main", "run", path.name, "--overwrite"]
     done = subprocess.run(command, cwd=out, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-500:]}")
@@ -126,7 +126,7 @@ def main() -> None:
         )
         (out / "base.toml").write_text(text, encoding="utf-8")
         subprocess.run(
-            [sys.executable, "-m", "whet.cli", "run", "base.toml", "--overwrite"],
+            [sys.executable, "-m", "whet.cli.main", "run", "base.toml", "--overwrite"],
             cwd=out,
             check=True,
             capture_output=True,

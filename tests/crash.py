@@ -102,7 +102,7 @@ def counted(event, arguments):
         if left <= 0 and writes and os.environ.get("CRASH_FULL"):
             raise OSError(28, "No space left on device", str(arguments[0]))
 sys.addaudithook(counted)
-from whet.cli import main
+from whet.cli.main import main
 code = main(sys.argv[1:])
 print("calls", int(os.environ["CRASH_AT"]) - left, file=sys.stderr)
 sys.exit(code)
@@ -110,7 +110,7 @@ sys.exit(code)
 
 
 def started(folder: Path, *words: str, at: int | None = None, full: bool = False) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "whet.cli"] if at is None else [sys.executable, "-c", AT_CALL]
+    command = [sys.executable, "-m", "whet.cli.main"] if at is None else [sys.executable, "-c", AT_CALL]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRASH_AT": str(at or 0), "CRASH_FULL": "1" if full else ""}
     arguments = ["run", str(folder / "crash.toml"), "--runs", str(folder), *words]
     pipe = subprocess.PIPE

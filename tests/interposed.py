@@ -22,7 +22,7 @@ from typing import NamedTuple, NoReturn
 import torch._dynamo  # noqa: F401  what a run imports, once for all of them
 
 from whet import pipeline, report, rerun  # noqa: F401
-from whet.cli import main
+from whet.cli.main import main
 from whet.engines import native  # noqa: F401
 from whet.stages import merge, prefer, rank, reject, reward_model, rl, sft  # noqa: F401
 

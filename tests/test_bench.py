@@ -13,7 +13,7 @@ from whet.algorithms.table import algorithm
 from whet.bench import compare, limit, peers, whet_side
 from whet.bench.work import SIZES, WORKS, Work, prepare, work
 from whet.chat import Chat
-from whet.cli import main
+from whet.cli.main import main
 from whet.errors import WhetError
 from whet.model import hub
 from whet.model.weights import parts

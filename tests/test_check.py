@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from whet import config
-from whet.cli import main
+from whet.cli.main import main
 from whet.errors import WhetError
 from whet.preflight import check, memory
 from whet.types import Score

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from whet.algorithms.table import TABLE
-from whet.cli import main
+from whet.cli.main import main
 
 TINY = """
 name = "tiny"
@@ -74,7 +74,7 @@ max_tokens = 24
 def whet(*words, cwd=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "whet.cli", *words],
+        [sys.executable, "-m", "whet.cli.main", *words],
         capture_output=True,
         text=True,
         cwd=cwd,

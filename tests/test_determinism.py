@@ -69,7 +69,7 @@ def told(folder: Path):
 def test_two_processes_leave_the_same_bits(written, tmp_path):
     found = []
     for place in ("a", "b"):
-        command = [sys.executable, "-m", "whet.cli", "run", str(written()), "--runs", str(tmp_path / place)]
+        command = [sys.executable, "-m", "whet.cli.main", "run", str(written()), "--runs", str(tmp_path / place)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": str(len(found))})
         found.append(told(tmp_path / place / "same"))
     assert found[0] == found[1]

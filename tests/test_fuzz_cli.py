@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from whet import cli
+from whet.cli import main
 
 HEAD = 'name = "x"\ntask = { name = "chain", operations = 1 }\n'
 STAGE = '[[stage]]\nname = "base"\nkind = "sft"\nmix = { direct = 1.0 }\nsteps = 1\n'
@@ -42,7 +42,7 @@ def test_what_cannot_be_used_is_told_in_one_line_with_exit_code_2(tmp_path, case
         pytest.importorskip("torch").cuda.is_available() and pytest.skip("there is a GPU here")
     (tmp_path / "r.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
     done = subprocess.run(
-        [sys.executable, "-m", "whet.cli", *words.split(" ")],
+        [sys.executable, "-m", "whet.cli.main", *words.split(" ")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -62,8 +62,8 @@ def test_a_memory_that_does_not_hold_it_is_one_line(monkeypatch, capsys, error):
     def fails(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "tasks_command", fails)
-    assert cli.main(["tasks"]) == 2
+    monkeypatch.setattr(main, "tasks_command", fails)
+    assert main.main(["tasks"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "the memory does not hold this" in told and "micro_tokens" in told
 
@@ -72,6 +72,6 @@ def test_another_fault_of_ours_is_not_called_one_of_memory(monkeypatch):
     def fails(arguments):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(cli, "tasks_command", fails)
+    monkeypatch.setattr(main, "tasks_command", fails)
     with pytest.raises(RuntimeError, match="shapes"):
-        cli.main(["tasks"])
+        main.main(["tasks"])

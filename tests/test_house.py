@@ -252,7 +252,7 @@ def test_nothing_is_left_for_later():
     breaches([f"{p.relative_to(ROOT)}:{i}: {line.strip()}" for p, i, line in lines if words.search(line)])
 
 
-HELP = "import contextlib, io\nfrom whet.cli import main\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n    main(['--help'])\nassert 'run' in out.getvalue()"
+HELP = "import contextlib, io\nfrom whet.cli.main import main\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n    main(['--help'])\nassert 'run' in out.getvalue()"
 
 
 @pytest.mark.parametrize("code", ["import whet", HELP], ids=["import whet", "whet --help"])

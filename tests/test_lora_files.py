@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from whet import config
 from whet.chat import Chat
-from whet.cli import main
+from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import ModelError, RecipeError
 from whet.model import hub, lora, lora_files

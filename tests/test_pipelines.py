@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from whet.cli import main
+from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import RewardError
 

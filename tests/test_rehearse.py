@@ -7,7 +7,7 @@ import pytest
 from whet import config
 from whet.algorithms.table import algorithm
 from whet.chat import Chat
-from whet.cli import main
+from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import DataError, ModelError
 from whet.model import hub, scalar

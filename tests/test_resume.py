@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from whet import config
-from whet.cli import main
+from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import ModelError, Stopped
 from whet.pipeline import pipeline, resume
@@ -200,7 +200,7 @@ def test_more_steps_at_a_constant_rate_are_the_longer_run(tmp_path, recipe):
 
 def test_ctrl_c_keeps_the_step_and_a_second_one_leaves_at_once(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 40", "steps = 4000"))
-    command = [sys.executable, "-m", "whet.cli", "run", str(tmp_path / "r.toml"), "--runs", str(tmp_path)]
+    command = [sys.executable, "-m", "whet.cli.main", "run", str(tmp_path / "r.toml"), "--runs", str(tmp_path)]
     for twice in (False, True):
         process = subprocess.Popen(
             [*command, *(["--resume"] if twice else [])], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

@@ -8,9 +8,10 @@ import random
 import pytest
 from rich.console import Console
 
-from whet import config, display, report
+from whet import config, report
 from whet.chat import Chat
-from whet.commands import print_evaluation
+from whet.cli import terminal
+from whet.cli.commands import print_evaluation
 from whet.config import load as recipes
 from whet.data import preferences
 from whet.errors import ModelError
@@ -246,13 +247,13 @@ def test_summary_table_and_report_show_both(tmp_path):
     }
     other = {**made, "accuracy": 0.25, "low": 0.2, "high": 0.3, "length": 2.5}
     summary["stages"].append({**made, "thinking": {"on": made, "off": other}})
-    rows = [line.strip("│ ") for line in printed(display.stages_table(summary))][:-1]
+    rows = [line.strip("│ ") for line in printed(terminal.stages_table(summary))][:-1]
     assert [r.split()[:4] for r in rows[-2:]] == [["x", "│", "on", "│"], ["x", "│", "off", "│"]]
     for row, figures in zip(
         rows[-2:], (["75.0", "70.0", "80.0", "31.5"], ["25.0", "20.0", "30.0", "2.5"]), strict=True
     ):
         assert all(figure in row for figure in figures)
-    heads = printed(display.seeds_table([summary]))[2]
+    heads = printed(terminal.seeds_table([summary]))[2]
     assert "x on" in heads and "x off" in heads
     (tmp_path / "run/summary.json").write_text(json.dumps(summary))
     page = report.write(tmp_path / "run").read_text()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from whet.cli import main
+from whet.cli.main import main
 from whet.rewards.known_answers import Case, figures, trial
 from whet.types import Problem, Score
 

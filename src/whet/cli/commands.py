@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from whet import config, display
+from whet import config
+from whet.cli import terminal
 from whet.config import load as recipes
 from whet.errors import RecipeError
 
@@ -55,7 +56,7 @@ def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
         directory = runs / f"{recipe.name}-seed{recipe.seed}"
         there = way.resume and (directory / "recipe.toml").is_file()  # of a range some may not have begun
         summaries.append(one_run(recipe, directory, way if there else way._replace(resume=False)))
-    Console().print(display.seeds_table(summaries))
+    Console().print(terminal.seeds_table(summaries))
     return 0
 
 
@@ -67,7 +68,7 @@ def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
     console = Console()
     if way.only is None and not way.resume:
         pipeline.prepare(directory, way.overwrite)
-    terminal = display.Terminal(console)
+    terminal = terminal.Terminal(console)
     try:
         with stopping() as stop:
             if way.only is not None:
@@ -77,7 +78,7 @@ def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
     finally:
         terminal.end()
     report.write(directory)
-    display.closing(console, run, directory)
+    terminal.closing(console, run, directory)
     return run
 
 
@@ -203,29 +204,29 @@ def options(words: Sequence[str]) -> dict[str, Any]:
 def print_evaluation(told: dict[str, Any]) -> None:
     table = Table(title=f"task {told['task']}", title_justify="left")
     models = [told, *([told["against"]] if "against" in told else [])]
-    sides = [figures for model in models for _, figures in display.switched(model)]
+    sides = [figures for model in models for _, figures in terminal.switched(model)]
     table.add_column("")
     for model in models:
-        for switch, _ in display.switched(model):
+        for switch, _ in terminal.switched(model):
             title = f"{model['model']}, thinking {switch}" if switch else model["model"]
             table.add_column(title, justify="right", overflow="fold")
 
     def row(label: str, cell: Any) -> None:
         table.add_row(label, *(cell(side) for side in sides))
 
-    row("pass@1", lambda s: display.percent(s["accuracy"]))
+    row("pass@1", lambda s: terminal.percent(s["accuracy"]))
     row("95 % interval", lambda s: "–" if s["low"] is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f} %")
     row("problems × samples", lambda s: f"{s['n']} × {s['sampling']['n']}")
     for k in sides[0]["pass_at"]:
         if k != "1":
-            row(f"pass@{k}", lambda s, k=k: display.percent(s["pass_at"].get(k)))
+            row(f"pass@{k}", lambda s, k=k: terminal.percent(s["pass_at"].get(k)))
     if "majority" in sides[0]:
-        row(f"majority@{sides[0]['sampling']['n']}", lambda s: display.percent(s.get("majority")))
-    row("cut off", lambda s: display.percent(s["truncated"]))
-    row("unparsed", lambda s: display.percent(s["unparsed"]))
+        row(f"majority@{sides[0]['sampling']['n']}", lambda s: terminal.percent(s.get("majority")))
+    row("cut off", lambda s: terminal.percent(s["truncated"]))
+    row("unparsed", lambda s: terminal.percent(s["unparsed"]))
     row(
         "length, all · right · wrong",
-        lambda s: " · ".join(display.number(s[k]) for k in ("length", "length_right", "length_wrong")),
+        lambda s: " · ".join(terminal.number(s[k]) for k in ("length", "length_right", "length_wrong")),
     )
     for name in sides[0].get("by_task", {}):
 
@@ -239,7 +240,7 @@ def print_evaluation(told: dict[str, Any]) -> None:
     for mode in sides[0]["modes"]:
         row(
             f"{mode}: share · accuracy",
-            lambda s, m=mode: " · ".join(display.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")),
+            lambda s, m=mode: " · ".join(terminal.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")),
         )
     sampling = ", ".join(f"{k} {v}" for k, v in sides[0]["sampling"].items())
     console = Console()

@@ -160,7 +160,7 @@ def bench_arguments(bench: argparse.ArgumentParser) -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import Way, run
+    from whet.cli.commands import Way, run
 
     return run(
         arguments.recipe, arguments.pairs, arguments.runs, Way(arguments.overwrite, arguments.resume, arguments.only)
@@ -168,31 +168,31 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def eval_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import evaluate
+    from whet.cli.commands import evaluate
 
     return evaluate(arguments)
 
 
 def show_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import show
+    from whet.cli.commands import show
 
     return show(arguments.recipe, arguments.pairs)
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import check
+    from whet.cli.commands import check
 
     return check(arguments.recipe, arguments.pairs, arguments.offline)
 
 
 def reward_command(arguments: argparse.Namespace) -> int:
-    from whet.commands_reward import test
+    from whet.cli.reward import test
 
     return test(arguments.reward, arguments.file, arguments.pairs, arguments.json)
 
 
 def rewards_command(arguments: argparse.Namespace) -> int:
-    from whet.commands_reward import listing
+    from whet.cli.reward import listing
 
     return listing()
 
@@ -207,19 +207,19 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    from whet.commands_bench import bench
+    from whet.cli.bench import bench
 
     return bench(arguments)
 
 
 def tasks_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import tasks
+    from whet.cli.commands import tasks
 
     return tasks()
 
 
 def algorithms_command(arguments: argparse.Namespace) -> int:
-    from whet.commands import algorithms
+    from whet.cli.commands import algorithms
 
     return algorithms()
 

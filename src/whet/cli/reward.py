@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from whet.commands import options
+from whet.cli.commands import options
 from whet.config import load as recipes
 from whet.errors import RewardError
 from whet.rewards import Reward, combined, load, names
