@@ -15,7 +15,7 @@ from whet.model import hub, lora, scalar
 from whet.model.config import ModelConfig
 from whet.model.scalar import ScalarModel, frozen
 from whet.model.transformer import Transformer
-from whet.stages import merge, prefer, reward_model, rl
+from whet.stages import dpo, merge, reward_model, rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
 
@@ -221,7 +221,7 @@ def test_a_stage_of_rl_trains_adapters_against_the_base(tmp_path, row):
 def test_dpo_starts_at_the_base(tmp_path):
     policy, context = world(tmp_path)
     context.rankings["seen"] = taught()
-    prefer.run(
+    dpo.run(
         policy,
         config.Prefer(name="dpo", kind="prefer", data="seen", steps=2, batch=4, lora=config.Lora(rank=2)),
         context,

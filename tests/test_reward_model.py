@@ -11,7 +11,7 @@ from whet import config
 from whet.errors import DataError, ModelError, RecipeError, RewardError
 from whet.model import hub, scalar
 from whet.rewards import load
-from whet.stages import merge, prefer, rank, reward_model
+from whet.stages import dpo, merge, rank, reward_model
 from whet.types import Group, Problem, Ranking, Score
 
 from .tiny_world import lines, sample, world
@@ -199,7 +199,7 @@ def test_by_reward_equals_say_nothing(tmp_path):
 def test_dpo_prefers_the_better_and_starts_at_log_two(tmp_path):
     policy, context = world(tmp_path)
     context.rankings["seen"] = taught(200)
-    prefer.run(
+    dpo.run(
         policy,
         config.Prefer(name="dpo", kind="prefer", data="seen", steps=40, optimizer=config.Optimizer(lr=3e-3)),
         context,
@@ -215,8 +215,8 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     policy, context = world(tmp_path)
     reference = world(tmp_path, seed=9)[0]
     found = [r for r in taught(40) if len(r.texts) == 2][:6]
-    batch = prefer.rankings.ranked_batch([[context.example(r.problem, t) for t in r.texts] for r in found])
-    batch = prefer.referred(batch, reference, micro)
+    batch = dpo.rankings.ranked_batch([[context.example(r.problem, t) for t in r.texts] for r in found])
+    batch = dpo.referred(batch, reference, micro)
 
     def logp(model, problem, text):
         ids = torch.as_tensor(context.example(problem, text).tokens)
@@ -232,8 +232,8 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     wanted = torch.autograd.grad(expected, list(policy.parameters()))
     total = 0.0
     for part in batch.split(micro):
-        earned = prefer.implicit(prefer.policy_logprobs(policy, part, prefer.PLAIN)[0], part, 0.3)
-        loss = prefer.bradley_terry(earned, part.of_sequence(part.group), part.of_sequence(part.rank))
+        earned = dpo.implicit(dpo.policy_logprobs(policy, part, dpo.PLAIN)[0], part, 0.3)
+        loss = dpo.bradley_terry(earned, part.of_sequence(part.group), part.of_sequence(part.rank))
         whole = (loss[part.sequence] * part.weight).sum()
         whole.backward()
         total += whole.item()
