@@ -34,7 +34,12 @@ KERNELS = {
     **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"), "norms, heads, gates"),
 }  # fmt: skip
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
-OPTIMIZER = ("aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_", "aten::linalg_vector_norm")
+OPTIMIZER = (
+    "aten::_fused_adamw_",
+    "aten::_foreach_norm",
+    "aten::_foreach_mul_",
+    "aten::linalg_vector_norm",
+)
 
 
 def timed(seconds: dict[str, float]) -> Any:
@@ -77,21 +82,28 @@ def shares(name: str, size: str) -> tuple[float, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", default=["worst", "typical", "vocabulary", "ppo"], metavar="WORK")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "works", nargs="*", default=["worst", "typical", "vocabulary", "ppo"], metavar="WORK"
+    )
     parser.add_argument("--size", default="5M")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     told = {name: shares(name, given.size) for name in given.works if name in WORKS}
     kinds = sorted(
-        {k for _, found in told.values() for k in found}, key=lambda k: -max(f.get(k, 0) for _, f in told.values())
+        {k for _, found in told.values() for k in found},
+        key=lambda k: -max(f.get(k, 0) for _, f in told.values()),
     )
     print(f"| of a step ({given.size}) | {' | '.join(told)} |")
     print(f"|---|{'---|' * len(told)}")
     print(f"| seconds | {' | '.join(f'{whole:.2f}' for whole, _ in told.values())} |")
     for kind in kinds:
-        print(f"| {kind} | {' | '.join(f'{found.get(kind, 0):.1%}' for _, found in told.values())} |")
+        print(
+            f"| {kind} | {' | '.join(f'{found.get(kind, 0):.1%}' for _, found in told.values())} |"
+        )
 
 
 if __name__ == "__main__":

@@ -52,15 +52,38 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
 
     chat = Chat.from_characters(task.alphabet())
     shape = ModelConfig(
-        "qwen3", chat.vocab, hidden, layers, 4, 4, hidden // 4, hidden * 3, qk_norm=True, max_positions=512
+        "qwen3",
+        chat.vocab,
+        hidden,
+        layers,
+        4,
+        4,
+        hidden // 4,
+        hidden * 3,
+        qk_norm=True,
+        max_positions=512,
     )
     model = Transformer(shape).initialize(torch.Generator().manual_seed(0))
     stage = config.RL(
-        name="rl", kind="rl", steps=STEPS, prompts=PROMPTS, samples=SAMPLES, max_tokens=TOKENS, algorithm=row
+        name="rl",
+        kind="rl",
+        steps=STEPS,
+        prompts=PROMPTS,
+        samples=SAMPLES,
+        max_tokens=TOKENS,
+        algorithm=row,
     )
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(
-            task, Alternating(), chat, config.Ask(), RunLog(Path(scratch)), 0, engine_for, {}, lambda name: model
+            task,
+            Alternating(),
+            chat,
+            config.Ask(),
+            RunLog(Path(scratch)),
+            0,
+            engine_for,
+            {},
+            lambda name: model,
         )
         before = peak()
         trainer = rl.prepared(model, stage, algorithm(row), context)
@@ -68,7 +91,9 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
         for step in range(STEPS):
             began = time.perf_counter()
             prompts = context.prompts(task.problems("train", PROMPTS, step))
-            groups = rollout(engine, context.reward, prompts, Sampling(SAMPLES, 1.0, TOKENS, seed=step))
+            groups = rollout(
+                engine, context.reward, prompts, Sampling(SAMPLES, 1.0, TOKENS, seed=step)
+            )
             sampled = time.perf_counter()
             trainer.update(groups)
             told.append((sampled - began, time.perf_counter() - sampled))
@@ -84,7 +109,9 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
@@ -96,13 +123,28 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
     for _ in range(a.rounds):
         for row in ROWS:
-            command = [sys.executable, __file__, "--one", row, "--hidden", str(a.hidden), "--layers", str(a.layers)]
-            found[row].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                row,
+                "--hidden",
+                str(a.hidden),
+                "--layers",
+                str(a.layers),
+            ]
+            found[row].append(
+                json.loads(
+                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                )
+            )
     print(
         "| row | models trained + frozen | weights, gradients, moments (MiB) | peak memory (MiB) | sampling (s) | update (s) | step, × dr_grpo |"
     )
     print("|---|---|---|---|---|---|---|")
-    middle = {r: {k: statistics.median(x[k] for x in each) for k in each[0]} for r, each in found.items()}
+    middle = {
+        r: {k: statistics.median(x[k] for x in each) for k in each[0]} for r, each in found.items()
+    }
     whole = middle["dr_grpo"]["sample"] + middle["dr_grpo"]["update"]
     for row, m in middle.items():
         ratio = (m["sample"] + m["update"]) / whole

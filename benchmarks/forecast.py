@@ -43,7 +43,9 @@ def ran(word: str) -> None:
         began = time.process_time()
         run.run()
         whole = time.process_time() - began
-        lines = [json.loads(x) for x in (Path(scratch) / "run/metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(x) for x in (Path(scratch) / "run/metrics.jsonl").read_text().splitlines()
+        ]
     steps = {s.name: sum(x["stage"] == s.name for x in lines) for s in recipe.stage}
     took = {r["name"]: r["processor"] for r in run.records}
     peaks = {r["name"]: r["peak"] - before for r in run.records}
@@ -60,7 +62,9 @@ def compared(word: str) -> None:
         size = memory.parameters(model.config)
         needs = memory.needs(recipe, model.config, size, load, "cpu")
     found = forecast.forecast(recipe, time.process_time)
-    told = subprocess.run([sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True
+    )
     run = json.loads(told.stdout.splitlines()[-1])
     found = [replace(e, steps=Span.of(run["steps"][e.name])) if e.gated else e for e in found]
     for e in found:
@@ -76,7 +80,11 @@ def compared(word: str) -> None:
 
 def row(name: str, told: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
     seconds = f"{told.likely:.1f} | {told.least:.1f} to {told.most:.1f} | {took:.1f} | {told.likely / took - 1:+.0%}"
-    held = f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}" if memory[0] else " | | "
+    held = (
+        f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}"
+        if memory[0]
+        else " | | "
+    )
     print(f"| {name} | {seconds} | {held} |", flush=True)
 
 

@@ -19,7 +19,19 @@ from pathlib import Path
 
 import torch
 from gpu_equal import attention, replays, same_as_cpu, sharing
-from gpu_lines import GROUP, PROMPT, SHAPES, Line, Setup, Silent, answers, model_of, patched, prompts, timed
+from gpu_lines import (
+    GROUP,
+    PROMPT,
+    SHAPES,
+    Line,
+    Setup,
+    Silent,
+    answers,
+    model_of,
+    patched,
+    prompts,
+    timed,
+)
 
 from whet import config
 from whet.algorithms.batch import pack
@@ -43,25 +55,41 @@ def sampling(setup: Setup) -> Iterator[Line]:
     rows = len(asked) * GROUP
     weights = limit.layers(c) + c.hidden * c.vocab
     cache = 2 * c.layers * c.kv_heads * c.head_dim
-    read = setup.tokens * width * (weights + cache * (rows * setup.tokens / 2 + len(asked) * PROMPT))
-    big = torch.empty(1 << (30 if setup.cuda else 24), dtype=torch.uint8, device=setup.device).random_()
+    read = (
+        setup.tokens * width * (weights + cache * (rows * setup.tokens / 2 + len(asked) * PROMPT))
+    )
+    big = torch.empty(
+        1 << (30 if setup.cuda else 24), dtype=torch.uint8, device=setup.device
+    ).random_()
     rate = 2 * big.numel() / timed(big.clone, 9)
     del big
     yield Line("memory: rate of a copy, read and written", rate / 1e9, "GB/s")
     peak_reset(setup)
-    ways = {"": graph.Graphs, ", without graphs": lambda device: None} if setup.cuda else {"": graph.Graphs}
+    ways = (
+        {"": graph.Graphs, ", without graphs": lambda device: None}
+        if setup.cuda
+        else {"": graph.Graphs}
+    )
     for way, captures in ways.items():
         with patched(graph, "Graphs", captures):
             seconds = timed(
-                lambda: NativeEngine(model, Silent(), (), rows).generate(asked, Sampling(GROUP, 1.0, setup.tokens))
+                lambda: NativeEngine(model, Silent(), (), rows).generate(
+                    asked, Sampling(GROUP, 1.0, setup.tokens)
+                )
             )
         yield Line(f"sampling, {rows} rows{way}", rows * setup.tokens / seconds, "tokens/s")
         yield Line(
-            f"sampling{way}: of the copy's rate", read / seconds / rate, "", ">= 0.5" if setup.cuda and not way else ""
+            f"sampling{way}: of the copy's rate",
+            read / seconds / rate,
+            "",
+            ">= 0.5" if setup.cuda and not way else "",
         )
         if setup.stated:
             yield Line(
-                f"sampling{way}: of the stated rate", read / seconds / setup.stated[1], "", "" if way else ">= 0.5"
+                f"sampling{way}: of the stated rate",
+                read / seconds / setup.stated[1],
+                "",
+                "" if way else ">= 0.5",
             )
     yield from peak(setup, "sampling")
 
@@ -70,7 +98,9 @@ def update(setup: Setup) -> Iterator[Line]:
     """Seconds of an update, and its FLOPs - those that must be done, a prompt once for its group, nothing made again - by the card's rate."""
     model = model_of(setup.shape, setup.device, setup.dtype)
     c, count = model.config, max(GROUP, setup.batch)
-    batch = pack(answers(c, count, setup.tokens), [1.0] * count, [1 / (count * setup.tokens)] * count).to(setup.device)
+    batch = pack(
+        answers(c, count, setup.tokens), [1.0] * count, [1 / (count * setup.tokens)] * count
+    ).to(setup.device)
     row = algorithm("dr_grpo")
 
     def loss_of(micro):  # noqa: ANN202
@@ -95,7 +125,9 @@ def update(setup: Setup) -> Iterator[Line]:
             seconds = timed(partial(learner.step, batch, micro, loss_of))
         yield Line(f"update of {count} answers{way}", seconds, "s")
         if setup.stated:
-            yield Line(f"update{way}: MFU", flops / seconds / setup.stated[0], "", "" if way else ">= 0.4")
+            yield Line(
+                f"update{way}: MFU", flops / seconds / setup.stated[0], "", "" if way else ">= 0.4"
+            )
         yield from peak(setup, f"update{way}")
         del learner
 
@@ -114,15 +146,33 @@ def peak(setup: Setup, name: str) -> Iterator[Line]:
 def trl(setup: Setup) -> Iterator[Line]:
     """The step beside TRL's, on this card."""
     if "trl" in compare.missing():
-        raise ModuleNotFoundError("trl is not installed: pip install 'whet[dev]', or carry its wheel")
+        raise ModuleNotFoundError(
+            "trl is not installed: pip install 'whet[dev]', or carry its wheel"
+        )
     steps = 3 if setup.cuda else 2
-    plan = compare.Plan([work.work(name) for name in ("worst", "typical")], setup.size, 1, steps, device=setup.device)
+    plan = compare.Plan(
+        [work.work(name) for name in ("worst", "typical")],
+        setup.size,
+        1,
+        steps,
+        device=setup.device,
+    )
     for name, ratio in compare.compare(plan, lambda text: None)["ratios"].items():
-        yield Line(f"TRL's step by whet's, {name}, {setup.size}", ratio, "times", ">= 4" if setup.cuda else "")
+        yield Line(
+            f"TRL's step by whet's, {name}, {setup.size}",
+            ratio,
+            "times",
+            ">= 4" if setup.cuda else "",
+        )
 
 
 PARTS = (same_as_cpu, attention, sharing, replays, sampling, update, trl)
-MUST = {"same_as_cpu", "attention", "sharing", "replays"}  # whose errors are equalities that do not hold
+MUST = {
+    "same_as_cpu",
+    "attention",
+    "sharing",
+    "replays",
+}  # whose errors are equalities that do not hold
 
 
 def versions() -> dict[str, str]:
@@ -136,21 +186,29 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--shape", default="1.5B", choices=SHAPES)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--size", default="50M", choices=work.SIZES, help="of the model beside TRL")
     parser.add_argument(
-        "--only", default=",".join(p.__name__ for p in PARTS), help="parts, with commas between: %(default)s"
+        "--only",
+        default=",".join(p.__name__ for p in PARTS),
+        help="parts, with commas between: %(default)s",
     )
     parser.add_argument("--json", type=Path, help="also writes the figures here")
     a = parser.parse_args()
     if a.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu: no CUDA device here; `--device cpu --shape tiny` runs the same lines on a CPU")
+        sys.exit(
+            "gpu: no CUDA device here; `--device cpu --shape tiny` runs the same lines on a CPU"
+        )
     setup = Setup(a.device, SHAPES[a.shape], a.batch, a.tokens, a.size)
-    print(f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {a.shape}, {setup.dtype}")
+    print(
+        f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {a.shape}, {setup.dtype}"
+    )
     told, failed = dict[str, list[dict[str, object]]](), list[str]()
     for part in PARTS:
         name = part.__name__
@@ -164,13 +222,17 @@ def main() -> None:
                 told[name].append(asdict(line) | {"holds": line.holds})
                 failed += [line.what] if line.equality and line.holds is False else []
         except Exception as failure:
-            print(f"  ERROR {type(failure).__name__}: {' '.join(str(failure).split())[:300]}", flush=True)
+            print(
+                f"  ERROR {type(failure).__name__}: {' '.join(str(failure).split())[:300]}",
+                flush=True,
+            )
             traceback.print_exc()
             told[name].append({"error": f"{type(failure).__name__}: {failure}"})
             failed += [name] if name in MUST else []
     if a.json:
         a.json.write_text(
-            json.dumps({"card": setup.card, "versions": versions(), "parts": told}, indent=1), encoding="utf-8"
+            json.dumps({"card": setup.card, "versions": versions(), "parts": told}, indent=1),
+            encoding="utf-8",
         )
     sys.exit(f"gpu: does not hold: {'; '.join(failed)}" if failed else 0)
 

@@ -35,7 +35,10 @@ def copied(model: Transformer, device: str, dtype: torch.dtype) -> Transformer:
 
 
 def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    gap = float((ours.detach().cpu().double() - exact.detach().double()).norm() / exact.detach().double().norm())
+    gap = float(
+        (ours.detach().cpu().double() - exact.detach().double()).norm()
+        / exact.detach().double().norm()
+    )
     return gap if gap == gap else float("inf")
 
 
@@ -52,13 +55,21 @@ def same_as_cpu(setup: Setup) -> Iterator[Line]:
     exact = small(setup)
     cpu, there = copied(exact, "cpu", torch.float32), copied(exact, setup.device, torch.float32)
     asked = prompts(4, 20, exact.config.vocab)
-    drawn = [NativeEngine(m, Silent(), (3,)).generate(asked, Sampling(8, 1.0, 64)) for m in (cpu, there)]
+    drawn = [
+        NativeEngine(m, Silent(), (3,)).generate(asked, Sampling(8, 1.0, 64)) for m in (cpu, there)
+    ]
     flat = [[s for group in groups for s in group] for groups in drawn]
-    same = statistics.mean(float(a.tokens.tolist() == b.tokens.tolist()) for a, b in zip(*flat, strict=True))
+    same = statistics.mean(
+        float(a.tokens.tolist() == b.tokens.tolist()) for a, b in zip(*flat, strict=True)
+    )
     yield Line("samples that are the CPU's, float32", same, "", ">= 0.95", True)
     (logp, by), (ours, own) = gradient(cpu, flat[0]), gradient(there, flat[0])
     yield Line(
-        "log-probabilities beside the CPU's, float32", float((logp - ours.cpu()).abs().max()), "nats", "<= 1e-3", True
+        "log-probabilities beside the CPU's, float32",
+        float((logp - ours.cpu()).abs().max()),
+        "nats",
+        "<= 1e-3",
+        True,
     )
     yield Line("gradient beside the CPU's, float32", apart(own, by), "", "<= 1e-3", True)
 
@@ -70,33 +81,50 @@ def attention(setup: Setup) -> Iterator[Line]:
     starts = torch.tensor([0, *lengths]).cumsum(0)
     reads = ((37, 328, 0, 37), (458, 657, 328, 458))
     sizes = (c.heads, c.kv_heads, c.kv_heads, c.heads)
-    *given, weigh = (torch.randn(sum(lengths), h, c.head_dim, generator=rng).to(setup.dtype) for h in sizes)
+    *given, weigh = (
+        torch.randn(sum(lengths), h, c.head_dim, generator=rng).to(setup.dtype) for h in sizes
+    )
     kernel = kernel_for(given[0].to(setup.device), c.head_dim) or Plain()
-    yield Line("flash kernels are there", float(not isinstance(kernel, Plain)), "", ">= 1" if setup.cuda else "")
+    yield Line(
+        "flash kernels are there",
+        float(not isinstance(kernel, Plain)),
+        "",
+        ">= 1" if setup.cuda else "",
+    )
     bound = "<= 1e-2" if setup.cuda else "<= 1e-5"
 
-    def told(attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    def told(
+        attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype
+    ) -> list[torch.Tensor]:
         q, k, v = (x.to(device, dtype).requires_grad_() for x in given)
         out = attend(0, q, k, v)
         return [out, *torch.autograd.grad((out * weigh.to(device, dtype)).sum(), (q, k, v))]
 
     for name, seen in (("segments", ()), ("segments and beginnings in common", reads)):
         exact = told(Packed(starts, reads=seen), "cpu", torch.float64)
-        ways: dict[str, Callable[..., torch.Tensor]] = {"ragged": Ragged(starts, kernel, seen, setup.device)}
+        ways: dict[str, Callable[..., torch.Tensor]] = {
+            "ragged": Ragged(starts, kernel, seen, setup.device)
+        }
         if not seen:
             ways["padded"] = Packed(starts.to(setup.device))
         for way, attend in ways.items():
             found = told(attend, setup.device, setup.dtype)
-            for what, ours, theirs in zip(("values", "by queries", "by keys", "by values"), found, exact, strict=True):
+            for what, ours, theirs in zip(
+                ("values", "by queries", "by keys", "by values"), found, exact, strict=True
+            ):
                 yield Line(f"{name}, {way}: {what}", apart(ours, theirs), "", bound, True)
     used = torch.tensor([5, 130], dtype=torch.int32)
     spans = [torch.tensor(x, dtype=torch.int32) for x in ([0, 3, 9], [0, 200, 400])]
     q, k, v = given[0][:9], given[1][:400], given[2][:400]
-    exact = Plain().forward((q.double(), k.double(), v.double()), Spans(*spans, (6, 200), used=used))
+    exact = Plain().forward(
+        (q.double(), k.double(), v.double()), Spans(*spans, (6, 200), used=used)
+    )
     there = Spans(*(x.to(setup.device) for x in spans), (6, 200), used=used.to(setup.device))
     ours = kernel.forward(tuple(x.to(setup.device) for x in (q, k, v)), there)
     yield Line("keys of which some are used: values", apart(ours[0], exact[0]), "", bound, True)
-    yield Line("keys of which some are used: log-sum-exps", apart(ours[1], exact[1]), "", bound, True)
+    yield Line(
+        "keys of which some are used: log-sum-exps", apart(ours[1], exact[1]), "", bound, True
+    )
 
 
 def sharing(setup: Setup) -> Iterator[Line]:
@@ -110,7 +138,11 @@ def sharing(setup: Setup) -> Iterator[Line]:
         _, often = gradient(here, samples)
     yield Line("gradient, prompts computed for each answer", apart(often, by))
     yield Line(
-        "gradient, prompts computed once", apart(once, by), "", f"<= {max(2 * apart(often, by), 1e-5):.2g}", True
+        "gradient, prompts computed once",
+        apart(once, by),
+        "",
+        f"<= {max(2 * apart(often, by), 1e-5):.2g}",
+        True,
     )
 
 
@@ -126,7 +158,11 @@ def replays(setup: Setup) -> Iterator[Line]:
         return made
 
     def drawn() -> list[Sample]:
-        return [x for group in NativeEngine(model, Silent(), (3, 5, 9), 32).generate(asked, s) for x in group]
+        return [
+            x
+            for group in NativeEngine(model, Silent(), (3, 5, 9), 32).generate(asked, s)
+            for x in group
+        ]
 
     with patched(graph.Graphs, "captured", counted):
         replayed = drawn()
@@ -134,11 +170,18 @@ def replays(setup: Setup) -> Iterator[Line]:
         launched = drawn()
     yield Line("graphs captured", len(caught), "", ">= 1" if setup.cuda else "", True)
     same = statistics.mean(
-        float(a.tokens.tolist() == b.tokens.tolist()) for a, b in zip(replayed, launched, strict=True)
+        float(a.tokens.tolist() == b.tokens.tolist())
+        for a, b in zip(replayed, launched, strict=True)
     )
     yield Line("samples from graphs that are those without", same, "", ">= 0.95", True)
     with torch.no_grad():
         batch = pack(replayed, [1.0] * len(replayed), [1.0] * len(replayed)).to(setup.device)
         logp, _ = policy_logprobs(model, batch, s)
     gap = (logp.float() - batch.logp_old).abs()
-    yield Line("sampler beside trainer, mean", float(gap.mean()), "nats", "<= 5e-2" if setup.cuda else "<= 1e-4", True)
+    yield Line(
+        "sampler beside trainer, mean",
+        float(gap.mean()),
+        "nats",
+        "<= 5e-2" if setup.cuda else "<= 1e-4",
+        True,
+    )

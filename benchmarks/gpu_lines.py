@@ -16,9 +16,31 @@ from whet.types import Problem, Prompt, Sample
 
 SHAPES = {
     "1.5B": ModelConfig(
-        "qwen2", 151_936, 1536, 28, 12, 2, 128, 8960, qkv_bias=True, max_positions=4096, rope_theta=1e6
+        "qwen2",
+        151_936,
+        1536,
+        28,
+        12,
+        2,
+        128,
+        8960,
+        qkv_bias=True,
+        max_positions=4096,
+        rope_theta=1e6,
     ),
-    "0.5B": ModelConfig("qwen2", 151_936, 896, 24, 14, 2, 64, 4864, qkv_bias=True, max_positions=4096, rope_theta=1e6),
+    "0.5B": ModelConfig(
+        "qwen2",
+        151_936,
+        896,
+        24,
+        14,
+        2,
+        64,
+        4864,
+        qkv_bias=True,
+        max_positions=4096,
+        rope_theta=1e6,
+    ),
     "tiny": ModelConfig("qwen2", 1_000, 128, 2, 4, 2, 32, 256, qkv_bias=True, max_positions=4096),
 }
 # Dense bfloat16 FLOP/s and bytes/s as NVIDIA states them.
@@ -44,7 +66,11 @@ class Setup:
 
     @property
     def card(self) -> str:
-        return torch.cuda.get_device_name() if self.cuda else platform.processor() or platform.machine()
+        return (
+            torch.cuda.get_device_name()
+            if self.cuda
+            else platform.processor() or platform.machine()
+        )
 
     @property
     def stated(self) -> tuple[float, float] | None:
@@ -81,7 +107,10 @@ class Silent:
 
 def prompts(count: int, length: int, vocab: int) -> list[Prompt]:
     rows = np.random.default_rng(0).integers(0, vocab, (count, length)).tolist()
-    return [Prompt(Problem(str(i), ({"role": "user", "content": ""},)), tuple(row)) for i, row in enumerate(rows)]
+    return [
+        Prompt(Problem(str(i), ({"role": "user", "content": ""},)), tuple(row))
+        for i, row in enumerate(rows)
+    ]
 
 
 def settle() -> None:
@@ -118,7 +147,11 @@ def model_of(shape: ModelConfig, device: str, dtype: torch.dtype) -> Transformer
 
 def answers(c: ModelConfig, count: int, tokens: int, prompt: int = PROMPT) -> list[Sample]:
     """`count` answers to prompts that GROUP of them have in common."""
-    rng, found, told = np.random.default_rng(1), list[Sample](), np.arange(prompt + tokens) >= prompt
+    rng, found, told = (
+        np.random.default_rng(1),
+        list[Sample](),
+        np.arange(prompt + tokens) >= prompt,
+    )
     for i in range(count):
         asked = rng.integers(0, c.vocab, prompt) if i % GROUP == 0 else asked  # noqa: F821
         whole = np.concatenate([asked, rng.integers(0, c.vocab, tokens)])

@@ -40,7 +40,10 @@ def works() -> Iterator[tuple[str, str, list[tuple[int, Work, str]]]]:
     yield (
         "group",
         held,
-        [(n, replace(PLAIN, prompts=128 // n, samples=n, prompt=256, length=64, cap=64), "0.2M") for n in groups],
+        [
+            (n, replace(PLAIN, prompts=128 // n, samples=n, prompt=256, length=64, cap=64), "0.2M")
+            for n in groups
+        ],
     )
     sizes = {"0.2M": 202_752, "5M": 4_743_168, "50M": 49_561_600}
     yield (
@@ -51,7 +54,9 @@ def works() -> Iterator[tuple[str, str, list[tuple[int, Work, str]]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -64,7 +69,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 prepare(work, size, Path(scratch) / "model")
                 steps = whet_side.run(work, Path(scratch) / "model", given.rounds + 1)[1:]
-            sample, update, whole = (statistics.median(s[k] for s in steps) for k in ("sample", "update", "step"))
+            sample, update, whole = (
+                statistics.median(s[k] for s in steps) for k in ("sample", "update", "step")
+            )
             seconds[value] = sample, update
             print(
                 f"| {what} | {held} | {value:,} | {sample:.3f} | {update:.3f} | {1 - (sample + update) / whole:.1%} |",

@@ -39,14 +39,23 @@ def main(folders: list[str]) -> None:
             for name, told in sides(stage).items():
                 rows.setdefault(name, []).append(told)
     parts = sorted(
-        {p for told in rows.values() for t in told for p in t.get("parts", {}) if p not in ("accuracy", "task")}
+        {
+            p
+            for told in rows.values()
+            for t in told
+            for p in t.get("parts", {})
+            if p not in ("accuracy", "task")
+        }
     )
     print("| stage | accuracy % | length |" + "".join(f" {p} |" for p in parts) + " seconds |")
     print("|---|---|---|" + "---|" * len(parts) + "---|")
     for name, told in rows.items():
         columns = [spread([t["accuracy"] for t in told if t.get("accuracy") is not None], 100)]
         columns.append(spread([t["length"] for t in told if t.get("length") is not None]))
-        columns += [spread([t["parts"][p] for t in told if p in t.get("parts", {})], digits=3) for p in parts]
+        columns += [
+            spread([t["parts"][p] for t in told if p in t.get("parts", {})], digits=3)
+            for p in parts
+        ]
         seconds = [t["seconds"] for t in told if t.get("seconds") is not None]
         columns.append(f"{statistics.median(seconds):.0f}" if seconds else "")
         print(f"| {name} | " + " | ".join(columns) + " |")

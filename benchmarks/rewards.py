@@ -50,7 +50,15 @@ def nasty(rng: random.Random) -> str:
     else:
         text = "".join(rng.choice(PIECES) for _ in range(rng.choice([3, 8, 20, 100, 400])))
     frame = rng.choice(
-        ["{}", "\\boxed{{{}}}", "<answer>{}</answer>", "#### {}", "so the answer is {}.", "\\boxed{{{}", "<answer>{}"]
+        [
+            "{}",
+            "\\boxed{{{}}}",
+            "<answer>{}</answer>",
+            "#### {}",
+            "so the answer is {}.",
+            "\\boxed{{{}",
+            "<answer>{}",
+        ]
     )
     return frame.format(text)
 
@@ -62,14 +70,20 @@ def fuzz(answers: int, seed: int = 0) -> dict[str, Any]:
     cases = []
     for i in range(answers):
         gold = rng.choice(GOLDS)
-        cases.append(Case(Problem(str(i), ({"role": "user", "content": "?"},), gold), nasty(rng), False))
+        cases.append(
+            Case(Problem(str(i), ({"role": "user", "content": "?"},), gold), nasty(rng), False)
+        )
     tried = trial(load("math"), cases)
     seconds = sorted(t.seconds for t in tried)
     worst = max(tried, key=lambda t: t.seconds)
     return {
         "answers": answers,
         "statuses": dict(collections.Counter(t.score.status for t in tried)),
-        "paid": [(t.case.problem.answer, t.case.text[:40], t.case.text[-40:]) for t in tried if t.score.correct],
+        "paid": [
+            (t.case.problem.answer, t.case.text[:40], t.case.text[-40:])
+            for t in tried
+            if t.score.correct
+        ],
         "median_ms": 1000 * statistics.median(seconds),
         "p99_ms": 1000 * seconds[int(0.99 * len(seconds))],
         "worst_s": worst.seconds,
@@ -191,7 +205,11 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
         began = time.monotonic()
         command = [sys.executable, "-m", "whet.cli.main", "run", str(recipe), "--runs", folder]
         done = subprocess.run(
-            command, env={**os.environ, "WHET_BENCH": token}, capture_output=True, text=True, timeout=3600
+            command,
+            env={**os.environ, "WHET_BENCH": token},
+            capture_output=True,
+            text=True,
+            timeout=3600,
         )
         seconds = time.monotonic() - began
         time.sleep(0.5)
@@ -202,10 +220,20 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
         for path in sorted((Path(folder) / "broken" / "samples" / "rl").glob("*.jsonl")):
             for line in path.read_text().splitlines():
                 group = json.loads(line)
-                rows += [(scope["way"](group["prompt"]["id"], s["text"], share), s) for s in group["samples"]]
-        metrics = [json.loads(x) for x in (Path(folder) / "broken" / "metrics.jsonl").read_text().splitlines()]
+                rows += [
+                    (scope["way"](group["prompt"]["id"], s["text"], share), s)
+                    for s in group["samples"]
+                ]
+        metrics = [
+            json.loads(x)
+            for x in (Path(folder) / "broken" / "metrics.jsonl").read_text().splitlines()
+        ]
     bad = [(how, s) for how, s in rows if how]
-    took = [float(m[1]) for _, s in bad if (m := re.search(r"killed after ([\d.]+) s", s.get("reason", "")))]
+    took = [
+        float(m[1])
+        for _, s in bad
+        if (m := re.search(r"killed after ([\d.]+) s", s.get("reason", "")))
+    ]
     return {
         "exit": done.returncode,
         "error": done.stderr[-300:],
@@ -216,7 +244,11 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
         "sound": sum(how is None for how, _ in rows),
         "sound_lost": sum(how is None and s["status"] in ("timeout", "error") for how, s in rows),
         "errors_logged": round(
-            sum(m["values"].get("errors", 0) * m["values"].get("samples", 0) for m in metrics if m.get("stage") == "rl")
+            sum(
+                m["values"].get("errors", 0) * m["values"].get("samples", 0)
+                for m in metrics
+                if m.get("stage") == "rl"
+            )
         ),
         "longest_s": max(took, default=0.0),
         "limit_s": limit,
@@ -232,9 +264,12 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
     rng = random.Random(0)
     kinds: dict[str, list[tuple[str, str]]] = {
         "math, integers": [
-            (str(n), f"so it is \\boxed{{{n + i % 2}}}") for i, n in enumerate(rng.sample(range(10**6), answers))
+            (str(n), f"so it is \\boxed{{{n + i % 2}}}")
+            for i, n in enumerate(rng.sample(range(10**6), answers))
         ],
-        "math, fractions": [(f"{n}/7", f"\\boxed{{\\frac{{{n}}}{{7}}}}") for n in rng.sample(range(10**6), answers)],
+        "math, fractions": [
+            (f"{n}/7", f"\\boxed{{\\frac{{{n}}}{{7}}}}") for n in rng.sample(range(10**6), answers)
+        ],
         "math, expressions": [
             (f"{n}\\sqrt{{2}}+x", f"\\boxed{{x+\\sqrt{{2}}\\cdot {n}}}")
             for n in rng.sample(range(10**6), answers // 10)
@@ -243,7 +278,10 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
     }
     found = []
     for kind, pairs in kinds.items():
-        problems = [Problem(str(i), ({"role": "user", "content": "?"},), gold) for i, (gold, _) in enumerate(pairs)]
+        problems = [
+            Problem(str(i), ({"role": "user", "content": "?"},), gold)
+            for i, (gold, _) in enumerate(pairs)
+        ]
         texts = [text for _, text in pairs]
         for workers in (1, 2):
             reward = (
@@ -263,7 +301,10 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
 def programs(answers: int) -> list[tuple[str, int, float]]:
     from whet.errors import RewardError
 
-    table = {"kind": "stdio", "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "3 4\n", "output": "7\n"}]}
+    table = {
+        "kind": "stdio",
+        "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "3 4\n", "output": "7\n"}],
+    }
     found = []
     for workers in (1, 2):
         try:
@@ -272,14 +313,20 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
             print(f"code: {error}")
             return []
         problems = [
-            Problem(str(i), ({"role": "user", "content": "?"},), "", meta={"tests": table}) for i in range(answers)
+            Problem(str(i), ({"role": "user", "content": "?"},), "", meta={"tests": table})
+            for i in range(answers)
         ]
-        texts = [f"```python\na, b = map(int, input().split())\nprint(a + b)  # {i}\n```" for i in range(answers)]
+        texts = [
+            f"```python\na, b = map(int, input().split())\nprint(a + b)  # {i}\n```"
+            for i in range(answers)
+        ]
         reward.score(problems[:2], texts[:2])
         began = time.perf_counter()
         scores = reward.score(problems, texts)
         assert all(s.correct for s in scores), scores[0]
-        found.append(("code, two inputs a program", workers, answers / (time.perf_counter() - began)))
+        found.append(
+            ("code, two inputs a program", workers, answers / (time.perf_counter() - began))
+        )
     return found
 
 

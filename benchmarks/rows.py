@@ -19,7 +19,12 @@ ROOT = Path(__file__).parents[1]
 ROWS = ("reinforce", "rloo", "reinforce_pp", "ppo", "ppo_orz", "vapo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "kimi", "oreal",
         "distil_on_policy")  # fmt: skip
 STEPS, PROMPTS, SAMPLES = 70, 32, 8
-POINTS = (10, 20, 35, 70)  # steps at which accuracy is read off, as the mean over the 5 rollouts before
+POINTS = (
+    10,
+    20,
+    35,
+    70,
+)  # steps at which accuracy is read off, as the mean over the 5 rollouts before
 CRITIC = "{ lr = 1e-3 }"
 # What a miniature of 70 rollouts changes in a row, and why, stands in docs/results/algorithms.md.
 CHANGES = {
@@ -32,7 +37,9 @@ CHANGES = {
 
 
 def recipe(row: str, seed: int, base: Path, teacher: Path | None) -> str:
-    extra = CHANGES.get(row, "") + (f'\nreference = "{teacher}"' if row == "distil_on_policy" else "")
+    extra = CHANGES.get(row, "") + (
+        f'\nreference = "{teacher}"' if row == "distil_on_policy" else ""
+    )
     return f"""
 name = "{row}-{seed}"
 seed = {seed}
@@ -66,11 +73,15 @@ def run(out: Path, text: str, name: str) -> dict[str, object]:
         return json.loads(kept.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "whet.cli.main", "run", path.name, "--overwrite"]
-    done = subprocess.run(command, cwd=out, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=out, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-500:]}")
     folder = out / "runs" / name
-    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(x) for x in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     steps = [x for x in lines if x["stage"] == "rl"]
     curve = {
@@ -104,11 +115,15 @@ def reached(found: list[dict], key: str, digits: int) -> str:
     values = [r[key] for r in found if r[key] is not None]
     if not values:
         return "–"
-    return cell(values, 1.0, digits) + ("" if len(values) == len(found) else f" ({len(values)} of {len(found)})")
+    return cell(values, 1.0, digits) + (
+        "" if len(values) == len(found) else f" ({len(values)} of {len(found)})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--out", type=Path, default=Path("runs/rows"))
@@ -137,13 +152,17 @@ def main() -> None:
         run(out, recipe("dr_grpo", 0, base, None), "dr_grpo-0")
     work = [(row, seed) for seed in range(1, a.seeds + 1) for row in rows]
     with ThreadPoolExecutor(a.jobs) as pool:
-        results = list(pool.map(lambda w: run(out, recipe(*w, base, teacher), f"{w[0]}-{w[1]}"), work))
+        results = list(
+            pool.map(lambda w: run(out, recipe(*w, base, teacher), f"{w[0]}-{w[1]}"), work)
+        )
     table: dict[str, list[dict]] = {row: [] for row in rows}
     for (row, seed), result in zip(work, results, strict=True):
         table[row].append({"seed": seed, **result})
     (out / "rows.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     points = " | ".join(f"{p * PROMPTS * SAMPLES:,}" for p in POINTS)
-    print(f"| row | {points} samples | test | samples to 50 % | seconds to 50 % | seconds | of them update |")
+    print(
+        f"| row | {points} samples | test | samples to 50 % | seconds to 50 % | seconds | of them update |"
+    )
     print("|---|" + "---|" * (len(POINTS) + 5))
     for row, found in table.items():
         curve = [cell([r["curve"][str(p)] for r in found], 100) for p in POINTS]

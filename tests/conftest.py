@@ -11,7 +11,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def excused(reason: str) -> bool:
     """Whether a skip may stand: outside CI all may; in CI those that need ../shared, where there is none."""
-    return os.environ.get("CI", "").lower() != "true" or ("shared" in reason and not SHARED.exists())
+    return os.environ.get("CI", "").lower() != "true" or (
+        "shared" in reason and not SHARED.exists()
+    )
 
 
 def strict(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -55,7 +55,7 @@ steps = 5
 optimizer = { lr = 3e-3 }
 [[stage]]
 name = "dpo"
-kind = "prefer"
+kind = "dpo"
 start = "base"
 data = "order"
 steps = 5
@@ -109,12 +109,23 @@ sys.exit(code)
 """
 
 
-def started(folder: Path, *words: str, at: int | None = None, full: bool = False) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "whet.cli.main"] if at is None else [sys.executable, "-c", AT_CALL]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRASH_AT": str(at or 0), "CRASH_FULL": "1" if full else ""}
+def started(
+    folder: Path, *words: str, at: int | None = None, full: bool = False
+) -> "subprocess.Popen[str]":
+    command = (
+        [sys.executable, "-m", "whet.cli.main"] if at is None else [sys.executable, "-c", AT_CALL]
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CRASH_AT": str(at or 0),
+        "CRASH_FULL": "1" if full else "",
+    }
     arguments = ["run", str(folder / "crash.toml"), "--runs", str(folder), *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True
+    )
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
@@ -148,7 +159,9 @@ def moments(seconds: float, calls: int, rng: random.Random) -> Iterator[list[tup
     order = itertools.cycle(rng.sample(range(1, calls + 1), calls))
     while True:
         yield [
-            ("call", float(next(order))) if rng.random() < 0.6 else ("second", rng.uniform(0, seconds))
+            ("call", float(next(order)))
+            if rng.random() < 0.6
+            else ("second", rng.uniform(0, seconds))
             for _ in range(rng.choice([1, 1, 1, 2, 3]))
         ]
 
@@ -168,7 +181,11 @@ def killed(folder: Path, deaths: list[tuple[str, float]]) -> int:
         if process.returncode not in (0, -9):
             raise RuntimeError(f"after {kind} {moment}: exit {process.returncode}")
         came += process.returncode == -9
-    ended(started(folder, "--resume" if (folder / "crash" / "recipe.toml").exists() else "--overwrite"))
+    ended(
+        started(
+            folder, "--resume" if (folder / "crash" / "recipe.toml").exists() else "--overwrite"
+        )
+    )
     return came
 
 
@@ -182,7 +199,9 @@ def at_random(kills: int, seed: int = 0) -> tuple[int, int]:
         began = time.monotonic()
         calls = int(ended(started(whole, at=1 << 30)).split("calls")[-1])
         seconds, expected = time.monotonic() - began, left(whole / "crash")
-        print(f"an undisturbed run: {seconds:.1f} s, {calls} calls that write, {len(expected)} files")
+        print(
+            f"an undisturbed run: {seconds:.1f} s, {calls} calls that write, {len(expected)} files"
+        )
         total = differing = 0
         for number, deaths in enumerate(moments(seconds, calls, rng)):
             if total >= kills:  # one that comes after its run is done is none
@@ -191,7 +210,11 @@ def at_random(kills: int, seed: int = 0) -> tuple[int, int]:
             folder.mkdir()
             total += killed(folder, deaths)
             found = left(folder / "crash")
-            odd = [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
+            odd = [
+                name
+                for name in sorted(found.keys() | expected.keys())
+                if found.get(name) != expected.get(name)
+            ]
             if odd:
                 differing += 1
                 print(f"differs after {deaths}: {', '.join(odd[:5])}")

@@ -30,7 +30,9 @@ def inner(place: Path, kib: int) -> None:
     full = process.returncode != 0
     if full:
         subprocess.run(["mount", "-o", f"remount,{ROOM}", str(place)], check=True)
-        resumed = started(place, "--resume" if (place / "crash" / "recipe.toml").exists() else "--overwrite")
+        resumed = started(
+            place, "--resume" if (place / "crash" / "recipe.toml").exists() else "--overwrite"
+        )
         ended(resumed)
     found = left(place / "crash")
     told_files = {name: str(hash_of(value)) for name, value in found.items()}
@@ -49,7 +51,11 @@ def tried(kib: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as place:
         command = ["unshare", "-rm", sys.executable, str(Path(__file__).resolve()), place, str(kib)]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-2000:])
@@ -75,11 +81,15 @@ def main(sizes: int) -> int:
         told = tried(kib)
         error = str(told["told"])
         bad = told["files"] != expected or (
-            told["code"] != 0 and ("Traceback" in error or error.count("\n") != 1 or told["code"] != 2)
+            told["code"] != 0
+            and ("Traceback" in error or error.count("\n") != 1 or told["code"] != 2)
         )
         full += told["code"] != 0
         differing += bad
-        print(f"{kib} KiB: exit {told['code']} {error.strip()[-160:]}{'  DIFFERS' if bad else ''}", flush=True)
+        print(
+            f"{kib} KiB: exit {told['code']} {error.strip()[-160:]}{'  DIFFERS' if bad else ''}",
+            flush=True,
+        )
     print(f"of growing size: {full} full disks, {differing} differing", flush=True)
     if why := unable():
         print(f"{why}: no single call was refused")

@@ -21,10 +21,11 @@ from typing import NamedTuple, NoReturn
 
 import torch._dynamo  # noqa: F401  what a run imports, once for all of them
 
-from whet import pipeline, report, rerun  # noqa: F401
+from whet import report  # noqa: F401
 from whet.cli.main import main
 from whet.engines import native  # noqa: F401
-from whet.stages import merge, prefer, rank, reject, reward_model, rl, sft  # noqa: F401
+from whet.pipeline import pipeline, resume  # noqa: F401
+from whet.stages import dpo, merge, rank, reject, reward_model, rl, sft  # noqa: F401
 
 NAMES = (
     "open,creat,openat,write,pwrite64,writev,sendfile,copy_file_range,ftruncate,truncate,fallocate,fsync,fdatasync,close,"
@@ -87,12 +88,19 @@ def run(folder: Path, *words: str, inject: str | None = None) -> Ended:
     os.close(go)
     log = folder / "strace.txt"
     with contextlib.ExitStack() as stack:
-        if inject is not None and (said := stack.enter_context(_attached(child, log, inject))) is not None:
+        if (
+            inject is not None
+            and (said := stack.enter_context(_attached(child, log, inject))) is not None
+        ):
             raise RuntimeError(f"strace: {said}")
         os.write(gone, b"!")
         os.close(gone)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    calls = list(_calls(log.read_text(errors="replace"), str(folder / "crash"))) if inject is not None else []
+    calls = (
+        list(_calls(log.read_text(errors="replace"), str(folder / "crash")))
+        if inject is not None
+        else []
+    )
     return Ended(code, (folder / "told.txt").read_text(errors="replace"), calls)
 
 
@@ -125,7 +133,18 @@ def _let_trace() -> None:
 @contextlib.contextmanager
 def _attached(process: int, log: Path, inject: str) -> Iterator[str | None]:
     """Within it strace holds the process's first thread, which alone writes a run's files. Yields what it said where it could not."""
-    command = ["strace", "-yy", "-s", "0", "-o", str(log), "-e", f"trace={NAMES}", "-p", str(process)]
+    command = [
+        "strace",
+        "-yy",
+        "-s",
+        "0",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={NAMES}",
+        "-p",
+        str(process),
+    ]
     if inject:
         command[1:1] = ["-e", f"inject={inject}"]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

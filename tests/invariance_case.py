@@ -22,14 +22,19 @@ from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 from .test_gradient import tiny
 
 EOS, VOCAB, STATES, UNREAD, WHOLE = 1, 13, 97, 1000, 10**6
-SAMPLINGS = [Sampling(temperature=t, top_p=p, max_tokens=15) for t, p in ((0.6, 1.0), (1.0, 1.0), (1.7, 0.8))]
+SAMPLINGS = [
+    Sampling(temperature=t, top_p=p, max_tokens=15) for t, p in ((0.6, 1.0), (1.0, 1.0), (1.7, 0.8))
+]
 VARIANTS = {
     "dapo/entropy": {"entropy": 0.03, "updates": 2},
     "grpo/k2": {"kl": "k2", "beta": 0.07},
     "rloo/token": {"correction": "token", "ratio": "token"},
     "dr_grpo/sequence": {"correction": "sequence", "cap": 4.0},
 }
-ROWS = {**TABLE, **{name: algorithm(name.partition("/")[0], cells) for name, cells in VARIANTS.items()}}
+ROWS = {
+    **TABLE,
+    **{name: algorithm(name.partition("/")[0], cells) for name, cells in VARIANTS.items()},
+}
 
 
 class Table(nn.Module):
@@ -37,13 +42,17 @@ class Table(nn.Module):
 
     def __init__(self, seed, width):
         super().__init__()
-        made = torch.randn(STATES + 1, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        made = torch.randn(
+            STATES + 1, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         made[STATES] = torch.nan
         self.table = nn.Parameter(made)
         self.factor = torch.tensor([random.Random(t).randrange(1, STATES) for t in range(64)])
 
     def packed(self, tokens, positions, starts):
-        sums = torch.cat([starts[:1] * 0, ((tokens % UNREAD + 1) * self.factor[positions]).cumsum(0)])
+        sums = torch.cat(
+            [starts[:1] * 0, ((tokens % UNREAD + 1) * self.factor[positions]).cumsum(0)]
+        )
         before = sums[starts[:-1]].repeat_interleave(starts.diff())
         return torch.where(tokens >= UNREAD, STATES, (sums[1:] - before) % STATES)
 
@@ -114,11 +123,17 @@ class Case:
         return [s for g in self.groups for s in g.samples]
 
     def with_samples(self, change):
-        return replace(self, groups=tuple(replace(g, samples=tuple(map(change, g.samples))) for g in self.groups))
+        return replace(
+            self,
+            groups=tuple(replace(g, samples=tuple(map(change, g.samples))) for g in self.groups),
+        )
 
     def with_rewards(self, reward_of):
         """`reward_of` the group's place, for all its samples."""
-        groups = (replace(g, scores=(Score(reward_of(i)),) * len(g.scores)) for i, g in enumerate(self.groups))
+        groups = (
+            replace(g, scores=(Score(reward_of(i)),) * len(g.scores))
+            for i, g in enumerate(self.groups)
+        )
         return replace(self, groups=tuple(groups))
 
     def at_once(self):
@@ -150,10 +165,17 @@ def case(seed, name):
         size = rng.randrange(1, 5)
         prompt = [rng.choice([EOS, rng.randrange(VOCAB)]) for _ in range(rng.randrange(1, 6))]
         kind = rng.choice(["equal", "binary", "binary", "real"])
-        rewards = {"equal": [0.1] * size, "binary": [float(rng.random() < 0.5) for _ in range(size)]}
+        rewards = {
+            "equal": [0.1] * size,
+            "binary": [float(rng.random() < 0.5) for _ in range(size)],
+        }
         scores = rewards.get(kind, [rng.gauss(0, 1) for _ in range(size)])
         problem = Prompt(Problem(str(i), ()), tuple(prompt))
-        groups.append(Group(problem, tuple(completion(rng, prompt) for _ in scores), tuple(map(Score, scores))))
+        groups.append(
+            Group(
+                problem, tuple(completion(rng, prompt) for _ in scores), tuple(map(Score, scores))
+            )
+        )
     made = Case(ROWS[name], tuple(groups), SAMPLINGS[seed % len(SAMPLINGS)])
     return made if seed % 4 == 0 else made.at_once()
 
@@ -170,6 +192,8 @@ def trained(given, micro_tokens=WHOLE, ranks=1, transformer=False, rng=None):
     policy, judge, reference = models(transformer)
     for learner in (policy, judge):
         learner.ready(ranks, rng)
-    trainer = Trainer(policy, given.row, given.sampling, micro_tokens, reference, judge, rollouts=WHOLE)
+    trainer = Trainer(
+        policy, given.row, given.sampling, micro_tokens, reference, judge, rollouts=WHOLE
+    )
     advantages = trainer.update(given.groups)[1]
     return torch.cat([policy.gradient, judge.gradient]), advantages, policy.seen

@@ -40,7 +40,9 @@ Reply = Callable[[Stub, dict[str, Any], int], None]
 
 
 def completion(content: object, logprobs: object = None) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}, "logprobs": logprobs}]}
+    return {
+        "choices": [{"message": {"role": "assistant", "content": content}, "logprobs": logprobs}]
+    }
 
 
 def token(text: str, p: float, *others: tuple[str, float]) -> dict[str, Any]:

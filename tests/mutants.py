@@ -224,13 +224,17 @@ def killed(mutant: tuple[str, ...]) -> bool:
         path = Path(place) / "src/whet" / f"{name}.py"
         text = path.read_text(encoding="utf-8")
         if text.count(before) != 1:
-            raise ValueError(f"{name}.py holds {before!r} {text.count(before)} times; mend the mutant")
+            raise ValueError(
+                f"{name}.py holds {before!r} {text.count(before)} times; mend the mutant"
+            )
         path.write_text(text.replace(before, after), encoding="utf-8")
         tests = [str(ROOT / "tests" / f"{t}.py") for t in own or OWN.get(name, SUITE)]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         environment = {**os.environ, "PYTHONPATH": f"{place}/src", "OMP_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, timeout=SECONDS)
+            done = subprocess.run(
+                command, capture_output=True, cwd=ROOT, env=environment, timeout=SECONDS
+            )
         except subprocess.TimeoutExpired:
             return True
         return done.returncode != 0

@@ -35,7 +35,12 @@ class Tabular(nn.Module):
 
     def __init__(self, seed=7, scale=1.0, near=None):
         super().__init__()
-        table = scale * torch.randn(len(PREFIXES), VOCAB, generator=torch.Generator().manual_seed(seed)).double()
+        table = (
+            scale
+            * torch.randn(
+                len(PREFIXES), VOCAB, generator=torch.Generator().manual_seed(seed)
+            ).double()
+        )
         self.table = nn.Parameter(table if near is None else near.table.detach() + table)
         self.place = {p: i for i, p in enumerate(PREFIXES)}
 
@@ -54,7 +59,9 @@ class TabularCritic:
         self.value_of = value_of
 
     def model(self, tokens, positions, starts):
-        return torch.tensor([float(self.value_of(p)) for p in prefixes_in(tokens, starts)], dtype=torch.float64)
+        return torch.tensor(
+            [float(self.value_of(p)) for p in prefixes_in(tokens, starts)], dtype=torch.float64
+        )
 
     def step(self, batch, micro_tokens, loss_of):
         return Stepped(0.0, 0.0)
@@ -81,7 +88,9 @@ def binary(tokens):
 
 def sample(tokens, finish="stop"):
     mask = np.array([False] + [True] * len(tokens))
-    return Sample(np.array([PROMPT, *tokens]), mask, np.where(mask, -1.0, 0.0).astype(np.float32), "", finish)
+    return Sample(
+        np.array([PROMPT, *tokens]), mask, np.where(mask, -1.0, 0.0).astype(np.float32), "", finish
+    )
 
 
 class Oracle:
@@ -99,7 +108,10 @@ class Oracle:
     def logps(self, policy):
         """log-probabilities [n] of each answer's tokens under what is sampled from."""
         batch = pack(
-            [sample(a) for a in self.answers], [1.0] * len(self.answers), [1.0] * len(self.answers), torch.float64
+            [sample(a) for a in self.answers],
+            [1.0] * len(self.answers),
+            [1.0] * len(self.answers),
+            torch.float64,
         )
         logp, _ = policy_logprobs(policy, batch, self.sampling)
         return [logp[batch.sequence == i] for i in range(len(self.answers))]
@@ -138,8 +150,12 @@ class Oracle:
             n = len(prefix)
             own = [i for i, a in enumerate(self.answers) if a[:n] == prefix and len(a) > n]
             p = [float(logps[i].detach().sum().exp()) for i in own]
-            earned = [self.rewards[i] - beta * float((logps[i] - ref[i]).detach()[n:].sum()) for i in own]
-            value[prefix] = sum(x * r for x, r in zip(p, earned, strict=True)) / sum(p) if own else 0.0
+            earned = [
+                self.rewards[i] - beta * float((logps[i] - ref[i]).detach()[n:].sum()) for i in own
+            ]
+            value[prefix] = (
+                sum(x * r for x, r in zip(p, earned, strict=True)) / sum(p) if own else 0.0
+            )
         return TabularCritic(lambda prefix: value.get(prefix, 0.0))
 
     # Expectations of whet's own gradient.
@@ -149,14 +165,18 @@ class Oracle:
         groups = list(itertools.product(range(len(self.answers)), repeat=size))
         chances = self.chance[torch.tensor(groups)].prod(-1)
         if row.per_token or row.normalise:
-            batches = [self.batch(row, [g], c[None], critic) for g, c in zip(groups, chances, strict=True)]
+            batches = [
+                self.batch(row, [g], c[None], critic) for g, c in zip(groups, chances, strict=True)
+            ]
         else:
             batches = [self.batch(row, groups, chances, critic)]
         total = torch.zeros_like(self.policy.table)
         for batch in batches:
             logp, entropy = policy_logprobs(self.policy, batch, self.sampling, row.entropy != 0)
             logp_ref = (
-                policy_logprobs(self.reference, batch, self.sampling)[0].detach() if row.needs_reference else None
+                policy_logprobs(self.reference, batch, self.sampling)[0].detach()
+                if row.needs_reference
+                else None
             )
             loss = (row.loss(logp, entropy, batch, logp_ref) * batch.weight).sum()
             total += torch.autograd.grad(loss, self.policy.table)[0]
@@ -178,7 +198,9 @@ class Oracle:
         batch = replace(batch, logp_old=torch.cat(old))  # a Sample's float32 would show at 1e-10
         if not (row.per_token or row.normalise):
             return batch
-        return Credit(row, self.sampling, 10**6, self.reference, critic).give(batch, samples, right)[0]
+        return Credit(row, self.sampling, 10**6, self.reference, critic).give(
+            batch, samples, right
+        )[0]
 
     def sample(self, i):
         ended = self.answers[i][-1] == EOS or self.longest == LONGEST
@@ -188,7 +210,9 @@ class Oracle:
 def degrees(loss_gradient, objective_gradient):
     """Between the expected step and the direction of steepest ascent."""
     step, exact = -loss_gradient.flatten(), objective_gradient.flatten()
-    return torch.rad2deg(torch.arccos((step @ exact / (step.norm() * exact.norm())).clamp(-1, 1))).item()
+    return torch.rad2deg(
+        torch.arccos((step @ exact / (step.norm() * exact.norm())).clamp(-1, 1))
+    ).item()
 
 
 def noisy(prefix):
@@ -196,7 +220,10 @@ def noisy(prefix):
     return 0.4 * len(prefix) - 0.3 * sum(prefix)
 
 
-WHOLE = {"normalise": False, "aggregation": "sum"}  # what makes a critic's or a KL's row unbiased: nothing but sums
+WHOLE = {
+    "normalise": False,
+    "aggregation": "sum",
+}  # what makes a critic's or a KL's row unbiased: nothing but sums
 
 
 def claims(o):
@@ -250,14 +277,20 @@ def table(o):
     for name in TABLE:
         when, worst = "–", None
         if name in sure:
-            when = ", ".join(f"`{k} = {str(v).lower()}`" for k, v in sure[name][0].items()) or "as it stands"
+            when = (
+                ", ".join(f"`{k} = {str(v).lower()}`" for k, v in sure[name][0].items())
+                or "as it stands"
+            )
             worst = error(o, name, *sure[name])
         found[name] = (claimed[name][0], when, worst, as_is(o, name))
     return found
 
 
 def printed(found):
-    lines = ["| row | claimed objective | unbiased with | error then | as it stands |", "|---|---|---|---|---|"]
+    lines = [
+        "| row | claimed objective | unbiased with | error then | as it stands |",
+        "|---|---|---|---|---|",
+    ]
     for name, (claim, when, worst, angle) in found.items():
         small = "–" if worst is None else "< 1e-10" if worst < 1e-10 else f"{worst:.0e}"
         lines.append(f"| [{name}]({name}.md) | {claim} | {when} | {small} | {angle:.2f}° |")

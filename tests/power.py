@@ -37,7 +37,12 @@ class Disk:
 
     def left(self, place: Path, to: Path, lost: bool) -> None:
         """Writes to `to` what a cut leaves of `place`; `lost`: without the names that were not synced."""
-        self._folder(os.stat(place).st_ino, {os.stat(p).st_ino: p for p in (place, *place.rglob("*"))}, to, lost)
+        self._folder(
+            os.stat(place).st_ino,
+            {os.stat(p).st_ino: p for p in (place, *place.rglob("*"))},
+            to,
+            lost,
+        )
 
     def _folder(self, inode: int, live: dict[int, Path], to: Path, lost: bool) -> None:
         to.mkdir()

@@ -24,7 +24,9 @@ def apply(a: int, op: str, b: int) -> int:
 
 
 def expression(rng: random.Random, operations: int = 6) -> str:
-    return str(rng.randrange(10)) + "".join(rng.choice("+-*") + str(rng.randrange(10)) for _ in range(operations))
+    return str(rng.randrange(10)) + "".join(
+        rng.choice("+-*") + str(rng.randrange(10)) for _ in range(operations)
+    )
 
 
 def working(question: str) -> tuple[list[str], int]:
@@ -36,7 +38,9 @@ def working(question: str) -> tuple[list[str], int]:
     return pieces, value
 
 
-def sample(rng: random.Random, question: str, mode: str, right: bool, version: int) -> dict[str, Any]:
+def sample(
+    rng: random.Random, question: str, mode: str, right: bool, version: int
+) -> dict[str, Any]:
     steps, answer = working(question)
     if not right:
         answer = (answer + rng.randrange(1, 10)) % 10
@@ -70,7 +74,9 @@ def group(
 ) -> dict[str, Any]:
     samples = []
     for _ in range(n):
-        mode = rng.choices(["careful", "coarse", "direct"], [careful, (1 - careful) * 0.2, (1 - careful) * 0.8])[0]
+        mode = rng.choices(
+            ["careful", "coarse", "direct"], [careful, (1 - careful) * 0.2, (1 - careful) * 0.8]
+        )[0]
         chance = {"careful": 0.6 + 0.35 * careful, "coarse": 0.3, "direct": 0.12}[mode]
         samples.append(sample(rng, question, mode, rng.random() < chance, step))
     if trained:
@@ -82,7 +88,13 @@ def group(
         "messages": [{"role": "user", "content": question}],
         "answer": str(working(question)[1]),
     }
-    return {"stage": stage, "step": step, "prompt": prompt, "prompt_tokens": [*question, "="], "samples": samples}
+    return {
+        "stage": stage,
+        "step": step,
+        "prompt": prompt,
+        "prompt_tokens": [*question, "="],
+        "samples": samples,
+    }
 
 
 def careful_share(step: int, steps: int) -> float:
@@ -113,7 +125,11 @@ def update(rng: random.Random, step: int, steps: int) -> dict[str, Any]:
     }
     if not 8 < step < 12:
         values["length_right"] = 5 + 28 * careful + rng.gauss(0, 1.5)
-    seconds = {"sample": 0.2 + 0.5 * careful + abs(rng.gauss(0, 0.03)), "score": 0.02, "update": 0.15 + 0.4 * careful}
+    seconds = {
+        "sample": 0.2 + 0.5 * careful + abs(rng.gauss(0, 0.03)),
+        "score": 0.02,
+        "update": 0.15 + 0.4 * careful,
+    }
     return {"stage": "rl", "kind": "rl", "step": step, "values": values, "seconds": seconds}
 
 
@@ -122,7 +138,11 @@ def measured(name: str, accuracy: float, careful: float, **more: Any) -> dict[st
     modes = {
         "direct": {"share": (1 - careful) * 0.8, "accuracy": 0.13, "n": round(800 * (1 - careful))},
         "coarse": {"share": (1 - careful) * 0.2, "accuracy": 0.31, "n": round(200 * (1 - careful))},
-        "careful": {"share": careful, "accuracy": 0.9 if careful else None, "n": round(1000 * careful)},
+        "careful": {
+            "share": careful,
+            "accuracy": 0.9 if careful else None,
+            "n": round(1000 * careful),
+        },
     }
     return {
         "name": name,
@@ -175,7 +195,13 @@ def summary() -> dict[str, Any]:
                 "test": "McNemar, exact",
             },
         },
-        "warnings": [{"stage": "rl", "step": 9, "text": "more than a fifth of the answers are cut off <b>here</b>"}],
+        "warnings": [
+            {
+                "stage": "rl",
+                "step": 9,
+                "text": "more than a fifth of the answers are cut off <b>here</b>",
+            }
+        ],
     }
 
 
@@ -191,17 +217,31 @@ def attacks() -> dict[str, Any]:
         "advantage": 0.25,
     }
     wrong = sample(random.Random(1), "1+1", "direct", False, 1) | {"advantage": -0.25}
-    prompt = {"id": "attack", "messages": [{"role": "user", "content": "".join(ATTACKS)}], "answer": ATTACKS[0]}
-    return {"stage": "rl", "step": 1, "prompt": prompt, "prompt_tokens": list(ATTACKS), "samples": [made, wrong]}
+    prompt = {
+        "id": "attack",
+        "messages": [{"role": "user", "content": "".join(ATTACKS)}],
+        "answer": ATTACKS[0],
+    }
+    return {
+        "stage": "rl",
+        "step": 1,
+        "prompt": prompt,
+        "prompt_tokens": list(ATTACKS),
+        "samples": [made, wrong],
+    }
 
 
 def write_samples(directory: Path, stage: str, step: int, groups: list[dict[str, Any]]) -> None:
     folder = directory / "samples" / stage
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{step:06d}.jsonl").write_text("".join(json.dumps(g) + "\n" for g in groups), encoding="utf-8")
+    (folder / f"{step:06d}.jsonl").write_text(
+        "".join(json.dumps(g) + "\n" for g in groups), encoding="utf-8"
+    )
 
 
-def make(directory: Path, steps: int = 70, prompts: int = 12, samples: int = 8, seed: int = 0) -> Path:
+def make(
+    directory: Path, steps: int = 70, prompts: int = 12, samples: int = 8, seed: int = 0
+) -> Path:
     """The whole directory. Step 1 of rl begins with the attacks; one problem comes back at every fifth step."""
     rng = random.Random(seed)
     directory.mkdir(parents=True, exist_ok=True)
@@ -225,15 +265,23 @@ def make(directory: Path, steps: int = 70, prompts: int = 12, samples: int = 8, 
         for i in range(count)
     ]
     lines += [update(rng, step, steps) for step in range(1, steps + 1)]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (directory / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     again, tests = expression(rng), [expression(rng) for _ in range(20)]
     for step in range(1, steps + 1):
         questions = [again if step % 5 == 0 and i == 0 else expression(rng) for i in range(prompts)]
-        groups = [group(rng, "rl", step, q, samples, careful_share(step, steps), trained=True) for q in questions]
+        groups = [
+            group(rng, "rl", step, q, samples, careful_share(step, steps), trained=True)
+            for q in questions
+        ]
         write_samples(directory, "rl", step, [attacks(), *groups] if step == 1 else groups)
     for stage, careful in (("base", 0.02), ("rl", 0.94), ("student", 0.99)):
         write_samples(
-            directory, f"{stage}-test", 0, [group(rng, stage, 0, q, 1, careful, trained=False) for q in tests]
+            directory,
+            f"{stage}-test",
+            0,
+            [group(rng, stage, 0, q, 1, careful, trained=False) for q in tests],
         )
     return directory
 

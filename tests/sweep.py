@@ -61,7 +61,11 @@ def refused(folder: Path, call: Call, rng: random.Random) -> str:
     """Is told once, by that call, that the disk is full. Writes that it can do without it may do without."""
     first = run(folder, "--overwrite", inject=here(call, "error=ENOSPC"))
     said = first.told.strip()
-    if first.code not in (0, 2) or "Traceback" in said or (first.code == 2) != ("No space left on device" in said):
+    if (
+        first.code not in (0, 2)
+        or "Traceback" in said
+        or (first.code == 2) != ("No space left on device" in said)
+    ):
         raise Wrong(f"exit {first.code}: {said[-300:]}")
     if said.count("\n"):
         raise Wrong(f"more than a line: {said[-300:]}")
@@ -72,7 +76,9 @@ def positions(calls: Sequence[Call], needs_room: bool) -> list[Call]:
     """Closing changes nothing on disk; for the others, those that a full disk can refuse."""
     if not needs_room:
         return [c for c in calls if c.name != "close"]
-    return [c for c in calls if c.name in NEEDS_ROOM and (c.name != "openat" or "O_CREAT" in c.says)]
+    return [
+        c for c in calls if c.name in NEEDS_ROOM and (c.name != "openat" or "O_CREAT" in c.says)
+    ]
 
 
 def undisturbed(place: Path) -> tuple[list[Call], dict[str, Any]]:
@@ -101,7 +107,11 @@ def sweep(case: Case, most: int = 0, seed: int = 0) -> tuple[int, int]:
                 if done.code != 0:
                     raise Wrong(f"exit {done.code} of what went on: {done.told[-300:]}")
                 found = left(folder / "crash")
-                odd = [n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n)]
+                odd = [
+                    n
+                    for n in sorted(found.keys() | expected.keys())
+                    if found.get(n) != expected.get(n)
+                ]
                 if odd:
                     raise Wrong(f"left other {', '.join(odd[:5])}")
             except Wrong as wrong:

@@ -31,8 +31,14 @@ SHAPE: dict[str, Any] = {
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # softcaps so low that they bend what they touch; a window shorter than the segments
-    "gemma2": ("Gemma2", {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "sliding_window": 6}),
-    "gemma3": ("Gemma3", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma2": (
+        "Gemma2",
+        {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "sliding_window": 6},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "granite": ("Granite", {"logits_scaling": 7.0, "embedding_multiplier": 3.0, "head_dim": 8}),
     "cohere": ("Cohere", {"logit_scale": 0.3, "head_dim": 8}),
     "gpt2": ("GPT2", {"n_head": 4}),
@@ -43,9 +49,13 @@ LENGTHS = (4, 1, 33, 9, 10)
 def theirs(case: str) -> Any:
     name, more = CASES[case]
     torch.manual_seed(2)
-    config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")(**SHAPE | more)
+    config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")(
+        **SHAPE | more
+    )
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(
+        config
+    ).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p) * 0.2)
@@ -54,7 +64,11 @@ def theirs(case: str) -> Any:
 
 def pack() -> tuple[Tensor, Tensor, Tensor]:
     tokens = torch.randint(0, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(5))
-    return tokens, torch.cat([torch.arange(n) for n in LENGTHS]), torch.tensor([0, *LENGTHS]).cumsum(0)
+    return (
+        tokens,
+        torch.cat([torch.arange(n) for n in LENGTHS]),
+        torch.tensor([0, *LENGTHS]).cumsum(0),
+    )
 
 
 def alone(model: Any) -> Tensor:
@@ -75,7 +89,15 @@ def test_ragged_packs_give_the_models_own_logits(case: str, tmp_path: Path) -> N
     model = adapted(tmp_path)
     assert (model.logits(model.packed(*pack())) - alone(hf)).abs().max() < 1e-5
     c = model.config
-    assert (c.vocab, c.hidden, c.layers, c.heads, c.eos, c.bos, c.pad) == (VOCAB, 32, 2, 4, (2, 4), 1, 0)
+    assert (c.vocab, c.hidden, c.layers, c.heads, c.eos, c.bos, c.pad) == (
+        VOCAB,
+        32,
+        2,
+        4,
+        (2, 4),
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize("case", ["gemma2", "gemma3"])
@@ -89,7 +111,9 @@ def test_the_gradient_is_the_models_own(case: str, tmp_path: Path) -> None:
     expected = dict(hf.named_parameters())
     for name, p in model.hf.named_parameters():
         assert p.grad is not None and expected[name].grad.abs().max() > 0
-        assert (p.grad - expected[name].grad).abs().max() < 1e-4 * expected[name].grad.abs().max(), name
+        assert (p.grad - expected[name].grad).abs().max() < 1e-4 * expected[
+            name
+        ].grad.abs().max(), name
 
 
 def test_save_and_load_again(tmp_path: Path) -> None:
@@ -99,13 +123,18 @@ def test_save_and_load_again(tmp_path: Path) -> None:
         for p in model.parameters():
             p.mul_(1.1)
     hub.save(model, tmp_path / "b", shard_bytes=20_000)
-    assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1 and not list((tmp_path / "b").glob("*.bin"))
+    assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1 and not list(
+        (tmp_path / "b").glob("*.bin")
+    )
     again = adapted(tmp_path / "b")
     assert again.config == model.config
     with torch.no_grad():
         assert torch.equal(again.logits(again.packed(*pack())), model.logits(model.packed(*pack())))
         assert (alone(again.hf) - alone(model.hf)).abs().max() == 0
-    assert type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")).__name__ == "Gemma2ForCausalLM"
+    assert (
+        type(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")).__name__
+        == "Gemma2ForCausalLM"
+    )
 
 
 def test_parameters_are_named_once_and_dropout_stays_off(tmp_path: Path) -> None:
@@ -141,7 +170,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     theirs("gemma2").save_pretrained(tmp_path)
     file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole, text = load_file(file), config.read_text()
-    save_file({k: v for k, v in whole.items() if "layers.1.mlp.up" not in k}, file, metadata={"format": "pt"})
+    save_file(
+        {k: v for k, v in whole.items() if "layers.1.mlp.up" not in k},
+        file,
+        metadata={"format": "pt"},
+    )
     assert "lacks model.layers.1.mlp.up_proj.weight" in refusal(tmp_path)
     wrong = whole | {"model.norm.weight": torch.zeros(31)}
     save_file(wrong, file, metadata={"format": "pt"})
@@ -166,7 +199,9 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('sprung').touch()")
     held = json.loads((tmp_path / "config.json").read_text())
     auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (tmp_path / "config.json").write_text(json.dumps(held | {"model_type": "evil", "auto_map": auto}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(held | {"model_type": "evil", "auto_map": auto})
+    )
     assert "is a evil, which transformers cannot load" in refusal(tmp_path)
     assert not Path("sprung").exists() and "evil" not in sys.modules
 

@@ -24,7 +24,9 @@ def alternating(problems, texts):
     return [Score(float(i % 2)) for i in range(len(texts))]
 
 
-def test_every_step_but_the_first_learns_from_samples_of_the_weights_before_the_last_update(tmp_path):
+def test_every_step_but_the_first_learns_from_samples_of_the_weights_before_the_last_update(
+    tmp_path,
+):
     model, context = world(tmp_path, alternating)
     rl.run(model, ahead(), context)
     told = [line["values"] for line in lines(tmp_path)]
@@ -60,17 +62,27 @@ def test_the_next_answers_are_drawn_while_the_last_are_scored(tmp_path):
 def test_what_is_in_flight_is_kept_to_the_bit(tmp_path):
     model, context = world(tmp_path)
     engine = context.engine(model, context.chat)
-    draw = rl.drawing(engine, rl.InOrder(context.stream("train")), rl.Sampling(4, 0.8, 8), ahead(), context)
+    draw = rl.drawing(
+        engine, rl.InOrder(context.stream("train")), rl.Sampling(4, 0.8, 8), ahead(), context
+    )
     flight, again = Flight(context.reward), Flight(context.reward)
     flight.take(1, 9, draw)
     held = flight.state()
-    again.restore(State({k: v.clone() for k, v in held.tensors.items()}, json.loads(json.dumps(held.data))))
+    again.restore(
+        State({k: v.clone() for k, v in held.tensors.items()}, json.loads(json.dumps(held.data)))
+    )
     for ours, theirs in zip(flight.waiting[1], again.waiting[1], strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert (a.tokens == b.tokens).all() and (a.mask == b.mask).all() and (a.logp == b.logp).all()
+            assert (
+                (a.tokens == b.tokens).all()
+                and (a.mask == b.mask).all()
+                and (a.logp == b.logp).all()
+            )
             assert (a.text, a.finish, a.version, a.turns) == (b.text, b.finish, b.version, b.turns)
     assert [p.tokens for p in flight.waiting[0]] == [p.tokens for p in again.waiting[0]]
-    assert describe(flight.take(9, 9, draw), context.task) == describe(again.take(9, 9, draw), context.task)
+    assert describe(flight.take(9, 9, draw), context.task) == describe(
+        again.take(9, 9, draw), context.task
+    )
     empty = Flight(context.reward)
     again.restore(empty.state())
     assert again.waiting is None

@@ -21,7 +21,18 @@ from whet.stages import rl
 from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Sample, Score
 
-TINY = Work("tiny", "for tests", prompts=4, samples=4, prompt=5, length=6, spread=0.8, cap=12, silent=0.5, vocab=40)
+TINY = Work(
+    "tiny",
+    "for tests",
+    prompts=4,
+    samples=4,
+    prompt=5,
+    length=6,
+    spread=0.8,
+    cap=12,
+    silent=0.5,
+    vocab=40,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +59,19 @@ def test_the_sizes_are_what_their_names_say():
     for name, count in (("0.2M", 0.2e6), ("5M", 5e6), ("50M", 50e6)):
         shape = WORKS["worst"].shape(name)
         matrices = limit.layers(shape) + shape.hidden * shape.vocab
-        assert 0.9 * count < matrices - (name == "0.2M") * shape.hidden * shape.vocab < 1.1 * count, name
+        assert (
+            0.9 * count < matrices - (name == "0.2M") * shape.hidden * shape.vocab < 1.1 * count
+        ), name
     assert set(SIZES) == {"0.2M", "5M", "50M"}
 
 
 def test_a_question_is_as_many_tokens_as_the_work_says(model):
     chat = Chat.load(model)
     for question in TINY.questions(2):
-        assert len(chat.prompt(Problem("q", ({"role": "user", "content": question},))).tokens) == TINY.prompt
+        assert (
+            len(chat.prompt(Problem("q", ({"role": "user", "content": question},))).tokens)
+            == TINY.prompt
+        )
 
 
 def test_each_side_draws_the_lengths_of_the_work(model):
@@ -74,7 +90,9 @@ def test_the_limit_is_the_work_s_flops_over_the_machine_s():
     assert low < limit.sampling(worst, "5M", 0, slow) < 1.3 * low
     trained = 4 * 16 + 4 * 8 * 128
     assert (
-        3 * 2 * limit.layers(shape) * trained / 1e9 < limit.update(worst, "5M", 0, slow) < 1.3 * 6 * 5e6 * trained / 1e9
+        3 * 2 * limit.layers(shape) * trained / 1e9
+        < limit.update(worst, "5M", 0, slow)
+        < 1.3 * 6 * 5e6 * trained / 1e9
     )
     memory = {"flops": 1e30, "bytes": 1e9}
     weights = 4 * (limit.layers(shape) + shape.hidden * shape.vocab) * 127 / 1e9
@@ -91,7 +109,9 @@ def test_both_sides_compute_the_same_gradient(model, tmp_path, beta):
     if beta:
         with torch.no_grad():
             for p in trainer.ref_model.parameters():
-                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.02)
+                p.add_(
+                    torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.02
+                )
     seen = {}
     plain = trainer.compute_loss
 
@@ -122,14 +142,21 @@ def whets(given, directory, seen, reference):
     """Gradients under Hugging Face's names."""
     policy, chat = hub.load(directory), Chat.load(directory)
     stage = whet_side.stage(given, 1)
-    stage = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"max_grad_norm": 1e9})})
-    context = whet_side.context(given, chat, whet_side.Clock(directory.parent / f"log{given.beta}"), policy)
+    stage = stage.model_copy(
+        update={"optimizer": stage.optimizer.model_copy(update={"max_grad_norm": 1e9})}
+    )
+    context = whet_side.context(
+        given, chat, whet_side.Clock(directory.parent / f"log{given.beta}"), policy
+    )
     trainer = rl.prepared(policy, stage, algorithm(stage.algorithm, stage.override), context)
     if reference is not None:
         reference.save_pretrained(directory.parent / "reference")
         trainer.reference = hub.load(directory.parent / "reference")
     groups = []
-    rows = zip(*(seen[k].tolist() for k in ("prompt_ids", "completion_ids", "completion_mask")), strict=True)
+    rows = zip(
+        *(seen[k].tolist() for k in ("prompt_ids", "completion_ids", "completion_mask")),
+        strict=True,
+    )
     samples = []
     for prompt, completion, mask in rows:
         tokens = np.array([*prompt, *completion[: sum(mask)]])
@@ -139,9 +166,16 @@ def whets(given, directory, seen, reference):
     for i in range(given.prompts):
         some = [samples[j] for j in order[i]]
         rewards = [1.0] * 4 if all(seen["advantages"][j] == 0 for j in order[i]) else None
-        scores = [Score(rewards[k] if rewards else float(seen["advantages"][j] > 0)) for k, j in enumerate(order[i])]
+        scores = [
+            Score(rewards[k] if rewards else float(seen["advantages"][j] > 0))
+            for k, j in enumerate(order[i])
+        ]
         groups.append(
-            Group(Prompt(Problem(str(i), ({"role": "user", "content": ""},)), ()), tuple(some), tuple(scores))
+            Group(
+                Prompt(Problem(str(i), ({"role": "user", "content": ""},)), ()),
+                tuple(some),
+                tuple(scores),
+            )
         )
     for group in groups:  # on policy: what sampled them is the policy as it is
         batch = pack(group.samples, [0.0] * len(group.samples), [1.0] * len(group.samples))
@@ -181,15 +215,40 @@ def test_the_command_prints_every_side_and_its_json_the_ratios(monkeypatch, caps
     tiny = replace(TINY, name="worst")
     monkeypatch.setitem(WORKS, "worst", tiny)
     monkeypatch.setattr(compare, "missing", lambda: ["trl", "generate"])
-    assert main(["bench", "worst", "--size", "0.2M", "--rounds", "1", "--steps", "2", "--json", "--threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "worst",
+                "--size",
+                "0.2M",
+                "--rounds",
+                "1",
+                "--steps",
+                "2",
+                "--json",
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["ratios"] == {"worst": None} and found["missing"] == ["trl", "generate"]
     told = found["works"]["worst"]
     assert told["tokens"] == int(tiny.lengths(0).sum())
-    assert told["sides"]["whet"]["step"]["median"] > 0 and told["sides"]["whet"]["memory"]["median"] > 0
+    assert (
+        told["sides"]["whet"]["step"]["median"] > 0
+        and told["sides"]["whet"]["memory"]["median"] > 0
+    )
     assert 0 < told["sampling_share"] < 1 and 0 < told["update_share"] < 1
     assert found["machine"]["threads"] == 1 and found["versions"]["torch"] == torch.__version__
-    assert main(["bench", "worst", "--size", "0.2M", "--rounds", "1", "--steps", "1", "--threads", "1"]) == 0
+    assert (
+        main(
+            ["bench", "worst", "--size", "0.2M", "--rounds", "1", "--steps", "1", "--threads", "1"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "limit" in out and "not installed, so not measured: trl, transformers" in out
 
@@ -212,7 +271,9 @@ def test_ratios_are_the_peer_s_seconds_over_whet_s():
 
 def test_what_a_side_says_after_its_figures_is_left_aside(tmp_path):
     talks = tmp_path / "python"
-    talks.write_text("#!/bin/sh\necho INFO starting\necho '{\"steps\": []}'\necho INFO shutting down\n")
+    talks.write_text(
+        "#!/bin/sh\necho INFO starting\necho '{\"steps\": []}'\necho INFO shutting down\n"
+    )
     talks.chmod(0o755)
     plan = compare.Plan([WORKS["worst"]], vllm=str(talks))
     assert compare.side_report("vllm", WORKS["worst"], tmp_path, plan) == {"steps": []}

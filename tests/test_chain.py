@@ -25,7 +25,11 @@ print(json.dumps([ids, texts]))
 
 def elsewhere(hash_seed: str) -> list[list[str]]:
     env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    return json.loads(subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, check=True).stdout)
+    return json.loads(
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=env, capture_output=True, check=True
+        ).stdout
+    )
 
 
 def test_same_seed_same_problems_in_any_process():
@@ -35,14 +39,24 @@ def test_same_seed_same_problems_in_any_process():
 
 
 def test_other_seeds_give_other_problems():
-    assert {p.id for p in Chain().problems("train", 50, 1)} != {p.id for p in Chain().problems("train", 50, 2)}
+    assert {p.id for p in Chain().problems("train", 50, 1)} != {
+        p.id for p in Chain().problems("train", 50, 2)
+    }
 
 
 @pytest.mark.parametrize("operations", [1, 2, 3, 6])
 def test_train_and_test_never_share(operations: int):
     task = Chain(operations)
-    train = {p.id for seed in range(3) for p in task.problems("train", min(2000, task.size("train") or 2000), seed)}
-    test = {p.id for seed in range(3) for p in task.problems("test", min(400, task.size("test") or 400), seed)}
+    train = {
+        p.id
+        for seed in range(3)
+        for p in task.problems("train", min(2000, task.size("train") or 2000), seed)
+    }
+    test = {
+        p.id
+        for seed in range(3)
+        for p in task.problems("test", min(400, task.size("test") or 400), seed)
+    }
     assert train and test and not train & test
     assert all(is_test(i.removeprefix("chain:")) for i in test) and not any(
         is_test(i.removeprefix("chain:")) for i in train
@@ -76,7 +90,8 @@ def test_operations_out_of_range(operations: int):
 
 
 @pytest.mark.parametrize(
-    ("expression", "value"), [("7", 7), ("3-5", 8), ("9*9", 1), ("2+3*4", 0), ("0-1-1-1", 7), ("8*0+9-9", 0)]
+    ("expression", "value"),
+    [("7", 7), ("3-5", 8), ("9*9", 1), ("2+3*4", 0), ("0-1-1-1", 7), ("8*0+9-9", 0)],
 )
 def test_evaluate_from_left_to_right(expression: str, value: int):
     assert evaluate(expression) == value
@@ -110,7 +125,11 @@ def test_verdict_and_mode(text: str, status: str, mode: str):
     task = Chain(3)
     problem = task._problem("3+5*2-7")
     (score,) = task.score([problem], [text])
-    assert (score.status, score.value, task.mode(problem, text)) == (status, float(status == "scored"), mode)
+    assert (score.status, score.value, task.mode(problem, text)) == (
+        status,
+        float(status == "scored"),
+        mode,
+    )
 
 
 def test_the_corpus_keeps_its_mix_and_is_right():
@@ -120,7 +139,9 @@ def test_the_corpus_keeps_its_mix_and_is_right():
     shares = Counter(task.mode(p, text) for p, text in pairs)
     assert {mode: round(shares[mode] / 3000, 1) for mode in shares} == mix
     assert all(s.correct for s in task.score([p for p, _ in pairs], [text for _, text in pairs]))
-    assert set().union(*(p.question + text for p, text in pairs)) - set("<think></think>") <= set(task.alphabet())
+    assert set().union(*(p.question + text for p, text in pairs)) - set("<think></think>") <= set(
+        task.alphabet()
+    )
     test = {p.id for p in task.problems("test", 1000, 0)}
     assert not test & {p.id for p, _ in pairs}
 

@@ -22,7 +22,9 @@ def spoken(words: dict[str, float], mix: dict[str, float] | None = None, n: int 
 
 def test_without_words_nothing_changes():
     plain = Chain(2)
-    assert [text for _, text in plain.corpus({"careful": 1.0}, 1, 0)] == ["<think>2-7=5;5+5=0</think>0"]
+    assert [text for _, text in plain.corpus({"careful": 1.0}, 1, 0)] == [
+        "<think>2-7=5;5+5=0</think>0"
+    ]
     assert plain.alphabet() == "0123456789+-*=;"
     assert plain.score([PROBLEM], ["<think>3plus5=8;8by2=6</think>6"])[0].status == "unparsed"
 
@@ -59,24 +61,40 @@ def test_verdicts_and_modes(text: str, status: str, mode: str):
 
 
 def test_the_language_reward_judges_the_words_as_it_is():
-    for language, words, share in (("en", EN, 1.0), ("en", RU, 0.0), ("ru", RU, 1.0), ("ru", EN, 0.0)):
+    for language, words, share in (
+        ("en", EN, 1.0),
+        ("en", RU, 0.0),
+        ("ru", RU, 1.0),
+        ("ru", EN, 0.0),
+    ):
         judge = LanguageReward(language)
-        assert {judge.share(text) for text in spoken(words, {"careful": 0.5, "coarse": 0.5})} == {share}
+        assert {judge.share(text) for text in spoken(words, {"careful": 0.5, "coarse": 0.5})} == {
+            share
+        }
     mixed = [LanguageReward("en").share(text) for text in spoken({"mixed": 1.0})]
     assert set(mixed) == {0.0, 1 / 3, 2 / 3, 1.0} and mean(mixed) == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_corpus_keeps_the_shares():
-    found = [LanguageReward("en").share(text) for text in spoken({"en": 3.0, "ru": 1.0, "mixed": 0.0}, n=2000)]
+    found = [
+        LanguageReward("en").share(text)
+        for text in spoken({"en": 3.0, "ru": 1.0, "mixed": 0.0}, n=2000)
+    ]
     assert set(found) == {0.0, 1.0} and mean(found) == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_recipe_logs_the_share_of_a_language_beside_the_verdict():
     task = load("chain", operations=2, words={"en": 1.0, "ru": 1})
     reward = combined([("task", 1.0, {}), ("language", 0.0, {"language": "en"})], task)
-    texts = ["<think>3plus5=8;8на2=6</think>6", "<think>3плюс5=8;8на2=6</think>5", "<think></think>6"]
+    texts = [
+        "<think>3plus5=8;8на2=6</think>6",
+        "<think>3плюс5=8;8на2=6</think>5",
+        "<think></think>6",
+    ]
     scores = reward.score([PROBLEM] * 3, texts)
-    assert [s.parts["language"] for s in scores] == [0.5, 0.0, 0.0] and [s.value for s in scores] == [1, 0, 1]
+    assert [s.parts["language"] for s in scores] == [0.5, 0.0, 0.0] and [
+        s.value for s in scores
+    ] == [1, 0, 1]
 
 
 def test_its_alphabet_is_a_tokenizers():
@@ -91,7 +109,9 @@ def test_its_alphabet_is_a_tokenizers():
 def test_every_word_counts_as_one_of_its_language_and_none_hides_in_another():
     assert len(SYMBOLS) == sum(len(words) for words in WORDS.values())
     for language, words in WORDS.items():
-        assert set(words) == set("+-*") and all(LanguageReward(language).share(f"3{w}5") == 1.0 for w in words.values())
+        assert set(words) == set("+-*") and all(
+            LanguageReward(language).share(f"3{w}5") == 1.0 for w in words.values()
+        )
     assert not [(a, b) for a in SYMBOLS for b in SYMBOLS if a != b and a in b]
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from whet.chat import Chat
 from whet.types import Problem
@@ -21,7 +30,13 @@ INSTRUCT = (
     "{% else %}{{ '[INST] ' ~ m['content'] ~ ' [/INST]' }}{% endif %}{% endfor %}"
 )
 CHATML_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-HEADERS_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+HEADERS_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 SPIECE_SPECIAL = ["<s>", "</s>", "<unk>"]
 HARMLESS = [
     "<think>",
@@ -51,19 +66,25 @@ def trained(special, digits=False, add=()):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC() if not digits else None
     steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in special])
-    tokenizer.add_tokens([AddedToken(w, normalized=False) for w in ("<think>", "</think>", "<tool_call>", *add)])
+    tokenizer.add_tokens(
+        [AddedToken(w, normalized=False) for w in ("<think>", "</think>", "<tool_call>", *add)]
+    )
     return tokenizer
 
 
 def spiece(scheme):
     """A sentencepiece-style BPE as Llama 2 (legacy) and Mistral or Gemma have it, with bytes to fall back on."""
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPIECE_SPECIAL, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPIECE_SPECIAL, show_progress=False
+    )
     draft = Tokenizer(models.BPE())
     draft.pre_tokenizer = pre_tokenizers.Metaspace()
     draft.train_from_iterator(CORPUS, trainer)
@@ -79,10 +100,14 @@ def spiece(scheme):
     )
     if scheme == "legacy":
         tokenizer.pre_tokenizer = None
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    tokenizer.add_tokens([AddedToken(w, normalized=False) for w in ("<think>", "</think>", "<tool_call>")])
+    tokenizer.add_tokens(
+        [AddedToken(w, normalized=False) for w in ("<think>", "</think>", "<tool_call>")]
+    )
     return tokenizer
 
 
@@ -97,7 +122,11 @@ def double_bos(tokenizer, bos):
 def saved(directory: Path, tokenizer, template, **config) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    held = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config}
+    held = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **config,
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(held))
     if template is not None:
         (directory / "chat_template.jinja").write_text(template)
@@ -111,10 +140,17 @@ def models_(tmp_path_factory):
 
     base = tmp_path_factory.mktemp("tokenizers")
     eot = AddedToken("<|eot_id|>", normalized=False, special=True, rstrip=True)
-    greedy = trained(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"], digits=True)
+    greedy = trained(
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"],
+        digits=True,
+    )
     greedy.add_special_tokens([eot])
     header = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
-    old = {"bos_token": {"content": "<s>", "__type": "AddedToken"}, "eos_token": "</s>", "unk_token": "<unk>"}
+    old = {
+        "bos_token": {"content": "<s>", "__type": "AddedToken"},
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     made = {
         "chatml": (
             trained(CHATML_SPECIAL),
@@ -129,7 +165,10 @@ def models_(tmp_path_factory):
             HEADERS_SPECIAL,
         ),
         "rstrip": (greedy, HEADERS, header, HEADERS_SPECIAL),
-        **{f"spiece-{s}": (spiece(s), INSTRUCT, old, SPIECE_SPECIAL) for s in ("first", "always", "never", "legacy")},
+        **{
+            f"spiece-{s}": (spiece(s), INSTRUCT, old, SPIECE_SPECIAL)
+            for s in ("first", "always", "never", "legacy")
+        },
     }
     loaded = {}
     for name, (tokenizer, template, config, special) in made.items():
@@ -138,7 +177,15 @@ def models_(tmp_path_factory):
     return loaded
 
 
-NAMES = ["chatml", "headers", "rstrip", "spiece-first", "spiece-always", "spiece-never", "spiece-legacy"]
+NAMES = [
+    "chatml",
+    "headers",
+    "rstrip",
+    "spiece-first",
+    "spiece-always",
+    "spiece-never",
+    "spiece-legacy",
+]
 
 
 def conversation(parts):
@@ -159,7 +206,9 @@ def test_ids_equal_transformers(models_, name, texts, system, thinking, ask):
     roles = ["system", *turns] if system and len(texts) > 1 else turns
     messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
     switch = {} if thinking is None else {"enable_thinking": thinking}
-    expected = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=ask, **switch)["input_ids"]
+    expected = theirs.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=ask, **switch
+    )["input_ids"]
     assert chat.render(messages, thinking, ask) == expected
 
 
@@ -169,17 +218,25 @@ def test_ids_equal_transformers(models_, name, texts, system, thinking, ask):
 def test_no_text_becomes_a_special_token(models_, name, data):
     """Hostile contents give the special tokens that harmless ones give, in the same order; the text survives."""
     chat, _, special = models_[name]
-    halves = [half for s in special for half in (s[: len(s) // 2], s[len(s) // 2 :], s[:-1], s[1:], s[0], s[-1])]
+    halves = [
+        half
+        for s in special
+        for half in (s[: len(s) // 2], s[len(s) // 2 :], s[:-1], s[1:], s[0], s[-1])
+    ]
     text = conversation([*special, *halves, *HARMLESS, "\ue000", "\uf8ff"])
     contents = data.draw(st.lists(text, min_size=1, max_size=4))
 
     def specials(contents):
         roles = ["user", "assistant"] * 2
-        ids = chat.render([{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)])
+        ids = chat.render(
+            [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+        )
         return [i for i in ids if i in chat.special.values()]
 
     assert specials(contents) == specials(["x"] * len(contents))
-    assert not set(chat.encode(contents[0])) & (set(chat.special.values()) - {chat.special.get("<unk>")})
+    assert not set(chat.encode(contents[0])) & (
+        set(chat.special.values()) - {chat.special.get("<unk>")}
+    )
 
 
 @pytest.mark.parametrize("name", ["chatml", "headers"])
@@ -187,7 +244,9 @@ def test_no_text_becomes_a_special_token(models_, name, data):
 @given(data=st.data())
 def test_hostile_text_survives_unharmed(models_, name, data):
     chat, _, special = models_[name]
-    text = data.draw(conversation([*special, *HARMLESS[:-1], "\ue000", "\ue001", "<|", "\U000f0000"]))
+    text = data.draw(
+        conversation([*special, *HARMLESS[:-1], "\ue000", "\ue001", "<|", "\U000f0000"])
+    )
     if name == "chatml":
         text = unicodedata.normalize("NFC", text)
     ids = chat.render([{"role": "user", "content": text}], add_generation_prompt=False)
@@ -205,7 +264,10 @@ def test_hostile_text_survives_unharmed(models_, name, data):
 @given(data=st.data())
 def test_pieces_concatenate(models_, name, data):
     chat, theirs, _ = models_[name]
-    ids = data.draw(st.lists(st.integers(0, chat.vocab - 1), max_size=12) | conversation(HARMLESS).map(chat.encode))
+    ids = data.draw(
+        st.lists(st.integers(0, chat.vocab - 1), max_size=12)
+        | conversation(HARMLESS).map(chat.encode)
+    )
     pieces = chat.pieces(ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == theirs.decode(ids, skip_special_tokens=False)
@@ -218,7 +280,9 @@ def test_pieces_concatenate(models_, name, data):
 def test_decoding_undoes_encoding(models_, name, text):
     chat, _, _ = models_[name]
     text = unicodedata.normalize("NFC", text)
-    if name.startswith("spiece"):  # sentencepiece's own loss: ▁ is a space, and a first space may be its own
+    if name.startswith(
+        "spiece"
+    ):  # sentencepiece's own loss: ▁ is a space, and a first space may be its own
         text = text.replace("▁", "").lstrip(" ")
     if any(w in text for w in ("<think>", "</think>", "<tool_call>", "<unk>")) and name in (
         "spiece-legacy",
@@ -249,7 +313,8 @@ def test_pieces_of_byte_fallback(models_):
 
 
 @pytest.mark.parametrize(
-    ("name", "stop"), [("chatml", "<|im_end|>"), ("headers", "<|eot_id|>"), ("spiece-first", "</s>")]
+    ("name", "stop"),
+    [("chatml", "<|im_end|>"), ("headers", "<|eot_id|>"), ("spiece-first", "</s>")],
 )
 def test_the_template_says_what_ends_a_turn(models_, name, stop):
     chat, _, _ = models_[name]
@@ -266,10 +331,17 @@ def test_prompt_carries_system_thinking_and_template(models_):
     problem = Problem("7", ({"role": "user", "content": "3 + 4"},), answer="SECRET")
     system = {"role": "system", "content": "Be brief."}
     expected = theirs.apply_chat_template(
-        [system, *problem.messages], tokenize=True, add_generation_prompt=True, enable_thinking=False
+        [system, *problem.messages],
+        tokenize=True,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )["input_ids"]
     prompt = chat.prompt(problem, thinking=False, system="Be brief.")
-    assert prompt.tokens == tuple(expected) and prompt.problem is problem and "SECRET" not in chat.decode(prompt.tokens)
+    assert (
+        prompt.tokens == tuple(expected)
+        and prompt.problem is problem
+        and "SECRET" not in chat.decode(prompt.tokens)
+    )
     assert chat.pieces(expected)[-4:] == ["<think>", "\n\n", "</think>", "\n\n"]
     own = chat.prompt(problem, template="Q: {{ messages[0].content }}\nA:{{ '<|im_end|>' }}")
     assert own.tokens == (*chat.encode("Q: 3 + 4\nA:"), chat.special["<|im_end|>"])

@@ -25,7 +25,11 @@ def test_characters(tmp_path):
 
     chat = Chat.from_characters(LETTERS)
     assert (chat.bos, chat.eos, chat.pad, chat.turn_end) == (0, (1,), 1, 1)
-    assert chat.vocab == 4 + len(set(LETTERS)) and chat.special == {"<bos>": 0, "<eos>": 1} and not chat.note
+    assert (
+        chat.vocab == 4 + len(set(LETTERS))
+        and chat.special == {"<bos>": 0, "<eos>": 1}
+        and not chat.note
+    )
     assert chat.decode(chat.response("<think>1</think>2")) == "<think>1</think>2"
     assert len(chat.response("<think>1</think>2")) == 5
     chat.save(tmp_path)
@@ -38,14 +42,25 @@ def test_characters(tmp_path):
         assert chat.render(messages, thinking) == again.render(messages, thinking) == expected
     assert chat.pieces(expected) == ["<bos>", *"ab1+2=", "<think>", "</think>"]
     whole = [*messages, {"role": "assistant", "content": "3"}]
-    assert chat.render(whole, add_generation_prompt=False) == [*chat.render(messages), *chat.response("3")]
+    assert chat.render(whole, add_generation_prompt=False) == [
+        *chat.render(messages),
+        *chat.response("3"),
+    ]
     text = "(1+2)*<think>\n  x</think>="
-    assert theirs(text)["input_ids"] == chat.encode(text) and theirs.decode(chat.encode(text)) == text
+    assert (
+        theirs(text)["input_ids"] == chat.encode(text) and theirs.decode(chat.encode(text)) == text
+    )
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 1)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(["<eos>", "<bos>", "<think>", "</think>"]), st.text(LETTERS, max_size=4))))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["<eos>", "<bos>", "<think>", "</think>"]), st.text(LETTERS, max_size=4)
+        )
+    )
+)
 def test_characters_round_trip(parts):
     chat = _characters()
     text = "".join(parts)
@@ -56,11 +71,15 @@ def test_characters_round_trip(parts):
 def test_two_harmless_halves_do_not_join():
     """The default template writes contents side by side; neither half spells <eos> alone."""
     for left, right in (("<e", "os>"), ("<", "eos>"), ("<eos", ">")):
-        ids = _characters().render([{"role": "system", "content": left}, {"role": "user", "content": right}])
+        ids = _characters().render(
+            [{"role": "system", "content": left}, {"role": "user", "content": right}]
+        )
         assert ids.count(1) == 0 and _characters().decode(ids) == "<eos>"
 
 
-@pytest.mark.parametrize("change", ["m.content | replace('<think>', '')", "m.content | lower", "m.content | trim"])
+@pytest.mark.parametrize(
+    "change", ["m.content | replace('<think>', '')", "m.content | lower", "m.content | trim"]
+)
 def test_text_that_the_template_changes_stays_text(change):
     template = "{{ bos_token }}{% for m in messages %}{{ " + change + " }}{% endfor %}"
     chat = Chat.from_characters(LETTERS + "EOS", template=template)
@@ -70,7 +89,10 @@ def test_text_that_the_template_changes_stays_text(change):
 
 def test_words_of_ones_own():
     chat = Chat.from_characters("12+=", ("[work]", '"}}'))
-    assert chat.pieces(chat.render([{"role": "user", "content": "1+2="}], thinking=False))[-2:] == ["[work]", '"}}']
+    assert chat.pieces(chat.render([{"role": "user", "content": "1+2="}], thinking=False))[-2:] == [
+        "[work]",
+        '"}}',
+    ]
     assert chat.render([{"role": "user", "content": "1"}], thinking=True) == [0, *chat.encode("1")]
 
 
@@ -103,15 +125,27 @@ def test_what_cannot_be_tokens(make, named):
         ("{{ messages[0].content.nothing.here }}", "nothing"),
         ("{{ 1 + 'a' }}", "unsupported"),
         (LOOP * 4 + "{% endfor %}" * 4, "loops more"),
-        ("{% for a in range(9) %}{% for b in range(9999) if false %}{% endfor %}{% endfor %}", "loops more"),
+        (
+            "{% for a in range(9) %}{% for b in range(9999) if false %}{% endfor %}{% endfor %}",
+            "loops more",
+        ),
         ("{% for a in range(10**9) %}{% endfor %}", "powers"),
         ("{% for a in range(1000000000) %}{% endfor %}", "range"),
         ("{% macro f(n) %}{{ f(n) ~ f(n) }}{% endmacro %}{{ f(1) }}", "recursion"),
-        ("{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "loops more"),
-        ("{% for x in [[1], [2]] recursive %}{{ loop([[1], [2]]) if loop.depth < 50 }}{% endfor %}", "loops more"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "loops more",
+        ),
+        (
+            "{% for x in [[1], [2]] recursive %}{{ loop([[1], [2]]) if loop.depth < 50 }}{% endfor %}",
+            "loops more",
+        ),
         ("{{ 'a' * 99999999999 }}", "too large"),
         ("{{ [messages] * 99999999999 }}", "too large"),
-        ("{% set n = namespace(x=3) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "too large"),
+        (
+            "{% set n = namespace(x=3) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "too large",
+        ),
         (
             "{% set n = namespace(x='ab') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "text of more",

@@ -28,7 +28,11 @@ def trained(special, add=()):
 def saved(directory: Path, tokenizer, template, **config) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    held = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config}
+    held = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **config,
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(held))
     if template is not None:
         (directory / "chat_template.jinja").write_text(template)
@@ -43,9 +47,18 @@ def plain():
 @pytest.mark.parametrize("form", ["jinja", "config", "named", "chat_template.json", "none"])
 def test_where_templates_are_kept(tmp_path, plain, form):
     own = "A{{ messages[0].content }}"
-    kept = {"config": own, "named": [{"name": "tool", "template": "T"}, {"name": "default", "template": own}]}
+    kept = {
+        "config": own,
+        "named": [{"name": "tool", "template": "T"}, {"name": "default", "template": own}],
+    }
     config = {"chat_template": kept[form]} if form in kept else {}
-    where = saved(tmp_path, plain, own if form == "jinja" else None, eos_token={"content": "<|im_end|>"}, **config)
+    where = saved(
+        tmp_path,
+        plain,
+        own if form == "jinja" else None,
+        eos_token={"content": "<|im_end|>"},
+        **config,
+    )
     if form == "chat_template.json":
         (where / "chat_template.json").write_text(json.dumps({"chat_template": own}))
     chat = Chat.load(where)
@@ -68,15 +81,21 @@ def test_template_beats_a_base_models_eos(tmp_path):
     held = json.loads((tmp_path / "again" / "generation_config.json").read_text())
     assert held == {"eos_token_id": list(ends), "top_p": 0.5}
     assert Chat.load(tmp_path / "again").eos == ends
-    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (where / "tokenizer.json").read_bytes()
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (
+        where / "tokenizer.json"
+    ).read_bytes()
     assert not list((tmp_path / "again").glob(".*"))
 
 
 def test_control_tokens_that_a_model_forgot_to_call_special(tmp_path):
     """DeepSeek-R1's distillations hold <｜User｜> as an ordinary added token: a user must not be able to write it."""
     user, bot = "<｜User｜>", "<｜Assistant｜>"
-    template = "{% for m in messages %}{{ '" + user + "' ~ m.content }}{% endfor %}{{ '" + bot + "' }}"
-    chat = Chat.load(saved(tmp_path, trained(["</s>"], add=(user, bot)), template, eos_token="</s>"))
+    template = (
+        "{% for m in messages %}{{ '" + user + "' ~ m.content }}{% endfor %}{{ '" + bot + "' }}"
+    )
+    chat = Chat.load(
+        saved(tmp_path, trained(["</s>"], add=(user, bot)), template, eos_token="</s>")
+    )
     ids = chat.render([{"role": "user", "content": f"a{bot}b"}])
     assert [i for i in ids if i in chat.special.values()] == [chat.special[user], chat.special[bot]]
     assert "".join(chat.pieces(ids)) == f"{user}a{bot}b{bot}"
@@ -87,7 +106,10 @@ def test_white_space_and_word_rules_of_special_tokens(tmp_path):
 
     tokenizer = trained(["</s>"])
     tokenizer.add_special_tokens(
-        [AddedToken("<l>", lstrip=True, normalized=False), AddedToken("<r>", rstrip=True, normalized=False)]
+        [
+            AddedToken("<l>", lstrip=True, normalized=False),
+            AddedToken("<r>", rstrip=True, normalized=False),
+        ]
     )
     tokenizer.add_special_tokens([AddedToken("WORD", single_word=True, normalized=False)])
     tokenizer.add_special_tokens([AddedToken("<r>>", normalized=False)])
@@ -95,7 +117,9 @@ def test_white_space_and_word_rules_of_special_tokens(tmp_path):
     template = "{{ 'a  <l>  b \\n<r> \\n c WORD, WORDS <r>  <l> <a><l> <r>>x AWORD WORD' ~ messages[0].content }}"
     where = saved(tmp_path, tokenizer, template, eos_token="</s>")
     messages = [{"role": "user", "content": " d"}]
-    expected = AutoTokenizer.from_pretrained(where).apply_chat_template(messages, tokenize=True)["input_ids"]
+    expected = AutoTokenizer.from_pretrained(where).apply_chat_template(messages, tokenize=True)[
+        "input_ids"
+    ]
     assert Chat.load(where).render(messages) == expected
 
 
@@ -103,7 +127,15 @@ REVISING = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "X")])  # 
 
 
 @pytest.mark.parametrize(
-    "decoder", [REVISING, decoders.WordPiece(), decoders.BPEDecoder(), decoders.CTC(), decoders.Metaspace(), None]
+    "decoder",
+    [
+        REVISING,
+        decoders.WordPiece(),
+        decoders.BPEDecoder(),
+        decoders.CTC(),
+        decoders.Metaspace(),
+        None,
+    ],
 )
 def test_pieces_add_up_under_any_decoder(tmp_path, plain, decoder):
     other = Tokenizer.from_str(plain.to_str())
@@ -111,7 +143,9 @@ def test_pieces_add_up_under_any_decoder(tmp_path, plain, decoder):
     chat = Chat.load(saved(tmp_path, other, CHATML, eos_token="<|im_end|>"))
     ids = [*chat.encode("aab . ll n't ▁x"), chat.turn_end, *chat.encode("bb")]
     pieces = chat.pieces(ids)
-    assert len(pieces) == len(ids) and "".join(pieces) == other.decode(ids, skip_special_tokens=False)
+    assert len(pieces) == len(ids) and "".join(pieces) == other.decode(
+        ids, skip_special_tokens=False
+    )
 
 
 def test_truncation_and_padding_of_the_file_are_off(tmp_path, plain):
@@ -124,7 +158,9 @@ def test_truncation_and_padding_of_the_file_are_off(tmp_path, plain):
 
 def test_eos_that_only_the_configuration_names(tmp_path, plain):
     where = saved(tmp_path, plain, None, eos_token="<stop>")
-    (where / "special_tokens_map.json").write_text('{"bos_token": "<start>", "eos_token": "<|endoftext|>"}')
+    (where / "special_tokens_map.json").write_text(
+        '{"bos_token": "<start>", "eos_token": "<|endoftext|>"}'
+    )
     chat = Chat.load(where)
     assert chat.eos == (chat.special["<stop>"],) and chat.vocab == chat.special["<stop>"] + 1
     assert chat.bos == chat.special["<start>"] and chat.turn_end not in chat.encode("<stop>")

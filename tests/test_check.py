@@ -47,7 +47,17 @@ def recipe(tmp_path):
 def test_a_sound_recipe_passes(recipe, capsys):
     assert main(["check", str(recipe)]) == 0
     told = capsys.readouterr().out
-    for name in ("tokenizer", "masks", "sampler", "publication", "memory", "reward", "stage base", "stage rl", "time"):
+    for name in (
+        "tokenizer",
+        "masks",
+        "sampler",
+        "publication",
+        "memory",
+        "reward",
+        "stage base",
+        "stage rl",
+        "time",
+    ):
         assert f"ok   {name}" in told
     assert "FAIL" not in told and "dry step" not in told
 
@@ -105,7 +115,9 @@ def test_a_sampler_with_old_weights_or_another_temperature_is_found(tmp_path):
             return self.inner.generate(prompts, replace(sampling, temperature=0.7), progress)
 
     with pytest.raises(WhetError, match="differ by"):
-        check.sampler(replace(context, engine=lambda m, chat: Warm(context, m, chat)), model, problems)
+        check.sampler(
+            replace(context, engine=lambda m, chat: Warm(context, m, chat)), model, problems
+        )
 
 
 def test_a_tokenizer_that_does_not_fit_is_found(tmp_path):

@@ -100,17 +100,32 @@ def test_a_run_leaves_everything_behind(ran):
     for stage in summary["stages"]:
         assert {"kind", "seconds", "accuracy", "low", "high", "n"} <= set(stage)
         if stage["accuracy"] is not None:
-            assert 0 <= stage["low"] <= stage["accuracy"] <= stage["high"] <= 1 and stage["sampling"]["seed"] == 0
+            assert (
+                0 <= stage["low"] <= stage["accuracy"] <= stage["high"] <= 1
+                and stage["sampling"]["seed"] == 0
+            )
     assert [s["n"] for s in summary["stages"]] == [40, 40, None, 40, 20]
-    assert summary["seed"] == 2 and summary["result"] == "rl" and summary["gain"]["before"] == "base"
+    assert (
+        summary["seed"] == 2 and summary["result"] == "rl" and summary["gain"]["before"] == "base"
+    )
     gain = summary["gain"]
     assert gain["choosing"] + gain["reasoning"] == pytest.approx(gain["total"], abs=1e-9)
-    for name in ("recipe.toml", "metrics.jsonl", "report.html", "model/config.json", "student/model/config.json"):
+    for name in (
+        "recipe.toml",
+        "metrics.jsonl",
+        "report.html",
+        "model/config.json",
+        "student/model/config.json",
+    ):
         assert (run / name).stat().st_size > 0
     metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["stage"] for m in metrics] == ["base"] * 60 + ["rl"] * 3 + ["kept"] + ["student"] * 3
     assert (run / "samples/rl/000003.jsonl").exists()
-    assert "base → rl" in done.stdout and "report.html" in done.stdout and "95 % interval" in done.stdout
+    assert (
+        "base → rl" in done.stdout
+        and "report.html" in done.stdout
+        and "95 % interval" in done.stdout
+    )
 
 
 def test_the_model_is_that_of_the_result_and_loads_in_transformers(ran):
@@ -119,11 +134,16 @@ def test_the_model_is_that_of_the_result_and_loads_in_transformers(ran):
     run = place / "runs/tiny"
     names = {p.name for p in (run / "model").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
-    assert (run / "model/model.safetensors").read_bytes() == (run / "rl/model/model.safetensors").read_bytes()
+    assert (run / "model/model.safetensors").read_bytes() == (
+        run / "rl/model/model.safetensors"
+    ).read_bytes()
     model = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
     asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "1+2*3="}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": "1+2*3="}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     made = model.generate(**asked, max_new_tokens=5, do_sample=False)
     assert made.shape[1] > asked["input_ids"].shape[1]
@@ -137,22 +157,37 @@ def test_eval_prints_json_with_the_settings_beside_the_score(ran):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["n"] == 30 and told["sampling"]["n"] == 4 and set(told["pass_at"]) == {"1", "2", "4"}
+    assert (
+        told["n"] == 30 and told["sampling"]["n"] == 4 and set(told["pass_at"]) == {"1", "2", "4"}
+    )
     assert told["pass_at"]["1"] == pytest.approx(told["accuracy"]) and 0 <= told["majority"] <= 1
     assert told["against"]["model"] == "runs/tiny/base/model"
     assert told["paired"]["n"] == 30 and 0 < told["paired"]["p"] <= 1
-    assert told["paired"]["difference"] == pytest.approx(told["accuracy"] - told["against"]["accuracy"])
+    assert told["paired"]["difference"] == pytest.approx(
+        told["accuracy"] - told["against"]["accuracy"]
+    )
 
 
 def test_eval_prints_a_table_and_the_paired_test_in_words(ran):
     place, _ = ran
-    words = ("--problems", "20", "--max-tokens", "24", "--against", "runs/tiny/rl/model", "operations=2")
+    words = (
+        "--problems",
+        "20",
+        "--max-tokens",
+        "24",
+        "--against",
+        "runs/tiny/rl/model",
+        "operations=2",
+    )
     done = whet("eval", "runs/tiny/model", "--task", "chain", *words, cwd=place)
     assert done.returncode == 0, done.stderr
     told = " ".join(done.stdout.split())
     for word in ("pass@1", "95 % interval", "careful: share", "temperature 1.0"):
         assert word in told
-    assert "paired on the same 20 problems: +0.0 points [" in told and "p 1.0000 (McNemar, exact)" in told
+    assert (
+        "paired on the same 20 problems: +0.0 points [" in told
+        and "p 1.0000 (McNemar, exact)" in told
+    )
 
 
 def test_the_same_seed_gives_the_same_figures(ran, tmp_path):
@@ -176,14 +211,19 @@ def test_several_seeds_make_one_table(ran, tmp_path):
         str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"tiny-seed1", "tiny-seed2"} and "mean ± sd" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "tiny-seed1",
+        "tiny-seed2",
+    } and "mean ± sd" in done.stdout
 
 
 def refused(capsys, *words, naming):
     """One line on stderr, exit code 2, no traceback."""
     assert main(words) == 2
     told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and told.err.startswith("whet: ") and "Traceback" not in told.err
+    assert (
+        told.err.count("\n") == 1 and told.err.startswith("whet: ") and "Traceback" not in told.err
+    )
     assert naming in told.err, told.err
 
 
@@ -203,7 +243,16 @@ def test_bad_input_is_one_line(ran, tmp_path, capsys):
     refused(capsys, *run, f"model.path={tmp_path}/nothing", naming="nothing")
     refused(capsys, *run, "reward=[{name='no_such_module:reward'}]", naming="no_such_module")
     refused(capsys, "eval", str(tmp_path / "nothing"), "--task", "chain", naming="nothing")
-    refused(capsys, "eval", str(place / "runs/tiny/model"), "--task", "chain", "--problems", "0", naming="problems")
+    refused(
+        capsys,
+        "eval",
+        str(place / "runs/tiny/model"),
+        "--task",
+        "chain",
+        "--problems",
+        "0",
+        naming="problems",
+    )
     refused(capsys, "report", str(tmp_path / "nothing"), naming="no run at")
     refused(capsys, "show", recipe, "nonsense", naming="key=value")
     assert not Path(runs).exists() or not any(Path(runs).iterdir())
@@ -222,7 +271,9 @@ def test_bad_data_is_one_line(ran, tmp_path, capsys):
     on("", "empty")
     on('{"question": "1+1="}\n', "answer")
     on('{"qestion": "1+1=", "answer": "2"}\n', "qestion")
-    refused(capsys, "eval", model, "--task", "files", f"path={tmp_path}/none.jsonl", naming="none.jsonl")
+    refused(
+        capsys, "eval", model, "--task", "files", f"path={tmp_path}/none.jsonl", naming="none.jsonl"
+    )
 
 
 def test_half_written_checkpoints_are_one_line(ran, tmp_path, capsys):
@@ -230,7 +281,9 @@ def test_half_written_checkpoints_are_one_line(ran, tmp_path, capsys):
 
     place, _ = ran
     for broken, damage in {
-        "weights": lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]),
+        "weights": lambda d: (d / "model.safetensors").write_bytes(
+            (d / "model.safetensors").read_bytes()[:-100]
+        ),
         "config": lambda d: (d / "config.json").unlink(),
         "tokenizer": lambda d: (d / "tokenizer.json").write_text("{"),
         "absent": lambda d: (d / "model.safetensors").unlink(),
@@ -245,7 +298,15 @@ def test_overwrite_removes_runs_only(ran, tmp_path, capsys):
     place, _ = ran
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/thesis.txt").write_text("precious")
-    refused(capsys, "run", str(place / "tiny.toml"), "--runs", str(tmp_path), "--overwrite", naming="holds no run")
+    refused(
+        capsys,
+        "run",
+        str(place / "tiny.toml"),
+        "--runs",
+        str(tmp_path),
+        "--overwrite",
+        naming="holds no run",
+    )
     assert (tmp_path / "tiny/thesis.txt").read_text() == "precious"
 
 
@@ -253,7 +314,14 @@ def test_options_may_stand_before_and_after_overrides(ran, capsys):
     place, _ = ran
     assert main(["show", str(place / "tiny.toml"), "seed=9"]) == 0
     assert "seed = 9" in capsys.readouterr().out
-    refused(capsys, "run", str(place / "tiny.toml"), "--overwrite", "sed=1", naming="did you mean 'seed'?")
+    refused(
+        capsys,
+        "run",
+        str(place / "tiny.toml"),
+        "--overwrite",
+        "sed=1",
+        naming="did you mean 'seed'?",
+    )
 
 
 def test_small_models_take_one_thread_unless_told(monkeypatch):
@@ -280,5 +348,13 @@ def test_small_models_take_one_thread_unless_told(monkeypatch):
 def test_tables_print(capsys):
     assert main(["algorithms"]) == 0 and main(["tasks"]) == 0
     told = capsys.readouterr().out
-    for word in (*TABLE, "sequence_mean", "k1 × 0.02 in reward", "λ 1 − 1/(0.05 l), 1", "chain", "countdown", "gym:"):
+    for word in (
+        *TABLE,
+        "sequence_mean",
+        "k1 × 0.02 in reward",
+        "λ 1 − 1/(0.05 l), 1",
+        "chain",
+        "countdown",
+        "gym:",
+    ):
         assert word in told

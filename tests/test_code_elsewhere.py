@@ -72,7 +72,14 @@ def test_docker_gets_one_closed_container_an_order(docker: Path, monkeypatch: py
     assert "--privileged" not in said and "--volume" not in said
     monkeypatch.setattr(elsewhere, "DOCKER_START", 0.5 - isolate.GRACE)
     hung = runner("docker", 256).run(
-        {**ORDER, "mode": "record", "setup": "while True: pass", "test": "", "entry": "f", "total": 0.5}
+        {
+            **ORDER,
+            "mode": "record",
+            "setup": "while True: pass",
+            "test": "",
+            "entry": "f",
+            "total": 0.5,
+        }
     )
     assert hung.ended == "time" and "rm --force" in docker.read_text()
 
@@ -94,9 +101,16 @@ class Fusion(BaseHTTPRequestHandler):
         reply: Any = {"status": "Success", "message": "", "run_result": None}
         if self.path == "/run_code":
             done = subprocess.run(
-                [sys.executable, "-sSB", "-c", body["code"]], input=body["stdin"], capture_output=True, text=True
+                [sys.executable, "-sSB", "-c", body["code"]],
+                input=body["stdin"],
+                capture_output=True,
+                text=True,
             )
-            reply["run_result"] = {"status": "Finished", "stdout": done.stdout, "return_code": done.returncode}
+            reply["run_result"] = {
+                "status": "Finished",
+                "stdout": done.stdout,
+                "return_code": done.returncode,
+            }
         elif self.path == "/list":
             reply = [1]
         elif self.path == "/slow":
@@ -124,18 +138,28 @@ def test_an_endpoint_runs_the_same_guest(endpoint: str):
     reward: Reward = CodeReward(sandbox=f"{endpoint}/run_code", memory_mb=4096, processes=1)
     tests = {"kind": "call", "entry": "f", "tests": [{"args": [2], "expected": 4}]}
     texts = [f"```python\ndef f(x): return x {op}\n```" for op in ("* 2", "* 3")]
-    assert [s.value for s in reward.score([Problem("p", (), None, "", {"tests": tests})] * 2, texts)] == [1.0, 0.0]
+    assert [
+        s.value for s in reward.score([Problem("p", (), None, "", {"tests": tests})] * 2, texts)
+    ] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("path", ["/broken", "/text", "/list", "/none", "/slow"])
-def test_an_endpoint_that_misbehaves_is_an_error(endpoint: str, path: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_endpoint_that_misbehaves_is_an_error(
+    endpoint: str, path: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(elsewhere, "PATIENCE", -1.6)
     ran = Endpoint(endpoint + path, 512).run({**ORDER, "total": 2.0})
-    assert not ran.began and "does not answer as SandboxFusion does" in ran.message and "\n" not in ran.message
+    assert (
+        not ran.began
+        and "does not answer as SandboxFusion does" in ran.message
+        and "\n" not in ran.message
+    )
 
 
 def test_an_endpoint_that_is_not_there_is_refused_at_loading():
-    with pytest.raises(RewardError, match=r"^code sandbox: http://127.0.0.1:9 cannot isolate here .*start it") as error:
+    with pytest.raises(
+        RewardError, match=r"^code sandbox: http://127.0.0.1:9 cannot isolate here .*start it"
+    ) as error:
         CodeReward(sandbox="http://127.0.0.1:9", processes=1)
     assert "\n" not in str(error.value)
 

@@ -213,7 +213,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 def attack(body: str, facts: dict[str, object] | None = None) -> str:
     filled = body.format(**facts) if facts is not None else body
-    return HARNESS.replace("{body}", textwrap.indent(filled, "    ") if "\n    " not in filled else "    " + filled)
+    return HARNESS.replace(
+        "{body}", textwrap.indent(filled, "    ") if "\n    " not in filled else "    " + filled
+    )
 
 
 def verdict(ran: Ran) -> str:

@@ -18,7 +18,10 @@ ADD: dict[str, Any] = {
 }  # fmt: skip
 SUMS: dict[str, Any] = {
     "kind": "stdio",
-    "tests": [{"input": "3\n1 2 3\n", "output": "6\n14\n0.5\n"}, {"input": "2\n4 5\n", "output": "9\n41\n4.5\n"}],
+    "tests": [
+        {"input": "3\n1 2 3\n", "output": "6\n14\n0.5\n"},
+        {"input": "2\n4 5\n", "output": "9\n41\n4.5\n"},
+    ],
 }
 HUMAN: dict[str, Any] = {
     "kind": "humaneval", "prompt": "def double(x):\n    '''Twice x.'''\n", "canonical_solution": "    return 2 * x\n", "entry_point": "double",
@@ -140,7 +143,9 @@ def scores() -> Iterator[dict[str, Score]]:
         pytest.skip(str(error))
     with reward.pool:
         problems = [Problem(name, (), None, "", {"tests": table}) for table, name, _ in cases]
-        texts = [text if text.startswith(" ") else f"```python\n{text}\n```" for _, _, text in cases]
+        texts = [
+            text if text.startswith(" ") else f"```python\n{text}\n```" for _, _, text in cases
+        ]
         yield dict(zip([name for _, name, _ in cases], reward.score(problems, texts), strict=True))
 
 

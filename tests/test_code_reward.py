@@ -16,14 +16,21 @@ from whet.rewards.code.grade import same, same_text
 from whet.rewards.code.verifier import CodeReward, program, table_of
 from whet.types import Problem, Score
 
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-HUMAN_EVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "human_eval" / "HumanEval.jsonl.gz"
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed"
+)
+HUMAN_EVAL = (
+    Path(__file__).resolve().parents[2] / "shared" / "data" / "human_eval" / "HumanEval.jsonl.gz"
+)
 ADD: dict[str, Any] = {
     "kind": "call",
     "entry": "add",
     "tests": [{"args": [1, 2], "expected": 3}, {"args": [5, 6], "expected": 11}],
 }
-ECHO: dict[str, Any] = {"kind": "stdio", "tests": [{"input": "a\n", "output": "a"}, {"input": "b\n", "output": "b"}]}
+ECHO: dict[str, Any] = {
+    "kind": "stdio",
+    "tests": [{"input": "a\n", "output": "a"}, {"input": "b\n", "output": "b"}],
+}
 
 
 def problem(tests: Any, name: str = "p") -> Problem:
@@ -94,7 +101,9 @@ class Mutant(ast.NodeTransformer):
 
 def mutant(row: dict[str, str], kind: str) -> str | None:
     tree = ast.parse(row["prompt"] + row["canonical_solution"])
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == row["entry_point"])
+    function = next(
+        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == row["entry_point"]
+    )
     change = Mutant(kind)
     change.visit(function)
     return ast.unparse(ast.fix_missing_locations(tree)) if change.done else None
@@ -110,7 +119,10 @@ def rows() -> list[dict[str, str]]:
 def oracle(row: dict[str, str], text: str) -> dict[str, Any]:
     """The data set's own way to judge, isolated: a stdin program whose test prints what became of it."""
     run = f"{text}\n{row['test']}\ntry:\n    check({row['entry_point']})\n    print('passes')\nexcept BaseException:\n    print('fails')"
-    return {"program": run, "tests": {"kind": "stdio", "tests": [{"input": "", "output": "passes"}]}}
+    return {
+        "program": run,
+        "tests": {"kind": "stdio", "tests": [{"input": "", "output": "passes"}]},
+    }
 
 
 @needs_bwrap
@@ -118,7 +130,9 @@ def test_every_reference_of_human_eval_is_accepted_and_mutants_rejected(reward: 
     data = rows()
     problems = [problem({"kind": "humaneval", **row}, row["task_id"]) for row in data]
     references = reward.score(problems, [row["canonical_solution"] for row in data])
-    assert [p.id for p, s in zip(problems, references, strict=True) if s.status != "scored"] == [] and len(data) == 164
+    assert [
+        p.id for p, s in zip(problems, references, strict=True) if s.status != "scored"
+    ] == [] and len(data) == 164
     kinds = ("none", "comparison", "constant")
     changed = [mutant(row, kinds[i % 3]) for i, row in enumerate(data)]
     mutants = [
@@ -128,9 +142,13 @@ def test_every_reference_of_human_eval_is_accepted_and_mutants_rejected(reward: 
     scores = reward.score(problems, [fenced(text) for text, _ in mutants])
     assert all(s.status == "wrong" for i, s in enumerate(scores) if i % 3 == 0 or mutants[i][1])
     assert sum(s.status == "wrong" for s in scores) >= 150 and all(s.usable for s in scores)
-    asked = [i for i, s in enumerate(scores) if s.value or i % 4 == 0]  # all that passed, and some that did not
+    asked = [
+        i for i, s in enumerate(scores) if s.value or i % 4 == 0
+    ]  # all that passed, and some that did not
     cases = [oracle(data[i], mutants[i][0]) for i in asked]
-    wanted = reward.score([problem(case["tests"]) for case in cases], [fenced(case["program"]) for case in cases])
+    wanted = reward.score(
+        [problem(case["tests"]) for case in cases], [fenced(case["program"]) for case in cases]
+    )
     assert [scores[i].value for i in asked] == [s.value for s in wanted]
 
 
@@ -176,7 +194,11 @@ def test_kinds_and_statuses(reward: CodeReward, tests: Any, text: str, status: s
 
 @needs_bwrap
 def test_shares_count_tests_and_go_on_after_a_failure(sharing: CodeReward):
-    tests = {"kind": "call", "entry": "f", "tests": [{"args": [i], "expected": i} for i in range(4)]}
+    tests = {
+        "kind": "call",
+        "entry": "f",
+        "tests": [{"args": [i], "expected": i} for i in range(4)],
+    }
     text = "import os\ndef f(x):\n    if x == 1: os._exit(0)\n    while x == 2: pass\n    return x"
     score = one(sharing, tests, fenced(text))
     assert (score.value, score.status, score.correct) == (0.5, "scored", False)
@@ -196,7 +218,13 @@ def test_shares_count_tests_and_go_on_after_a_failure(sharing: CodeReward):
 def test_equal_programs_are_judged_once_and_in_order(reward: CodeReward):
     right, wrong = fenced("def add(a, b): return a + b"), fenced("def add(a, b): return a - b")
     problems = [problem(ADD)] * 5
-    assert [s.value for s in reward.score(problems, [right, wrong, right, "", right])] == [1, 0, 1, 0, 1]
+    assert [s.value for s in reward.score(problems, [right, wrong, right, "", right])] == [
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]
     assert reward.score([], []) == []
 
 
@@ -218,7 +246,15 @@ def test_tests_that_cannot_be_read_are_named(tests: Any, says: str):
 
 
 @pytest.mark.parametrize(
-    "options", [{"seconds": 0}, {"total": -1}, {"memory_mb": True}, {"processes": 0}, {"share": 1}, {"sandbox": 3}]
+    "options",
+    [
+        {"seconds": 0},
+        {"total": -1},
+        {"memory_mb": True},
+        {"processes": 0},
+        {"share": 1},
+        {"sandbox": 3},
+    ],
 )
 def test_options_out_of_bounds_are_refused(options: dict[str, Any]):
     with pytest.raises(RewardError, match=f"reward code: .*{next(iter(options))}"):
@@ -248,7 +284,10 @@ def test_outputs_are_compared_whole():
 
 def test_the_last_closed_block_is_the_program():
     assert program("```python\na\n```\n```python\nb\n```\n```bash\nls\n```") == ("b\n", True)
-    assert program("~~~py\nx\n~~~") == ("x\n", True) and program("    return 1") == ("    return 1", False)
+    assert program("~~~py\nx\n~~~") == ("x\n", True) and program("    return 1") == (
+        "    return 1",
+        False,
+    )
     assert program("x" * 200_000) is None and program("a\0b") is None
 
 

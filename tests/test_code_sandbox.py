@@ -21,7 +21,9 @@ from whet.sandbox.cgroup import Group
 from whet.sandbox.isolate import Isolation, Ran, told
 from whet.sandbox.plain import HASHED, Unplain, decode, encode
 
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+needs_bwrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed"
+)
 ORDER: dict[str, Any] = {
     "mode": "stdio",
     "program": "print(int(input()) * 2)",
@@ -47,7 +49,11 @@ def decided(filter: bytes, machine: int, number: int, first: int = 0) -> int:
         if code == 0x20:
             accumulator = memory[value]
         else:
-            taken = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: accumulator & value}[code]
+            taken = {
+                0x15: accumulator == value,
+                0x35: accumulator >= value,
+                0x45: accumulator & value,
+            }[code]
             at += yes if taken else no
 
 
@@ -58,10 +64,23 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(machine: str, column:
     denied = {numbers[column] for numbers in seccomp.DENIED.values() if numbers[column]}
     special = {(41, 198)[column]: refuse, (56, 220)[column]: allow, 435: 0x00050000 | 38}
     for number in range(500):
-        assert decided(filter, arch, number) == (refuse if number in denied else special.get(number, allow)), number
+        assert decided(filter, arch, number) == (
+            refuse if number in denied else special.get(number, allow)
+        ), number
     assert decided(filter, arch, (41, 198)[column], 1) == allow  # AF_UNIX
-    assert [decided(filter, arch, (41, 198)[column], family) for family in (2, 10, 16, 17, 40)] == [refuse] * 5
-    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x80):
+    assert [decided(filter, arch, (41, 198)[column], family) for family in (2, 10, 16, 17, 40)] == [
+        refuse
+    ] * 5
+    for flag in (
+        0x20000,
+        0x2000000,
+        0x4000000,
+        0x8000000,
+        0x10000000,
+        0x20000000,
+        0x40000000,
+        0x80,
+    ):
         assert decided(filter, arch, (56, 220)[column], flag | 17) == refuse
     assert decided(filter, 0x40000003, 1) == 0x80000000  # a 32-bit call
     assert len(steps := list(struct.iter_unpack("<HBBI", filter))) < 4096 and steps[-1][0] == 0x06
@@ -131,7 +150,9 @@ def test_forged_data_is_not_read(data: Any):
 
 
 def test_only_whole_lines_after_the_first_count():
-    assert told(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "", 0.0) == Ran(["1", "2"], True, "done")
+    assert told(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "", 0.0) == Ran(
+        ["1", "2"], True, "done"
+    )
     assert told(b'{"began": true}\n1\n2', "died", "", 0.0) == Ran(["1"], True, "died")
     assert told(b'1\n{"began": true}\n', "died", "no", 0.0).began is False
     assert told(b"", "died", "no", 0.0) == Ran([], False, "died", "no")
@@ -151,7 +172,11 @@ def test_a_group_is_made_where_there_is_a_tree(tmp_path: Path, version: int):
     own = tmp_path / "own"
     own.write_text("0::/slice\n")
     group = Group(1 << 20, 9, tmp_path, own)
-    names = {"memory.limit_in_bytes", "pids.max"} if version == 1 else {"memory.max", "memory.swap.max", "pids.max"}
+    names = (
+        {"memory.limit_in_bytes", "pids.max"}
+        if version == 1
+        else {"memory.max", "memory.swap.max", "pids.max"}
+    )
     assert group and {p.name for f in group.folders for p in f.iterdir()} == names
     assert all(not (parent / gone).exists() for parent in parents)
     group.join()
@@ -172,10 +197,13 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        RewardError, match=r"^code sandbox: bubblewrap is not here; install it \(apt-get install bubblewrap\)"
+        RewardError,
+        match=r"^code sandbox: bubblewrap is not here; install it \(apt-get install bubblewrap\)",
     ):
         Isolation()
-    with pytest.raises(RewardError, match=r"^code sandbox: bubblewrap is not here; install it .*docker") as error:
+    with pytest.raises(
+        RewardError, match=r"^code sandbox: bubblewrap is not here; install it .*docker"
+    ) as error:
         CodeReward()
     assert "\n" not in str(error.value)
     fake = Path(open_folder) / "bwrap"
@@ -187,7 +215,9 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
     fake.write_text(
         "#!/bin/sh\n[ $1 = --version ] && echo bubblewrap 0.9.0 && exit\necho No permissions to create new namespace >&2\nexit 1\n"
     )
-    with pytest.raises(RewardError, match=r"cannot isolate here \(.*No permissions.*user namespaces"):
+    with pytest.raises(
+        RewardError, match=r"cannot isolate here \(.*No permissions.*user namespaces"
+    ):
         CodeReward(processes=1)
 
 
@@ -210,7 +240,12 @@ def test_nobody_special_can_isolate_too(open_folder: str):
     shutil.copy(package / "errors.py", f"{open_folder}/whet/errors.py")
     env = {"PYTHONPATH": open_folder, "PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [str(ours.python), "-c", code], env=env, capture_output=True, text=True, cwd="/", preexec_fn=nobody
+        [str(ours.python), "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        preexec_fn=nobody,
     )
     assert (done.returncode, done.stdout.strip()) == (0, f"False {ANSWER[0]}"), done.stderr
 
@@ -224,10 +259,26 @@ def test_parallel_sandboxes_share_nothing():
     code = "from whet.sandbox.isolate import Isolation\nimport json, sys\ni = Isolation(128)\nprint(i.uid)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (int(other.stdout) != ours.uid) == ours.root
-    order = {**ORDER, "program": "import os\nprint(os.path.exists('/tmp/x'))\nopen('/tmp/x', 'w')", "inputs": ["", ""]}
-    assert [json.loads(r)["output"] for _ in range(2) for r in ours.run(order).replies] == ["False\n", "True\n"] * 2
+    order = {
+        **ORDER,
+        "program": "import os\nprint(os.path.exists('/tmp/x'))\nopen('/tmp/x', 'w')",
+        "inputs": ["", ""],
+    }
+    assert [json.loads(r)["output"] for _ in range(2) for r in ours.run(order).replies] == [
+        "False\n",
+        "True\n",
+    ] * 2
     before = len(os.listdir("/proc/self/fd"))
     assert ours.run(ORDER).replies == ANSWER and len(os.listdir("/proc/self/fd")) == before
     started = time.monotonic()
-    late = ours.run({**ORDER, "mode": "record", "setup": "while True: pass", "test": "", "entry": "f", "total": 0.3})
+    late = ours.run(
+        {
+            **ORDER,
+            "mode": "record",
+            "setup": "while True: pass",
+            "test": "",
+            "entry": "f",
+            "total": 0.3,
+        }
+    )
     assert late.ended == "time" and time.monotonic() - started < 0.3 + isolate.GRACE + 2

@@ -13,7 +13,10 @@ class Sums:
     name, modes = "sums", ()
 
     def score(self, problems, texts):
-        return [Score(1.0) if p.answer == t else Score(0.0, "wrong") for p, t in zip(problems, texts, strict=True)]
+        return [
+            Score(1.0) if p.answer == t else Score(0.0, "wrong")
+            for p, t in zip(problems, texts, strict=True)
+        ]
 
 
 class Failing(Sums):
@@ -26,13 +29,22 @@ PROBLEM = Problem("a", ({"role": "user", "content": "2+2?"},), "4", "sums", {"bu
 
 def sample(length: int) -> Sample:
     return Sample(
-        np.zeros(1 + length, np.int64), np.arange(1 + length) > 0, np.full(1 + length, -0.1, np.float32), "", "stop"
+        np.zeros(1 + length, np.int64),
+        np.arange(1 + length) > 0,
+        np.full(1 + length, -0.1, np.float32),
+        "",
+        "stop",
     )
 
 
 def test_a_part_is_given_the_verifiers_verdict_wherever_it_stands():
-    for parts in ([("length_kimi", 0.5, {}), ("task", 1.0, {})], [("task", 1.0, {}), ("length_kimi", 0.5, {})]):
-        scores = combined(parts, Sums()).score([PROBLEM] * 3, ["4", "4", "5"], [sample(n) for n in (10, 30, 30)])
+    for parts in (
+        [("length_kimi", 0.5, {}), ("task", 1.0, {})],
+        [("task", 1.0, {}), ("length_kimi", 0.5, {})],
+    ):
+        scores = combined(parts, Sums()).score(
+            [PROBLEM] * 3, ["4", "4", "5"], [sample(n) for n in (10, 30, 30)]
+        )
         assert [s.value for s in scores] == [1.25, 0.75, -0.25]
         assert scores[2].parts == {"task": 0.0, "length_kimi": -0.5, "accuracy": 0.0}
         assert [s.status for s in scores] == ["scored", "scored", "wrong"]
@@ -41,7 +53,9 @@ def test_a_part_is_given_the_verifiers_verdict_wherever_it_stands():
 def test_a_verifier_of_weight_0_still_judges():
     reward = combined([("task", 0.0, {}), ("lcpo_max", 1.0, {"alpha": 0.05})], Sums())
     scores = reward.score([PROBLEM] * 2, ["4", "5"], [sample(8)] * 2)
-    assert [s.value for s in scores] == pytest.approx([0.6, 0.0]) and [s.correct for s in scores] == [True, False]
+    assert [s.value for s in scores] == pytest.approx([0.6, 0.0]) and [
+        s.correct for s in scores
+    ] == [True, False]
 
 
 def test_logic_rl_over_knights():
@@ -58,7 +72,9 @@ def test_logic_rl_over_knights():
 
 def test_no_verdict_is_one_line_and_a_failed_verifier_is_left_out():
     with pytest.raises(RewardError, match="reward length_kimi pays by a verifier's verdict"):
-        combined([("format", 1.0, {}), ("length_kimi", 1.0, {})], Sums()).score([PROBLEM], ["4"], [sample(3)])
+        combined([("format", 1.0, {}), ("length_kimi", 1.0, {})], Sums()).score(
+            [PROBLEM], ["4"], [sample(3)]
+        )
     with pytest.raises(RewardError, match="length_kimi pays by a verifier's verdict"):
         combined([("length_kimi", 1.0, {})], Sums()).score([PROBLEM], ["4"], [sample(3)])
     score = combined([("task", 1.0, {}), ("cosine", 1.0, {"max_tokens": 9})], Failing()).score(

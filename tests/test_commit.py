@@ -40,7 +40,9 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "a").iterdir()) == []
 
 
-def test_what_stood_there_is_replaced_whole_or_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stood_there_is_replaced_whole_or_kept(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (model / "tokenizer.json").touch()
     before = {p.name: p.read_bytes() for p in model.iterdir()}
     with pytest.raises(KeyError), committed(model) as folder:
@@ -58,7 +60,11 @@ def test_what_stood_there_is_replaced_whole_or_kept(model: Path, monkeypatch: py
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
     hub.save(tiny(), model)
-    assert sorted(p.name for p in model.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(p.name for p in model.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
 
@@ -66,7 +72,9 @@ def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "holds other files and no config.json" in refusal(lambda: hub.save(tiny(), tmp_path))
     assert "is a file" in refusal(lambda: hub.save(tiny(), tmp_path / "thesis.tex"))
-    assert "cannot be written" in refusal(lambda: hub.save(tiny(), tmp_path / "thesis.tex" / "model"))
+    assert "cannot be written" in refusal(
+        lambda: hub.save(tiny(), tmp_path / "thesis.tex" / "model")
+    )
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     hub.save(tiny(), tmp_path / "empty")

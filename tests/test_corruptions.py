@@ -32,7 +32,10 @@ def two(tmp_path_factory):
         next(pairs)
         model.embed.weight.data.add_(0.1)
         saves.write(step, {"policy": learner, "pairs": pairs})
-    return [{name: (saves.folder / f"{step:08d}" / name).read_bytes() for name in NAMES} for step in (7, 8)]
+    return [
+        {name: (saves.folder / f"{step:08d}" / name).read_bytes() for name in NAMES}
+        for step in (7, 8)
+    ]
 
 
 def broken(kind, held, other, rng):
@@ -108,7 +111,10 @@ batch = 4
 
 @pytest.fixture
 def filed(tmp_path):
-    rows = [{"question": f"{i}+{i}=", "answer": str(2 * i), "response": f"<think></think>{2 * i}"} for i in range(40)]
+    rows = [
+        {"question": f"{i}+{i}=", "answer": str(2 * i), "response": f"<think></think>{2 * i}"}
+        for i in range(40)
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("PATH", str(path)))
@@ -140,7 +146,11 @@ def test_code_that_has_changed_is_told(filed, tmp_path):
     stopped(filed[1], folder)
     told = json.loads((folder / provenance.FILE).read_text())
     checkpoint = json.loads((folder / "base" / "checkpoints" / "00000003" / DATA).read_text())
-    assert checkpoint["origin"] == told and set(told) == {"recipe", "code", "files"} and len(told["files"]) == 1
+    assert (
+        checkpoint["origin"] == told
+        and set(told) == {"recipe", "code", "files"}
+        and len(told["files"]) == 1
+    )
     (folder / provenance.FILE).write_text(json.dumps({**told, "code": "0" * 64}))
     resume.resume(filed[1], folder)
     summary = json.loads((folder / "summary.json").read_text())

@@ -27,7 +27,10 @@ def naive_gae(rewards, values, after, gamma, lam):
     """The double sum of the definition."""
     v = [*values, after]
     delta = [rewards[t] + gamma * v[t + 1] - v[t] for t in range(len(rewards))]
-    return [sum((gamma * lam) ** (j - t) * delta[j] for j in range(t, len(delta))) for t in range(len(delta))]
+    return [
+        sum((gamma * lam) ** (j - t) * delta[j] for j in range(t, len(delta)))
+        for t in range(len(delta))
+    ]
 
 
 def test_gae_is_the_sum_of_its_definition_for_ragged_packs():
@@ -35,11 +38,16 @@ def test_gae_is_the_sum_of_its_definition_for_ragged_packs():
     lengths = [1, 4, 2, 7]
     sequence = torch.tensor(np.repeat(range(4), lengths))
     rewards, values = (torch.tensor(rng.normal(size=14)) for _ in range(2))
-    after, lam = torch.tensor([0.3, 0.0, -1.2, 0.7]).double(), torch.tensor([0.9, 0.5, 0.0, 1.0]).double()
+    after, lam = (
+        torch.tensor([0.3, 0.0, -1.2, 0.7]).double(),
+        torch.tensor([0.9, 0.5, 0.0, 1.0]).double(),
+    )
     got = gae(rewards, values, after, sequence, 0.8, lam)
     for i in range(4):
         own = sequence == i
-        want = naive_gae(rewards[own].tolist(), values[own].tolist(), after[i].item(), 0.8, lam[i].item())
+        want = naive_gae(
+            rewards[own].tolist(), values[own].tolist(), after[i].item(), 0.8, lam[i].item()
+        )
         assert got[own].tolist() == pytest.approx(want, abs=1e-12)
     sums = returns_to_go(rewards, sequence, 0.5)
     assert sums[1].item() == pytest.approx(sum(0.5**k * rewards[1 + k].item() for k in range(4)))
@@ -51,13 +59,19 @@ def drawn(tmp_path, judge=None, count=3):
     judge = judge or (lambda p, t: [Score(float(i % 3 == 0)) for i in range(len(t))])
     model, context = world(tmp_path, judge)
     prompts = context.prompts(context.task.problems("train", count, 1))
-    groups = rollout(context.engine(model, context.chat), context.reward, prompts, replace(SAMPLING, seed=4))
+    groups = rollout(
+        context.engine(model, context.chat), context.reward, prompts, replace(SAMPLING, seed=4)
+    )
     return model, context, groups
 
 
 def parts(groups):
     samples = [s for g in groups for s in g.samples]
-    return samples, [c.correct for g in groups for c in g.scores], [c.value for g in groups for c in g.scores]
+    return (
+        samples,
+        [c.correct for g in groups for c in g.scores],
+        [c.value for g in groups for c in g.scores],
+    )
 
 
 def weights_of(model):
@@ -75,7 +89,10 @@ def test_kl_in_the_reward_is_what_lies_ahead_of_each_token(tmp_path):
         kl = k1(batch.logp_old, policy_logprobs(reference, batch, SAMPLING)[0])
     for i in range(len(samples)):
         own = kl[batch.sequence == i].tolist()
-        want = [given[i] - 0.3 * sum(0.9 ** (j - t) * own[j] for j in range(t, len(own))) for t in range(len(own))]
+        want = [
+            given[i] - 0.3 * sum(0.9 ** (j - t) * own[j] for j in range(t, len(own)))
+            for t in range(len(own))
+        ]
         assert got[batch.sequence == i].tolist() == pytest.approx(want, abs=1e-5)
 
 
@@ -88,7 +105,13 @@ def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bo
     torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
     row = algorithm(
         "ppo",
-        {"kl": "none", "beta": 0.0, "normalise": False, "gamma": 0.9, "critic": {"lam": 0.6, "bootstrap": bootstrap}},
+        {
+            "kl": "none",
+            "beta": 0.0,
+            "normalise": False,
+            "gamma": 0.9,
+            "critic": {"lam": 0.6, "bootstrap": bootstrap},
+        },
     )
     batch = pack(samples, given, [1.0] * len(samples))
     with torch.no_grad():
@@ -110,14 +133,20 @@ def test_the_critic_is_taught_the_state_before_each_token(tmp_path):
     samples, right, given = parts(groups)
     critic = ScalarModel(model)
     torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
-    row = algorithm("ppo_orz", {"gamma": 0.9, "critic": {"lam": 0.3, "lam_critic": 0.8, "updates": 1}})
+    row = algorithm(
+        "ppo_orz", {"gamma": 0.9, "critic": {"lam": 0.3, "lam_critic": 0.8, "updates": 1}}
+    )
     batch = pack(samples, given, [1.0] * len(samples))
     with torch.no_grad():
         states = critic(batch.tokens, batch.positions, batch.starts)
-    _, told = Credit(row, SAMPLING, 30, None, Learner(critic, config.Optimizer(), 10)).give(batch, samples, right)
+    _, told = Credit(row, SAMPLING, 30, None, Learner(critic, config.Optimizer(), 10)).give(
+        batch, samples, right
+    )
     off = []
     for i, s in enumerate(samples):
-        values = [states[int(batch.starts[i]) + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]]
+        values = [
+            states[int(batch.starts[i]) + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]
+        ]
         off += naive_gae([0.0] * (len(values) - 1) + [given[i]], values, 0.0, 0.9, 0.8)
     assert told["value_loss"] == pytest.approx(np.mean(np.square(off)) / 2, rel=1e-4)
 
@@ -128,7 +157,9 @@ def test_the_critic_learns_what_answers_are_worth(tmp_path):
     samples, _, _ = parts(groups)
     given = [float(s.tokens[s.mask][0] % 2) for s in samples]
     row = algorithm("ppo_orz", {"critic": {"updates": 3, "value_clip": 0.0}})
-    credit = Credit(row, SAMPLING, 500, None, Learner(ScalarModel(model), config.Optimizer(lr=3e-3), 300))
+    credit = Credit(
+        row, SAMPLING, 500, None, Learner(ScalarModel(model), config.Optimizer(lr=3e-3), 300)
+    )
     batch = pack(samples, given, [1.0] * len(samples))
     told = [credit.give(batch, samples, [False] * len(samples))[1] for _ in range(60)]
     assert (
@@ -140,15 +171,25 @@ def test_the_critic_learns_what_answers_are_worth(tmp_path):
 def test_while_the_critic_warms_up_the_policy_stays(tmp_path):
     model, context, _ = drawn(tmp_path)
     before = weights_of(model)
-    rl.run(model, rl_stage(algorithm="ppo_orz", steps=2, override={"warmup": 2, "critic": {"updates": 2}}), context)
+    rl.run(
+        model,
+        rl_stage(algorithm="ppo_orz", steps=2, override={"warmup": 2, "critic": {"updates": 2}}),
+        context,
+    )
     assert torch.equal(weights_of(model), before)
-    rl.run(model, rl_stage(algorithm="ppo_orz", steps=3, override={"warmup": 2, "critic": {"updates": 2}}), context)
+    rl.run(
+        model,
+        rl_stage(algorithm="ppo_orz", steps=3, override={"warmup": 2, "critic": {"updates": 2}}),
+        context,
+    )
     assert not torch.equal(weights_of(model), before)
 
 
 def test_the_reference_and_the_critic_are_models_of_their_own(tmp_path):
     model, context, groups = drawn(tmp_path)
-    trainer = rl.prepared(model, rl_stage(algorithm="ppo", critic=config.Critic(lr=0.02)), algorithm("ppo"), context)
+    trainer = rl.prepared(
+        model, rl_stage(algorithm="ppo", critic=config.Critic(lr=0.02)), algorithm("ppo"), context
+    )
     held, critic = weights_of(trainer.reference), weights_of(trainer.judge.model)
     assert trainer.judge.settings.lr == 0.02 and trainer.learner.settings.lr == 3e-3
     before = weights_of(model)
@@ -156,8 +197,12 @@ def test_the_reference_and_the_critic_are_models_of_their_own(tmp_path):
     assert torch.equal(weights_of(trainer.reference), held) and not any(
         p.requires_grad for p in trainer.reference.parameters()
     )
-    assert not torch.equal(weights_of(model), before) and not torch.equal(weights_of(trainer.judge.model), critic)
-    assert not {id(p) for p in model.parameters()} & {id(p) for p in trainer.judge.model.parameters()}
+    assert not torch.equal(weights_of(model), before) and not torch.equal(
+        weights_of(trainer.judge.model), critic
+    )
+    assert not {id(p) for p in model.parameters()} & {
+        id(p) for p in trainer.judge.model.parameters()
+    }
 
 
 def test_last_tokens_are_those_before_the_next_sequence():
@@ -170,14 +215,26 @@ def test_last_tokens_are_those_before_the_next_sequence():
     ("value", "clip", "loss", "slope"),
     [
         (0.1, 0.2, 0.405, -0.9),  # has moved by less than the clip: plain
-        (0.5, 0.2, 0.32, 0.0),  # has moved towards its target by more: the held value's loss, and no gradient
-        (-0.5, 0.2, 1.125, -1.5),  # has moved away: the larger is the plain one, which pulls it back
+        (
+            0.5,
+            0.2,
+            0.32,
+            0.0,
+        ),  # has moved towards its target by more: the held value's loss, and no gradient
+        (
+            -0.5,
+            0.2,
+            1.125,
+            -1.5,
+        ),  # has moved away: the larger is the plain one, which pulls it back
         (0.5, 0.0, 0.125, -0.5),  # no clip
     ],
 )
 def test_a_value_that_has_moved_enough_gets_no_more_gradient(value, clip, loss, slope):
     at = torch.tensor([value], dtype=torch.float64, requires_grad=True)
-    found = value_loss(at, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), clip)
+    found = value_loss(
+        at, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), clip
+    )
     found.sum().backward()
     assert found.item() == pytest.approx(loss) and at.grad.item() == pytest.approx(slope)
 
@@ -191,17 +248,24 @@ def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
         critic = ScalarModel(model)
         learner = Learner(critic, config.Optimizer(lr=1e-2), 40)
         credit = Credit(
-            algorithm("ppo_orz", {"critic": {"updates": 12, "value_clip": clip}}), SAMPLING, 1000, None, learner
+            algorithm("ppo_orz", {"critic": {"updates": 12, "value_clip": clip}}),
+            SAMPLING,
+            1000,
+            None,
+            learner,
         )
         credit.give(pack(samples, [5.0] * len(samples), [1.0] * len(samples)), samples, right)
         again = credit.values(
-            pack(samples, [5.0] * len(samples), [1.0] * len(samples)), torch.zeros(len(samples)).bool()
+            pack(samples, [5.0] * len(samples), [1.0] * len(samples)),
+            torch.zeros(len(samples)).bool(),
         )
         moved[clip] = float(again[0].mean())
     assert 0.0 < moved[0.01] < 0.5 * moved[0.0]
 
 
-def test_a_token_level_reward_model_is_asked_before_it_learns_and_learns_which_answers_were_right(tmp_path):
+def test_a_token_level_reward_model_is_asked_before_it_learns_and_learns_which_answers_were_right(
+    tmp_path,
+):
     model, _, groups = drawn(tmp_path)
     samples, right, _ = parts(groups)
     judge = ScalarModel(model)
@@ -218,7 +282,9 @@ def test_a_token_level_reward_model_is_asked_before_it_learns_and_learns_which_a
         own = w[batch.sequence == i]
         lean = [2 / (1 + np.exp(-x)) - 1 for x in own.tolist()]
         weights = [max(x if ok else -x, 0.0) for x in lean]
-        assert got.advantage[batch.sequence == i].tolist() == pytest.approx([given[i] * x for x in weights], abs=1e-5)
+        assert got.advantage[batch.sequence == i].tolist() == pytest.approx(
+            [given[i] * x for x in weights], abs=1e-5
+        )
         chance = 1 / (1 + np.exp(-own.mean().item()))
         losses.append(-np.log(chance if ok else 1 - chance))
     assert told["token_reward_loss"] == pytest.approx(np.mean(losses), rel=1e-4)

@@ -72,7 +72,9 @@ def test_own_function_by_module_name_and_with_options(own: Own) -> None:
         "def reward(prompt, sample, *, bonus=1.0):\n    return bonus * (sample.text == prompt.answer)\n",
         name="whet_own_one.py",
     )
-    assert [s.value for s in load("whet_own_one:reward", bonus=2.5).score(PROBLEMS, ["4", "7"])] == [2.5, 0.0]
+    assert [
+        s.value for s in load("whet_own_one:reward", bonus=2.5).score(PROBLEMS, ["4", "7"])
+    ] == [2.5, 0.0]
     fails("unknown option 'bonsu'; did you mean 'bonus'", "whet_own_one:reward", bonsu=1)
     fails("unknown option 'prompt'", "whet_own_one:reward", prompt=1)
 
@@ -86,7 +88,10 @@ def test_own_function_may_return_a_score_or_an_array_number(own: Own) -> None:
 
 
 def test_text_alone_has_no_tokens(own: Own) -> None:
-    fails("sample.length is not known here", own("def reward(prompt, sample):\n    return sample.length\n"))
+    fails(
+        "sample.length is not known here",
+        own("def reward(prompt, sample):\n    return sample.length\n"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,10 @@ def test_text_alone_has_no_tokens(own: Own) -> None:
             "def reward(prompt, sample):\n    x = 1\n    return helper(sample)\ndef helper(s):\n    return 1 / 0\n",
             "division by zero (mine.py:5)",
         ),
-        ("def reward(prompt, sample):\n    return float(sample.text + 'x')\n", "(mine.py:2), at problem 'a'"),
+        (
+            "def reward(prompt, sample):\n    return float(sample.text + 'x')\n",
+            "(mine.py:2), at problem 'a'",
+        ),
         ("import json\ndef reward(prompt, sample):\n    return json.loads('{')\n", "(mine.py:3)"),
         ("import sys\ndef reward(prompt, sample):\n    sys.exit(0)\n", "SystemExit: 0 (mine.py:3)"),
         ("def reward(prompt, sample):\n    raise ValueError('two\\nlines')\n", "two lines"),
@@ -104,7 +112,10 @@ def test_text_alone_has_no_tokens(own: Own) -> None:
         ("def reward(prompt, sample):\n    pass\n", "returned None"),
         ("def reward(prompt, sample):\n    return float('nan')\n", "returned nan"),
         ("def reward(prompt, sample):\n    return float('-inf')\n", "returned -inf"),
-        ("from whet.types import Score\ndef reward(prompt, sample):\n    return Score(float('nan'))\n", "returned nan"),
+        (
+            "from whet.types import Score\ndef reward(prompt, sample):\n    return Score(float('nan'))\n",
+            "returned nan",
+        ),
         ("def reward(text):\n    return 1.0\n", "takes (text)"),
         ("def reward(prompt, sample, more):\n    return 1.0\n", "takes (prompt, sample, more)"),
         ("async def reward(prompt, sample):\n    return 1.0\n", "is async"),
@@ -115,19 +126,25 @@ def test_text_alone_has_no_tokens(own: Own) -> None:
         ("x = 1\nraise SystemExit(0)\n", "SystemExit: 0 (mine.py:2)"),
     ],
 )
-def test_a_fault_in_an_own_function_is_one_line_with_its_place(own: Own, body: str, message: str) -> None:
+def test_a_fault_in_an_own_function_is_one_line_with_its_place(
+    own: Own, body: str, message: str
+) -> None:
     fails(message, own(body))
 
 
 def test_what_cannot_be_found_is_named(own: Own) -> None:
     own("", name="whet_own_two.py")
-    fails("no module 'whet_own_too' here or installed; did you mean 'whet_own_two'", "whet_own_too:reward")
+    fails(
+        "no module 'whet_own_too' here or installed; did you mean 'whet_own_two'",
+        "whet_own_too:reward",
+    )
     fails("there is no file", "whet_own_too.py:reward")
     fails("did you mean 'whet_own_two.py'", "whet_own_too.py:reward")
     fails("neither module:function", "a b:reward")
     own("import whet_nowhere\n", name="whet_own_three.py")
     fails(
-        "importing whet_own_three failed: ModuleNotFoundError: No module named 'whet_nowhere'", "whet_own_three:reward"
+        "importing whet_own_three failed: ModuleNotFoundError: No module named 'whet_nowhere'",
+        "whet_own_three:reward",
     )
 
 
@@ -150,9 +167,14 @@ def test_a_trl_function_of_messages_runs_unmodified(own: Own) -> None:
         "    return [1.0 if c == a else None for c, a in zip(contents, answer)]\n"
     )
     assert [s.value for s in load(spec).score(PROBLEMS, ["4", "7"])] == [1.0, 0.0]
-    spec = own("def reward(completions):\n    return [len(c) for c in completions]\n", name="lengths.py")
+    spec = own(
+        "def reward(completions):\n    return [len(c) for c in completions]\n", name="lengths.py"
+    )
     assert [s.value for s in load(spec).score(PROBLEMS, ["444", "7"])] == [3.0, 1.0]
-    assert [s.value for s in load(spec, completions="messages").score(PROBLEMS, ["444", "7"])] == [1.0, 1.0]
+    assert [s.value for s in load(spec, completions="messages").score(PROBLEMS, ["444", "7"])] == [
+        1.0,
+        1.0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +189,10 @@ def test_a_trl_function_of_messages_runs_unmodified(own: Own) -> None:
         ("def reward(completions):\n    return 1.0\n", "returned float for 2 responses"),
         ("def reward(completions):\n    return 'ab'\n", "returned str for 2 responses"),
         ("def reward(completions):\n    return [1, 'x']\n", "returned 'x' for problem 'a'"),
-        ("def reward(completions):\n    return [0, float('inf')]\n", "returned inf for problem 'a'"),
+        (
+            "def reward(completions):\n    return [0, float('inf')]\n",
+            "returned inf for problem 'a'",
+        ),
         (
             "KEY = 'content'\ndef reward(completions):\n    return [c[0][KEY] for c in completions]\n",
             'set completions = "messages"',
@@ -179,12 +204,18 @@ def test_a_fault_in_a_trl_function_is_one_line(own: Own, body: str, message: str
 
 
 def test_the_form_of_completions_is_checked(own: Own) -> None:
-    fails("must be 'text' or 'messages'", own("def reward(completions):\n    return [0, 0]\n"), completions="ids")
+    fails(
+        "must be 'text' or 'messages'",
+        own("def reward(completions):\n    return [0, 0]\n"),
+        completions="ids",
+    )
 
 
 def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
     """What the prompt has begun of an answer (`<think>`) is no part of the sample, and part of the answer."""
-    spec = own("def reward(prompt, sample):\n    return float(sample.text == '<think>' + prompt.answer)\n")
+    spec = own(
+        "def reward(prompt, sample):\n    return float(sample.text == '<think>' + prompt.answer)\n"
+    )
     texts, samples = ["<think>4", "<think>7"], [sample("4"), sample("7")]
     assert [s.value for s in load(spec).score(PROBLEMS, texts, samples)] == [1.0, 0.0]
 
@@ -208,7 +239,12 @@ def test_a_column_that_is_no_plain_data_is_named(own: Own) -> None:
     )
     import datetime
 
-    problem = Problem("p", PROBLEMS[0].messages, "4", meta={"when": datetime.date(2026, 11, 23), "n": np.array([1, 2])})
+    problem = Problem(
+        "p",
+        PROBLEMS[0].messages,
+        "4",
+        meta={"when": datetime.date(2026, 11, 23), "n": np.array([1, 2])},
+    )
     assert load(spec).score([problem], ["4"])[0].value == 1.0
     with pytest.raises(RewardError, match="problem 'q' has a object, which is no plain data"):
         load(spec).score([Problem("q", problem.messages, meta={"x": object()})], ["4"])

@@ -28,7 +28,10 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
-    rows = [{**row, "talk": [{"role": "user", "content": row["question"]}], "image": b"\x00"} for row in sums(0, 50)]
+    rows = [
+        {**row, "talk": [{"role": "user", "content": row["question"]}], "image": b"\x00"}
+        for row in sums(0, 50)
+    ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     lines = Files(write(tmp_path / "a.jsonl", sums(0, 50)))
     table = Files(str(tmp_path / "a.parquet"))
@@ -50,7 +53,9 @@ def test_broken_parquet(tmp_path: Path):
         with pytest.raises(DataError, match="no readable Parquet file") as caught:
             Files(str(tmp_path / "a.parquet"))
         assert "\n" not in str(caught.value)
-    parquet.write_table(pyarrow.Table.from_pylist(sums(0, 50)).slice(0, 0), tmp_path / "none.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_pylist(sums(0, 50)).slice(0, 0), tmp_path / "none.parquet"
+    )
     with pytest.raises(DataError, match="it is empty"):
         Files(str(tmp_path / "none.parquet"))
 
@@ -106,7 +111,11 @@ def test_a_hub_data_set_brings_its_own_split(tmp_path: Path, monkeypatch: pytest
     ("files", "folder", "message"),
     [
         (["README.md", "a.py"], "", "no .parquet or .jsonl file there"),
-        (["a/train.parquet", "b/train.parquet"], "", r"several configurations \(a, b\); write hf:o/n/b"),
+        (
+            ["a/train.parquet", "b/train.parquet"],
+            "",
+            r"several configurations \(a, b\); write hf:o/n/b",
+        ),
         (["a/train.parquet"], "c", "no .parquet or .jsonl file in 'c'"),
         (["one.parquet", "two.parquet"], "", "which file is for training"),
         (["d/test.parquet"], "d", "which file is for training.*hf:o/n/d/test.parquet"),
@@ -131,12 +140,18 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
-    with pytest.raises(DataError, match=r"cannot reach the Hub .*hf download some/sums --repo-type dataset") as caught:
+    with pytest.raises(
+        DataError, match=r"cannot reach the Hub .*hf download some/sums --repo-type dataset"
+    ) as caught:
         load("hf:some/sums")
     assert "\n" not in str(caught.value)
     write(tmp_path / "train.jsonl", sums(0, 30))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))  # in the cache
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, repo_type: str(tmp_path / file))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path)
+    )  # in the cache
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, file, repo_type: str(tmp_path / file)
+    )
     assert sum(load("hf:some/sums").size(s) or 0 for s in ("train", "test")) == 30
     with pytest.raises(DataError, match="write hf:owner/name"):
         Files("hf:name")

@@ -44,7 +44,9 @@ optimizer = { lr = 1e-2 }
 @pytest.fixture
 def written(tmp_path):
     own = tmp_path / "own.py"
-    own.write_text("def score(prompt, sample):\n    return float(sum(sample.tokens.tolist()) % 7) / 7\n")
+    own.write_text(
+        "def score(prompt, sample):\n    return float(sum(sample.tokens.tolist()) % 7) / 7\n"
+    )
 
     def write(workers=1):
         path = tmp_path / f"{workers}.toml"
@@ -69,8 +71,21 @@ def told(folder: Path):
 def test_two_processes_leave_the_same_bits(written, tmp_path):
     found = []
     for place in ("a", "b"):
-        command = [sys.executable, "-m", "whet.cli.main", "run", str(written()), "--runs", str(tmp_path / place)]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": str(len(found))})
+        command = [
+            sys.executable,
+            "-m",
+            "whet.cli.main",
+            "run",
+            str(written()),
+            "--runs",
+            str(tmp_path / place),
+        ]
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": str(len(found))},
+        )
         found.append(told(tmp_path / place / "same"))
     assert found[0] == found[1]
 
@@ -86,9 +101,13 @@ def test_the_number_of_reward_workers_changes_nothing(written, tmp_path):
 def test_the_number_of_rows_drawn_side_by_side_changes_no_token(written, tmp_path, monkeypatch):
     found = []
     for rows in (256, 5):
-        monkeypatch.setattr(pipeline, "engine_for", lambda model, chat, rows=rows: engine_for(model, chat, rows))
+        monkeypatch.setattr(
+            pipeline, "engine_for", lambda model, chat, rows=rows: engine_for(model, chat, rows)
+        )
         recipe = recipes.load(written())
-        only = recipe.model_copy(update={"stage": [recipe.stage[0], recipe.stage[1].model_copy(update={"steps": 1})]})
+        only = recipe.model_copy(
+            update={"stage": [recipe.stage[0], recipe.stage[1].model_copy(update={"steps": 1})]}
+        )
         pipeline.run(only, tmp_path / str(rows))
         drawn = (tmp_path / str(rows) / "samples" / "rl" / "000001.jsonl").read_text().splitlines()
         found.append([[s["ids"] for s in json.loads(x)["samples"]] for x in drawn])

@@ -23,7 +23,17 @@ from . import test_oracle
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "algorithms"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-CORE = ("advantage", "ratio", "clip_low", "clip_high", "aggregation", "kl", "beta", "sampling", "updates")
+CORE = (
+    "advantage",
+    "ratio",
+    "clip_low",
+    "clip_high",
+    "aggregation",
+    "kl",
+    "beta",
+    "sampling",
+    "updates",
+)
 PARTS = ("Source", "Choices of ours", "Worked number", "Exact bias", "Use it", "Keys it reads")
 rows = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 
@@ -71,7 +81,9 @@ def test_worked_numbers(name: str):
     for block in re.findall(r"```python\n(.*?)```", page(name), re.DOTALL):
         examples = doctest.DocTestParser().get_doctest(block, {}, name, f"{name}.md", 0)
         told: list[str] = []
-        assert doctest.DocTestRunner(verbose=False).run(examples, out=told.append).failed == 0, "".join(told)
+        assert doctest.DocTestRunner(verbose=False).run(examples, out=told.append).failed == 0, (
+            "".join(told)
+        )
         found += len(examples.examples)
     assert found or name not in TABLE
 
@@ -85,7 +97,9 @@ def test_a_page_names_the_stage_keys_that_the_row_reads(row: Algorithm):
         "pool": row.sampling == "prioritised",
         "draws": row.sampling == "dynamic",
     }
-    assert {key for key in needs if re.search(rf"`{key}\b", said)} == {key for key, read in needs.items() if read}
+    assert {key for key in needs if re.search(rf"`{key}\b", said)} == {
+        key for key, read in needs.items() if read
+    }
 
 
 BIAS = {  # (row, changed cells, answers in an update): degrees to the row's claim; what a cell, or the size of an update, brings to the bias
@@ -132,7 +146,11 @@ def test_distilling_with_gamma_1_is_the_kl_of_whole_answers(oracle):
 
 def test_every_angle_in_the_pages_is_one_that_a_test_measures():
     source = Path(test_oracle.__file__).read_text(encoding="utf-8")
-    known = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and type(n.value) is float}
+    known = {
+        n.value
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Constant) and type(n.value) is float
+    }
     known |= {*BIAS.values(), 4.7}
     for path in PAGES.glob("*.md"):
         angles = {float(x) for x in re.findall(r"(\d+\.\d\d)°", path.read_text(encoding="utf-8"))}
@@ -141,23 +159,35 @@ def test_every_angle_in_the_pages_is_one_that_a_test_measures():
 
 @pytest.mark.parametrize("name", test_oracle.OFF_POLICY)
 def test_a_page_says_what_its_clip_costs_off_policy(name: str):
-    assert all(f"{angle:.2f}°" in paragraph(page(name), "Exact bias") for angle in test_oracle.OFF_POLICY[name])
+    assert all(
+        f"{angle:.2f}°" in paragraph(page(name), "Exact bias")
+        for angle in test_oracle.OFF_POLICY[name]
+    )
 
 
 def test_the_index_names_every_cell_with_its_default():
     text = page("index").split("## Cells", 1)[1].split("\n## ", 1)[0]
     said = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", text, re.MULTILINE)
     plain = Algorithm("", "", "raw")
-    own = {f.name: getattr(plain, f.name) for f in fields(Algorithm) if f.name not in ("name", "source", "advantage")}
+    own = {
+        f.name: getattr(plain, f.name)
+        for f in fields(Algorithm)
+        if f.name not in ("name", "source", "advantage")
+    }
     own |= {f"critic.{f.name}": getattr(Critic(), f.name) for f in fields(Critic)}
-    shown = {k: str(v).lower() if isinstance(v, (bool, str, type(None))) else f"{v:g}" for k, v in own.items()}
+    shown = {
+        k: str(v).lower() if isinstance(v, (bool, str, type(None))) else f"{v:g}"
+        for k, v in own.items()
+    }
     assert dict(said) == {"advantage": "–", **shown} and len(said) == len(shown) + 1
 
 
 @rows
 def test_the_index_counts_the_models_that_a_row_holds(row: Algorithm):
     held = 1 + row.has_kl + (row.critic is not None or row.token_reward)
-    lines = [x for x in page("index").splitlines() if x.startswith(f"| [{row.name}]({row.name}.md) |")]
+    lines = [
+        x for x in page("index").splitlines() if x.startswith(f"| [{row.name}]({row.name}.md) |")
+    ]
     assert len(lines) == 2 and lines[0].split("|")[-2].strip().startswith(f"{held}: policy")
 
 
@@ -172,8 +202,12 @@ def pushes(row: Algorithm) -> list[list[float]]:
     right = [r > 0.5 for group in rewards for r in group]
     given = [a for group in row.advantages(rewards) for a in group.tolist()]
     samples = [world.sample((1,) * n) for n in lengths]
-    batch = pack(samples, given, row.weights(lengths, 8), torch.float64, row.clones(lengths, right, 8))
-    batch, _ = Credit(row, Sampling(), 10**6, None, world.TabularCritic(lambda p: 0.0)).give(batch, samples, right)
+    batch = pack(
+        samples, given, row.weights(lengths, 8), torch.float64, row.clones(lengths, right, 8)
+    )
+    batch, _ = Credit(row, Sampling(), 10**6, None, world.TabularCritic(lambda p: 0.0)).give(
+        batch, samples, right
+    )
     logp = batch.logp_old.clone().requires_grad_()
     loss = (row.loss(logp, torch.zeros_like(logp), batch) * batch.weight).sum()
     push = (-torch.autograd.grad(loss, logp)[0]).tolist()
@@ -208,4 +242,6 @@ def test_links_lead_somewhere(page: Path):
             assert there.exists(), f"{target}: no such file"
             if heading:
                 headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
-                assert heading in [h.lower().replace(" ", "-") for h in headings], f"{target}: no such heading"
+                assert heading in [h.lower().replace(" ", "-") for h in headings], (
+                    f"{target}: no such heading"
+                )

@@ -29,7 +29,9 @@ class Letters:
 
 
 def tiny(vocab: int = 23, **more: object) -> Transformer:
-    config = ModelConfig("qwen3", vocab, 32, 2, 4, 2, 12, 48, qk_norm=True, tied=False, max_positions=512)
+    config = ModelConfig(
+        "qwen3", vocab, 32, 2, 4, 2, 12, 48, qk_norm=True, tied=False, max_positions=512
+    )
     model = Transformer(replace(config, **more)).initialize(torch.Generator().manual_seed(1))
     with torch.no_grad():
         for p in model.parameters():
@@ -40,7 +42,10 @@ def tiny(vocab: int = 23, **more: object) -> Transformer:
 def ask(*lengths: int, vocab: int = 23) -> list[Prompt]:
     rng = np.random.default_rng(len(lengths))
     return [
-        Prompt(Problem(f"q{i}", ({"role": "user", "content": ""},)), tuple(rng.integers(0, vocab, n).tolist()))
+        Prompt(
+            Problem(f"q{i}", ({"role": "user", "content": ""},)),
+            tuple(rng.integers(0, vocab, n).tolist()),
+        )
         for i, n in enumerate(lengths)
     ]
 
@@ -90,7 +95,9 @@ def test_a_sample_does_not_depend_on_its_batch_mates() -> None:
     together = NativeEngine(model, Letters(), EOS).generate(prompts, sampling)
     for rows in (1, 4, 7):
         other = NativeEngine(model, Letters(), EOS, rows).generate(prompts[::-1], sampling)[::-1]
-        assert [[s.tokens.tolist() for s in g] for g in other] == [[s.tokens.tolist() for s in g] for g in together]
+        assert [[s.tokens.tolist() for s in g] for g in other] == [
+            [s.tokens.tolist() for s in g] for g in together
+        ]
         if kernels() is not None:  # then not by a bit
             pairs = zip(sum(other, ()), sum(together, ()), strict=True)
             assert all(np.array_equal(a.logp, b.logp) for a, b in pairs)
@@ -106,15 +113,22 @@ def test_a_sample_does_not_depend_on_its_batch_mates() -> None:
         assert [s.tokens.tolist() for s in alone] == [s.tokens.tolist() for s in group[:2]]
     assert len({tuple(s.tokens.tolist()) for s in together[0]}) > 1
     reseeded = NativeEngine(model, Letters(), EOS).generate(prompts, replace(sampling, seed=4))
-    assert any(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(reseeded[2], together[2], strict=True))
+    assert any(
+        a.tokens.tolist() != b.tokens.tolist()
+        for a, b in zip(reseeded[2], together[2], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0.6), Sampling(temperature=1.4, top_p=0.8), Sampling(top_k=3)], ids=str
+    "sampling",
+    [Sampling(temperature=0.6), Sampling(temperature=1.4, top_p=0.8), Sampling(top_k=3)],
+    ids=str,
 )
 def test_frequencies_follow_the_processed_distribution(sampling: Sampling) -> None:
     model, prompt, n = tiny(vocab=5, hidden=16, layers=1), ask(3, vocab=5), 4000
-    group = NativeEngine(model, Letters(), ()).generate(prompt, replace(sampling, n=n, max_tokens=2, seed=11))[0]
+    group = NativeEngine(model, Letters(), ()).generate(
+        prompt, replace(sampling, n=n, max_tokens=2, seed=11)
+    )[0]
     counts = Counter(tuple(s.tokens[3:].tolist()) for s in group)
     statistic, cells = 0.0, 0
     for pair in product(range(5), repeat=2):
@@ -131,7 +145,8 @@ def test_frequencies_follow_the_processed_distribution(sampling: Sampling) -> No
 
 def test_inverse_cdf_never_takes_what_has_no_probability() -> None:
     logp = torch.tensor([[-torch.inf, 0.25, -torch.inf, 0.75, -torch.inf]]).where(
-        torch.tensor([[True, False, True, False, True]]), torch.tensor([[0, 0.25, 0, 0.75, 0]]).log()
+        torch.tensor([[True, False, True, False, True]]),
+        torch.tensor([[0, 0.25, 0, 0.75, 0]]).log(),
     )
     below, one = np.nextafter(0.25, 0), np.nextafter(1.0, 0)
     for u, token in ((0.0, 1), (below, 1), (0.25, 3), (one, 3), (1.0, 3)):
@@ -153,7 +168,9 @@ def test_inverse_cdf_is_the_same_over_blocks(vocab: int) -> None:
     assert (logp.gather(1, told[:, None]) > -torch.inf).all()
     below = torch.where(told > 0, ends.gather(1, (told - 1).clamp_min(0)[:, None]).squeeze(1), 0.0)
     target, within = u * ends[:, -1], 1e-12
-    assert (below <= target + within).all() and (ends.gather(1, told[:, None]).squeeze(1) >= target - within).all()
+    assert (below <= target + within).all() and (
+        ends.gather(1, told[:, None]).squeeze(1) >= target - within
+    ).all()
 
 
 def test_uniform_numbers_are_uniform_and_belong_to_their_key() -> None:
@@ -174,16 +191,26 @@ def test_the_same_id_twice_gives_other_samples() -> None:
 
 
 @pytest.mark.parametrize("change", [{}, {"kv_heads": 4}, {"kv_heads": 1, "no_rope_layers": (1,)}])
-def test_a_cache_that_grows_and_shifts(monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
-    model, prompts, s = tiny(**change), ask(9, 3, 9, 20, 2), Sampling(n=5, temperature=0.9, max_tokens=90, seed=2)
+def test_a_cache_that_grows_and_shifts(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    model, prompts, s = (
+        tiny(**change),
+        ask(9, 3, 9, 20, 2),
+        Sampling(n=5, temperature=0.9, max_tokens=90, seed=2),
+    )
     expected = NativeEngine(model, Letters(), EOS).generate(prompts, s)
     monkeypatch.setattr("whet.engines.cache.AT_ONCE", 0)
     monkeypatch.setattr("whet.engines.cache.BLOCK", 4)
     monkeypatch.setattr(native, "PREFILL", 10)
     groups = NativeEngine(model, Letters(), EOS, 6).generate(prompts, s)
-    for sample, other in zip((x for g in groups for x in g), (x for g in expected for x in g), strict=True):
+    for sample, other in zip(
+        (x for g in groups for x in g), (x for g in expected for x in g), strict=True
+    ):
         assert sample.tokens.tolist() == other.tokens.tolist()
-        np.testing.assert_allclose(sample.logp[sample.mask], trainer_logp(model, sample, s), atol=1e-5)
+        np.testing.assert_allclose(
+            sample.logp[sample.mask], trainer_logp(model, sample, s), atol=1e-5
+        )
 
 
 def test_a_groups_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +224,9 @@ def test_a_groups_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cache, "admit_prompts", spy)
     for rows in (3, 7, 64):
         read.clear()
-        NativeEngine(tiny(), Letters(), EOS, rows).generate(ask(9, 3, 20), Sampling(n=5, max_tokens=20))
+        NativeEngine(tiny(), Letters(), EOS, rows).generate(
+            ask(9, 3, 20), Sampling(n=5, max_tokens=20)
+        )
         assert read == [20, 9, 3]
 
 
@@ -205,15 +234,21 @@ def test_weights_are_read_at_every_call_and_modes_restored() -> None:
     model, told = tiny(), []
     model.layers[0].eval()
     engine = NativeEngine(model, Letters(), (), rows=4)
-    before = engine.generate(ask(5), Sampling(n=6, max_tokens=12, seed=1), lambda *x: told.append(x))[0]
+    before = engine.generate(
+        ask(5), Sampling(n=6, max_tokens=12, seed=1), lambda *x: told.append(x)
+    )[0]
     assert told[-1] == (6, 6) and told == sorted(set(told))
     with torch.no_grad():
         model.head.weight.mul_(-1)
     engine.version = 1
     after = engine.generate(ask(5), Sampling(n=6, max_tokens=12, seed=1))[0]
-    assert [s.tokens.tolist() for s in before] != [s.tokens.tolist() for s in after] and after[0].version == 1
+    assert [s.tokens.tolist() for s in before] != [s.tokens.tolist() for s in after] and after[
+        0
+    ].version == 1
     assert model.training and not model.layers[0].training and model.layers[1].training
-    model.logits(model.packed(torch.arange(3), torch.arange(3), torch.tensor([0, 3]))).sum().backward()
+    model.logits(
+        model.packed(torch.arange(3), torch.arange(3), torch.tensor([0, 3]))
+    ).sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -230,9 +265,19 @@ def test_refusals() -> None:
     assert engine.generate([], Sampling()) == []
     for prompts, sampling, error, words in (
         ([empty], Sampling(), DataError, "'q0' has no tokens"),
-        ([replace(empty, tokens=(1, 23))], Sampling(), DataError, "token 23, but the model knows 0 to 22"),
+        (
+            [replace(empty, tokens=(1, 23))],
+            Sampling(),
+            DataError,
+            "token 23, but the model knows 0 to 22",
+        ),
         ([replace(empty, tokens=(1, -1))], Sampling(max_tokens=1), DataError, "token -1"),
-        (ask(3, 400), Sampling(max_tokens=113), WhetError, r"'q1'.*512 positions; set max_tokens to 112 or less"),
+        (
+            ask(3, 400),
+            Sampling(max_tokens=113),
+            WhetError,
+            r"'q1'.*512 positions; set max_tokens to 112 or less",
+        ),
         (ask(3), Sampling(n=0), WhetError, "n = 0"),
         (ask(3), Sampling(temperature=float("nan")), WhetError, "temperature = nan"),
         (ask(3), Sampling(top_p=0.0), WhetError, "top_p"),
@@ -246,12 +291,18 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_named(value: float) -> None:
     model = tiny()
-    free = NativeEngine(model, Letters(), ()).generate(ask(9), Sampling(n=8, max_tokens=40, seed=3))[0]
-    unread = next(t for t in range(23) if t not in ask(9)[0].tokens and any(t in s.tokens[:-1] for s in free))
+    free = NativeEngine(model, Letters(), ()).generate(
+        ask(9), Sampling(n=8, max_tokens=40, seed=3)
+    )[0]
+    unread = next(
+        t for t in range(23) if t not in ask(9)[0].tokens and any(t in s.tokens[:-1] for s in free)
+    )
     first = min(np.flatnonzero(s.tokens == unread)[0] for s in free if unread in s.tokens[:-1])
     with torch.no_grad():
         model.embed.weight[unread] = value  # the model breaks once it has read this token
-    with pytest.raises(WhetError, match=f"'q0': the model's logits at position {first} are not finite"):
+    with pytest.raises(
+        WhetError, match=f"'q0': the model's logits at position {first} are not finite"
+    ):
         NativeEngine(model, Letters(), ()).generate(ask(9), Sampling(n=8, max_tokens=40, seed=3))
     broken = tiny()
     with torch.no_grad():
@@ -262,5 +313,7 @@ def test_logits_that_are_not_finite_are_named(value: float) -> None:
 
 def test_no_sample_is_longer_than_max_tokens() -> None:
     s = Sampling(n=70, temperature=1.5, max_tokens=12, seed=1)
-    lengths = [x.length for x in NativeEngine(tiny(), Letters(), EOS, rows=24).generate(ask(4), s)[0]]
+    lengths = [
+        x.length for x in NativeEngine(tiny(), Letters(), EOS, rows=24).generate(ask(4), s)[0]
+    ]
     assert max(lengths) == 12 and min(lengths) < 6

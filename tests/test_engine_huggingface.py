@@ -57,7 +57,10 @@ def tiny(family: str) -> Adapted:
 def ask(*lengths: int) -> list[Prompt]:
     rng = np.random.default_rng(0)
     return [
-        Prompt(Problem(f"q{i}", ({"role": "user", "content": ""},)), tuple(rng.integers(0, VOCAB, n).tolist()))
+        Prompt(
+            Problem(f"q{i}", ({"role": "user", "content": ""},)),
+            tuple(rng.integers(0, VOCAB, n).tolist()),
+        )
         for i, n in enumerate(lengths)
     ]
 
@@ -68,7 +71,9 @@ def test_log_probabilities_are_the_models_own(family: str, rows: int) -> None:
     model, prompts = tiny(family), ask(5, 1, 20, 5, 13)
     s = Sampling(n=4, temperature=0.6, max_tokens=40, top_p=0.9, top_k=15, seed=5)
     told: list[tuple[int, int]] = []
-    groups = HuggingFaceEngine(model, Letters(), EOS, rows, 2).generate(prompts, s, lambda *x: told.append(x))
+    groups = HuggingFaceEngine(model, Letters(), EOS, rows, 2).generate(
+        prompts, s, lambda *x: told.append(x)
+    )
     assert told[-1] == (20, 20) and model.hf.training
     model.hf.eval()
     for prompt, group in zip(prompts, groups, strict=True):
@@ -80,7 +85,9 @@ def test_log_probabilities_are_the_models_own(family: str, rows: int) -> None:
             tokens = torch.from_numpy(sample.tokens)
             with torch.no_grad():
                 logits = model.hf(tokens[None]).logits[0, p - 1 : -1]
-            logp = processed(logits, s.temperature, s.top_p, s.top_k, keep=tokens[p:]).gather(1, tokens[p:, None])[:, 0]
+            logp = processed(logits, s.temperature, s.top_p, s.top_k, keep=tokens[p:]).gather(
+                1, tokens[p:, None]
+            )[:, 0]
             np.testing.assert_allclose(sample.logp[p:], logp.numpy(), atol=1e-5)
     assert {x.finish for g in groups for x in g} == {"stop", "length"}
 

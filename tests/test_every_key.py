@@ -26,30 +26,68 @@ from whet.storage.run_log import Silent
 
 from .crash import left
 
-ECHO = {"recipe.toml", "origin.json"}  # they hold the recipe, so a key that nothing reads changes them too
-SFT = {"name": "base", "kind": "sft", "mix": {"direct": 1.0}, "steps": 3, "batch": 4, "optimizer": {"lr": 1e-2}}
+ECHO = {
+    "recipe.toml",
+    "origin.json",
+}  # they hold the recipe, so a key that nothing reads changes them too
+SFT = {
+    "name": "base",
+    "kind": "sft",
+    "mix": {"direct": 1.0},
+    "steps": 3,
+    "batch": 4,
+    "optimizer": {"lr": 1e-2},
+}
 SFT2 = {**SFT, "name": "again", "start": "base", "evaluate": False}
-RANK = {"name": "order", "kind": "rank", "by": "reward", "problems": 8, "samples": 16, "max_tokens": 4}
+RANK = {
+    "name": "order",
+    "kind": "rank",
+    "by": "reward",
+    "problems": 8,
+    "samples": 16,
+    "max_tokens": 4,
+}
 RANK["reward"] = [{"name": "overlong", "max_tokens": 4, "cache": 4}]
-RM = {"name": "rm", "kind": "reward_model", "data": "order", "steps": 3, "batch": 2, "optimizer": {"lr": 1e-2}}
-RL = {"name": "it", "kind": "rl", "steps": 3, "prompts": 4, "samples": 4, "max_tokens": 4, "probe": 1, "probe_every": 2}
+RM = {
+    "name": "rm",
+    "kind": "reward_model",
+    "data": "order",
+    "steps": 3,
+    "batch": 2,
+    "optimizer": {"lr": 1e-2},
+}
+RL = {
+    "name": "it",
+    "kind": "rl",
+    "steps": 3,
+    "prompts": 4,
+    "samples": 4,
+    "max_tokens": 4,
+    "probe": 1,
+    "probe_every": 2,
+}
 RL |= {"reward": RANK["reward"], "optimizer": {"lr": 1e-2}, "evaluate": False}
 IT: dict[str, dict[str, Any]] = {  # by kind, a stage that is looked at
     "sft": {**SFT, "name": "it", "evaluate": False},
     "reject": {"name": "it", "kind": "reject", "problems": 20, "samples": 8, "max_tokens": 12},
     "rank": {**RANK, "name": "it"},
     "reward_model": {**RM, "name": "it"},
-    "prefer": {**RM, "name": "it", "kind": "prefer", "evaluate": False},
+    "dpo": {**RM, "name": "it", "kind": "dpo", "evaluate": False},
     "rl": RL,
-    "merge": {"name": "it", "kind": "merge", "models": {"base": 0.5, "again": 0.5}, "evaluate": False},
+    "merge": {
+        "name": "it",
+        "kind": "merge",
+        "models": {"base": 0.5, "again": 0.5},
+        "evaluate": False,
+    },
     "evaluate": {"name": "it", "kind": "evaluate", "problems": 8, "max_tokens": 4},
 }
 BEFORE = {
     "reward_model": [SFT, RANK, {**RANK, "name": "fewer", "problems": 6}],
-    "prefer": [SFT, SFT2, RANK, {**RANK, "name": "fewer", "problems": 6}],
+    "dpo": [SFT, SFT2, RANK, {**RANK, "name": "fewer", "problems": 6}],
     "merge": [SFT, SFT2],
 }
-IT["prefer"]["start"] = "base"
+IT["dpo"]["start"] = "base"
 MIX = {"name": "mix", "parts": [{"name": "chain", "operations": 1}, {"name": "taste"}]}
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16}
 FAILS = "def reward(completions, **columns):\n    return [1 / (len(str(completions)) % 3) for _ in completions]\n"
@@ -59,7 +97,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "task": {":task": {"name": "taste"}, ":stage": [{**IT["evaluate"], "start": "new"}]},
     "only": {":task": MIX, ":before": [], "start": "new"},
     "stage.sft.only": {"mix": {"direct": 0.5, "coarse": 0.25, "careful": 0.25}},
-    "stage.sft.data": {":before": [{**IT["reject"], "name": "kept", "start": "SKILLED"}], "start": "SKILLED"},
+    "stage.sft.data": {
+        ":before": [{**IT["reject"], "name": "kept", "start": "SKILLED"}],
+        "start": "SKILLED",
+    },
     "stage.sft.shape": {"shape": SHAPE},
     "gate": {
         ":before": [],
@@ -67,10 +108,22 @@ BESIDE: dict[str, dict[str, Any]] = {
         "gate": {"mode": "direct", "accuracy": 0.0, "every": 2, "samples": 16, "max_tokens": 12},
     },
     "lora": {"lora": {"rank": 2, "alpha": 4}},
-    "longer": {":before": [], "start": "SKILLED", "reward": [], "by": "length", "problems": 20, "max_tokens": 12},
+    "longer": {
+        ":before": [],
+        "start": "SKILLED",
+        "reward": [],
+        "by": "length",
+        "problems": 20,
+        "max_tokens": 12,
+    },
     "critic": {"algorithm": "ppo", "override": {"warmup": 0}, "critic": {"lr": 1e-2}},
     "critic.start": {":before": [SFT, RANK, RM], "start": "base"},
-    "stage.rl.reference": {":before": [SFT, SFT2], "start": "base", "algorithm": "grpo", "override": {"beta": 0.5}},
+    "stage.rl.reference": {
+        ":before": [SFT, SFT2],
+        "start": "base",
+        "algorithm": "grpo",
+        "override": {"beta": 0.5},
+    },
     "ahead": {"override": {"correction": "token"}},
     "draws": {"algorithm": "dapo", "reward": []},
     "pool": {"algorithm": "kimi"},
@@ -110,7 +163,9 @@ def keys(table: type[BaseModel], before: str = "") -> Iterator[str]:
             for kind in get_args(get_args(config.AnyStage)[0]):
                 yield from keys(kind, f"stage.{get_args(kind.model_fields['kind'].annotation)[0]}.")
             continue
-        inner = [t for t in _types(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+        inner = [
+            t for t in _types(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
         yield from keys(inner[0], f"{before}{name}.") if inner else [before + name]
 
 
@@ -125,14 +180,22 @@ def _types(annotation: Any) -> Iterator[Any]:
 def ends(key: str, table: Mapping[str, Any]) -> Any:
     """What a table says of a key, under the longest end of its name that the table has. Raises KeyError where it says nothing."""
     words = key.split(".")
-    return next(table[end] for i in range(len(words)) if (end := ".".join(words[i:])) in table or i == len(words) - 1)
+    return next(
+        table[end]
+        for i in range(len(words))
+        if (end := ".".join(words[i:])) in table or i == len(words) - 1
+    )
 
 
 def base(key: str) -> dict[str, Any]:
     """A recipe in which the key is read."""
     kind = key.split(".")[1] if key.startswith("stage.") else None
     stage = dict(IT[kind] if kind else SFT2)
-    recipe: dict[str, Any] = {"name": "it", "task": {"name": "chain", "operations": 1}, "model": {"shape": SHAPE}}
+    recipe: dict[str, Any] = {
+        "name": "it",
+        "task": {"name": "chain", "operations": 1},
+        "model": {"shape": SHAPE},
+    }
     recipe |= {"evaluation": {"problems": 8, "max_tokens": 4}, "save": {"every": 1}}
     before = BEFORE.get(kind or "", [SFT])
     for part, besides in BESIDE.items():
@@ -165,7 +228,9 @@ class Watched(Silent):
         self.folder, self.seen = folder, list[Any]()
 
     def step(self, done: int, values: Mapping[str, float]) -> None:
-        self.seen.append(sorted(str(p.relative_to(self.folder)) for p in self.folder.glob("*/checkpoints/*")))
+        self.seen.append(
+            sorted(str(p.relative_to(self.folder)) for p in self.folder.glob("*/checkpoints/*"))
+        )
 
 
 def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> dict[str, Any]:
@@ -173,11 +238,19 @@ def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> d
     text = json.dumps(data)
     for word, place in places.items():
         text = text.replace(f'"{word}', f'"{place}')
-    recipe, threads, seen = recipes.parse(json.loads(text)), torch.get_num_threads(), Watched(folder)
+    recipe, threads, seen = (
+        recipes.parse(json.loads(text)),
+        torch.get_num_threads(),
+        Watched(folder),
+    )
     try:
         with patch.object(Layer, "forward", autospec=True, side_effect=Layer.forward) as layers:
             pipeline.run(recipe, folder, seen)
-        found: dict[str, Any] = {**left(folder), "kept": seen.seen, "threads": torch.get_num_threads()}
+        found: dict[str, Any] = {
+            **left(folder),
+            "kept": seen.seen,
+            "threads": torch.get_num_threads(),
+        }
         found["layers"] = layers.call_count  # what is made again is made of the same bits
     except WhetError as refusal:
         return {"refused": str(refusal)}
@@ -198,10 +271,21 @@ def places(tmp_path_factory):
         word: fake_hub.checkpoint(f"Qwen/Qwen3-{size}", folder / word)
         for word, size in (("MODEL", "0.6B"), ("OTHER", "1.7B"))
     }
-    skilled = {**SFT, "mix": {"direct": 0.5, "careful": 0.5}, "steps": 250, "batch": 16, "evaluate": False}
-    skilled |= {"shape": {**SHAPE, "hidden": 32, "ffn": 64}, "optimizer": {"kind": "muon", "lr": 0.02, "lr_rest": 0.01}}
+    skilled = {
+        **SFT,
+        "mix": {"direct": 0.5, "careful": 0.5},
+        "steps": 250,
+        "batch": 16,
+        "evaluate": False,
+    }
+    skilled |= {
+        "shape": {**SHAPE, "hidden": 32, "ffn": 64},
+        "optimizer": {"kind": "muon", "lr": 0.02, "lr_rest": 0.01},
+    }
     pipeline.run(
-        recipes.parse({"name": "it", "task": {"name": "chain", "operations": 1}, "stage": [skilled]}),
+        recipes.parse(
+            {"name": "it", "task": {"name": "chain", "operations": 1}, "stage": [skilled]}
+        ),
         folder / "skilled",
     )
     return {**known, "FAILS": folder / "fails.py", "SKILLED": folder / "skilled" / "model"}
@@ -230,7 +314,9 @@ def test_a_key_changes_what_a_run_leaves_or_is_refused(key, tmp_path, places, un
     assert "refused" not in before, before
     if key == "about":  # for who reads the recipe
         return
-    if told := next((told for pattern, told in REFUSED.items() if re.fullmatch(pattern, key)), None):
+    if told := next(
+        (told for pattern, told in REFUSED.items() if re.fullmatch(pattern, key)), None
+    ):
         with pytest.raises(RecipeError, match=told):
             outcome(other, tmp_path / "it", places)
     else:
@@ -255,7 +341,9 @@ def test_where_it_would_not_be_read_a_key_is_refused_by_name(kind, besides, tmp_
     data = base(f"stage.{kind}.steps")
     data["stage"] = [SFT, {**IT["reject"], "name": "kept"}, {**IT[kind], **besides}]
     key = "lr_rest" if "optimizer" in besides else "mix" if "mix" in besides else list(besides)[-1]
-    with pytest.raises(RecipeError, match=rf"\b{key}\b.*drop|only = .* means nothing|trains no critic"):
+    with pytest.raises(
+        RecipeError, match=rf"\b{key}\b.*drop|only = .* means nothing|trains no critic"
+    ):
         pipeline.run(recipes.parse(data), tmp_path / "it")
     assert not (tmp_path / "it").exists()
 

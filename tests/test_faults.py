@@ -37,7 +37,10 @@ def undisturbed(tmp_path_factory, recipe):
 
 
 def test_the_recipe_that_meets_them_has_every_kind_of_stage(recipe):
-    kinds = {get_args(k.model_fields["kind"].annotation)[0] for k in get_args(get_args(config.AnyStage)[0])}
+    kinds = {
+        get_args(k.model_fields["kind"].annotation)[0]
+        for k in get_args(get_args(config.AnyStage)[0])
+    }
     assert {s.kind for s in recipe.stage} == kinds
 
 
@@ -46,7 +49,9 @@ def test_what_a_power_cut_leaves_goes_on_to_the_same_files(tmp_path, recipe):
     assert cuts > 20 and wrong == []
 
 
-def test_where_a_checkpoint_is_committed_the_log_and_the_samples_of_its_steps_are_on_disk(tmp_path, recipe):
+def test_where_a_checkpoint_is_committed_the_log_and_the_samples_of_its_steps_are_on_disk(
+    tmp_path, recipe
+):
     """Else a power cut could leave steps that are neither in the log nor taken again."""
     seen = list[int]()
 
@@ -82,9 +87,17 @@ def test_system_calls_that_kill_or_find_the_disk_full(fault):
     """The short form of the sweeps of `make crash` and `make full-disk`, in a process of its own, for it forks."""
     command = [sys.executable, TESTS / "sweep.py", fault, "5"]
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0 and f"{fault}: 5 of " in done.stdout and ", 0 not reached" in done.stdout, done
+    assert (
+        done.returncode == 0
+        and f"{fault}: 5 of " in done.stdout
+        and ", 0 not reached" in done.stdout
+    ), done
 
 
 def test_a_run_whose_recipe_was_not_yet_written_may_be_replaced(tmp_path, recipe):
@@ -97,7 +110,9 @@ def test_a_run_whose_recipe_was_not_yet_written_may_be_replaced(tmp_path, recipe
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_being_replaced_is_never_taken_for_somebodys_files(tmp_path, recipe, monkeypatch):
+def test_a_run_that_is_being_replaced_is_never_taken_for_somebodys_files(
+    tmp_path, recipe, monkeypatch
+):
     """Killed while the old run is removed, the place is free at once."""
     stopped(recipe, tmp_path / "crash", "base", 1)
 
@@ -105,7 +120,9 @@ def test_a_run_that_is_being_replaced_is_never_taken_for_somebodys_files(tmp_pat
         (path / "recipe.toml").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else dies(path))
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else dies(path)
+    )
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(tmp_path / "crash", overwrite=True)
     monkeypatch.undo()
@@ -113,7 +130,9 @@ def test_a_run_that_is_being_replaced_is_never_taken_for_somebodys_files(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_recipe_beside_a_run_is_there_whole_while_it_is_written_again(tmp_path, recipe, undisturbed, monkeypatch):
+def test_the_recipe_beside_a_run_is_there_whole_while_it_is_written_again(
+    tmp_path, recipe, undisturbed, monkeypatch
+):
     """Going on writes it anew; a kill right then must not cost the run."""
     stopped(recipe, tmp_path / "crash", "ppo", 1)
     before = (tmp_path / "crash" / "recipe.toml").read_text()
@@ -147,7 +166,9 @@ def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed
 
     def half(source: Path, target: Path) -> None:
         target.write_bytes(source.read_bytes()[:100])
-        monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)  # the dead clear nothing away
+        monkeypatch.setattr(
+            shutil, "rmtree", lambda path, ignore_errors=False: None
+        )  # the dead clear nothing away
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "copy2", half)
@@ -155,7 +176,9 @@ def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed
     with pytest.raises(KeyboardInterrupt):
         resume.rerun(recipe, tmp_path / "crash", "ppo")
     monkeypatch.undo()
-    assert any(p.read_bytes().count(b"\n") < 3 for p in tmp_path.rglob("*") if p.name == "metrics.jsonl")
+    assert any(
+        p.read_bytes().count(b"\n") < 3 for p in tmp_path.rglob("*") if p.name == "metrics.jsonl"
+    )
     resume.resume(recipe, tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
@@ -172,7 +195,9 @@ class At(Silent):
 
 
 @pytest.mark.parametrize("stage", ["kept", "order", "look"])
-def test_a_stage_that_only_draws_is_left_while_it_draws_and_begins_anew(tmp_path, recipe, undisturbed, stage):
+def test_a_stage_that_only_draws_is_left_while_it_draws_and_begins_anew(
+    tmp_path, recipe, undisturbed, stage
+):
     stop = Event()
     with pytest.raises(Stopped, match=f"while stage {stage} drew"):
         pipeline.run(recipe, tmp_path / "crash", At(stop, stage), stop)

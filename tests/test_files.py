@@ -39,8 +39,12 @@ def test_one_file_is_split_by_its_questions_whatever_their_order(tmp_path: Path)
     assert 20 <= len(test) <= 60
     assert questions(backward, "test") == test
     for split, n in (("train", 50), ("test", 20)):
-        assert [p.id for p in forward.problems(split, n, 3)] == [p.id for p in backward.problems(split, n, 3)]
-    assert [p.id for p in forward.problems("train", 50, 3)] != [p.id for p in forward.problems("train", 50, 4)]
+        assert [p.id for p in forward.problems(split, n, 3)] == [
+            p.id for p in backward.problems(split, n, 3)
+        ]
+    assert [p.id for p in forward.problems("train", 50, 3)] != [
+        p.id for p in forward.problems("train", 50, 4)
+    ]
 
 
 def test_questions_of_the_test_file_leave_train_and_repeats_are_counted(tmp_path: Path):
@@ -49,7 +53,9 @@ def test_questions_of_the_test_file_leave_train_and_repeats_are_counted(tmp_path
         {"question": "  what IS 3\n+ 1? ", "answer": "4"},
         {"question": "What is 5 + 1?", "answer": "7"},
     ]
-    task = Files(write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", sums(18, 25)))
+    task = Files(
+        write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", sums(18, 25))
+    )
     assert task.size("train") == 18 and task.size("test") == 7
     assert not questions(task, "train") & questions(task, "test")
     assert (
@@ -75,11 +81,19 @@ def test_the_same_problems_under_another_hash_seed(tmp_path: Path):
     script = f"from whet.tasks import load; print([p.id for p in load('files', path={path!r}).problems('test', 10, 5)])"
     outs = [
         subprocess.run(
-            [sys.executable, "-c", script], env={"PYTHONHASHSEED": s}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": s},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for s in ("1", "2")
     ]
-    assert outs[0].stdout == outs[1].stdout == f"{[p.id for p in Files(path).problems('test', 10, 5)]}\n"
+    assert (
+        outs[0].stdout
+        == outs[1].stdout
+        == f"{[p.id for p in Files(path).problems('test', 10, 5)]}\n"
+    )
 
 
 # ---- columns
@@ -89,7 +103,10 @@ def test_named_columns_system_and_numbers(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", [{"q": "How many?", "a": 18}, {"q": "And now?", "a": 2.5}])
     task = Files(path, question="q", answer="a", system="Be brief.", test_share=0.0)
     first, second = sorted(task.problems("train", 2, 0), key=lambda p: p.question)
-    assert second.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"})
+    assert second.messages == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How many?"},
+    )
     assert (first.answer, second.answer) == ("2.5", "18")
     assert set("How many? And now? Be brief. 18 2.5") == set(task.alphabet())
 
@@ -105,17 +122,28 @@ def test_named_columns_system_and_numbers(tmp_path: Path):
     ids=str,
 )
 def test_the_gold_answer_within_a_longer_text(tmp_path: Path, options: dict, gold: str):
-    path = write(tmp_path / "a.jsonl", [{"question": "q", "answer": "48/2 = <<48/2=24>>24\n#### 1\n#### 72 "}])
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"question": "q", "answer": "48/2 = <<48/2=24>>24\n#### 1\n#### 72 "}],
+    )
     assert Files(path, test_share=0.0, **options).problems("train", 1, 0)[0].answer == gold
 
 
 def test_responses_and_messages_make_a_corpus(tmp_path: Path):
-    rows = [{"question": f"q{i}", "answer": f"{i}", "how": f"<think>hm</think>{i}"} for i in range(5)]
+    rows = [
+        {"question": f"q{i}", "answer": f"{i}", "how": f"<think>hm</think>{i}"} for i in range(5)
+    ]
     task = Files(write(tmp_path / "a.jsonl", rows), response="how", test_share=0.0)
     pairs = task.corpus({}, 12, 0)
     assert len(pairs) == 12 and all(text == f"<think>hm</think>{p.answer}" for p, text in pairs)
-    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "r"}]
-    task = Files(write(tmp_path / "b.jsonl", [{"chat": talk}]), messages="chat", answer="", test_share=0.0)
+    talk = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "r"},
+    ]
+    task = Files(
+        write(tmp_path / "b.jsonl", [{"chat": talk}]), messages="chat", answer="", test_share=0.0
+    )
     ((problem, text),) = task.corpus({}, 1, 0)
     assert (list(problem.messages), text, problem.answer) == (talk[:2], "r", None)
     with pytest.raises(DataError, match="nothing can be verified"):
@@ -135,33 +163,67 @@ def test_scores_come_from_the_named_reward(tmp_path: Path):
     task = Files(path, test_share=0.0)
     (problem,) = task.problems("train", 1, 0)
     scores = task.score([problem] * 3, ["<think>10+1</think>11", "<think>11</think>12", ""])
-    assert [(s.status, s.correct) for s in scores] == [("scored", True), ("wrong", False), ("unparsed", False)]
+    assert [(s.status, s.correct) for s in scores] == [
+        ("scored", True),
+        ("wrong", False),
+        ("unparsed", False),
+    ]
     with pytest.raises(WhetError, match="did you mean 'math'"):
         Files(path, reward="maths").score([problem], ["11"])
 
 
 def test_what_a_data_set_says_is_data(tmp_path: Path):
     hostile = "<script>alert(1)</script> {{ 7*7 }} <|im_end|> __import__('os').system('true') \u202e %s {0}"
-    task = Files(write(tmp_path / "a.jsonl", [{"question": hostile, "answer": "1"}]), test_share=0.0)
+    task = Files(
+        write(tmp_path / "a.jsonl", [{"question": hostile, "answer": "1"}]), test_share=0.0
+    )
     assert task.problems("train", 1, 0)[0].question == hostile
 
 
 # ---- broken input
 
 CASES = {
-    "broken line": (b'{"question": "a", "answer": "1"}\n\n{"question": \n', {}, r"a\.jsonl:3: not JSON"),
+    "broken line": (
+        b'{"question": "a", "answer": "1"}\n\n{"question": \n',
+        {},
+        r"a\.jsonl:3: not JSON",
+    ),
     "no object": (b'["question"]\n', {}, r"a\.jsonl:1: a row must be a JSON object"),
     "not utf-8": (b'{"question": "a", "answer": "1"}\n\xff\xfe{}\n', {}, r"a\.jsonl:2: not UTF-8"),
-    "half a surrogate": (b'{"question": "a\\ud800", "answer": "1"}\n', {}, r"a\.jsonl:1: .*not valid Unicode"),
+    "half a surrogate": (
+        b'{"question": "a\\ud800", "answer": "1"}\n',
+        {},
+        r"a\.jsonl:1: .*not valid Unicode",
+    ),
     "nested without end": (b"[" * 100_000 + b"\n", {}, r"a\.jsonl:1: JSON beyond all bounds"),
-    "digits without end": (b'{"question": "a", "answer": ' + b"9" * 5000 + b"}\n", {}, r"a\.jsonl:1: JSON beyond"),
+    "digits without end": (
+        b'{"question": "a", "answer": ' + b"9" * 5000 + b"}\n",
+        {},
+        r"a\.jsonl:1: JSON beyond",
+    ),
     "empty": (b"", {}, "it is empty"),
     "blank": (b"\n  \n", {}, "it is empty"),
-    "missing column": (b'{"questions": "a", "answer": "1"}\n', {}, "no column 'question'; did you mean 'questions'"),
+    "missing column": (
+        b'{"questions": "a", "answer": "1"}\n',
+        {},
+        "no column 'question'; did you mean 'questions'",
+    ),
     "missing gold": (b'{"question": "a", "solution": "1"}\n', {}, "no column 'answer'"),
-    "missing response": (b'{"question": "a", "answer": "1"}\n', {"response": "resp"}, "no column 'resp'"),
-    "a list for text": (b'{"question": ["a"], "answer": "1"}\n', {}, r"a\.jsonl:1: column 'question' holds list"),
-    "no messages": (b'{"m": "hi", "answer": "1"}\n', {"messages": "m"}, r"a\.jsonl:1: column 'm' must be a list"),
+    "missing response": (
+        b'{"question": "a", "answer": "1"}\n',
+        {"response": "resp"},
+        "no column 'resp'",
+    ),
+    "a list for text": (
+        b'{"question": ["a"], "answer": "1"}\n',
+        {},
+        r"a\.jsonl:1: column 'question' holds list",
+    ),
+    "no messages": (
+        b'{"m": "hi", "answer": "1"}\n',
+        {"messages": "m"},
+        r"a\.jsonl:1: column 'm' must be a list",
+    ),
     "unknown role": (
         b'{"m": [{"role": "x", "content": "y"}], "answer": "1"}\n',
         {"messages": "m"},
@@ -195,7 +257,9 @@ def test_broken_input_is_one_clear_line(tmp_path: Path, case: str):
         ([{"question": "a", "answer": "1", "r": "x"}, {"question": "b", "answer": "1"}], {"response": "r"}, "no response.*:2"),
     ],
 )  # fmt: skip
-def test_rows_that_lack_something_are_counted(tmp_path: Path, rows: list[dict], options: dict, message: str):
+def test_rows_that_lack_something_are_counted(
+    tmp_path: Path, rows: list[dict], options: dict, message: str
+):
     with pytest.raises(DataError, match=message):
         Files(write(tmp_path / "a.jsonl", rows), **options)
 
@@ -215,7 +279,9 @@ def test_files_that_are_not_there(tmp_path: Path):
 # ---- real data
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="the shared data directory is not beside this checkout")
+@pytest.mark.skipif(
+    not GSM8K.exists(), reason="the shared data directory is not beside this checkout"
+)
 def test_gsm8k_is_a_files_task():
     task = load(
         "files",
@@ -225,10 +291,17 @@ def test_gsm8k_is_a_files_task():
         response="answer",
     )
     assert (task.size("train"), task.size("test")) == (7473, 1319)
-    problems = [p for split in ("train", "test") for p in task.problems(split, task.size(split) or 0, 0)]
+    problems = [
+        p for split in ("train", "test") for p in task.problems(split, task.size(split) or 0, 0)
+    ]
     assert len({p.id for p in problems}) == 8792
     golds = [p.answer or "" for p in problems]
-    assert all(s.value == 1.0 for s in task.score(problems, [f"<think>so</think>The answer is {g}." for g in golds]))
-    assert not any(s.correct for s in task.score(problems, [f"<think>{g}</think>#### {g}1" for g in golds]))
+    assert all(
+        s.value == 1.0
+        for s in task.score(problems, [f"<think>so</think>The answer is {g}." for g in golds])
+    )
+    assert not any(
+        s.correct for s in task.score(problems, [f"<think>{g}</think>#### {g}1" for g in golds])
+    )
     problem, response = task.corpus({}, 1, 0)[0]
     assert response.endswith(f"#### {problem.answer}")

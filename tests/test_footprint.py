@@ -40,11 +40,20 @@ print(held("VmHWM") - before)
 def test_it_is_within_a_fifth_of_what_a_process_takes(tmp_path, size, tokens):
     work = replace(WORKS["worst"], prompts=3)
     prepare(work, size, tmp_path / "model")
-    given = [sys.executable, "-c", RUN, json.dumps(asdict(work)), str(tmp_path / "model"), str(tokens)]
+    given = [
+        sys.executable,
+        "-c",
+        RUN,
+        json.dumps(asdict(work)),
+        str(tmp_path / "model"),
+        str(tokens),
+    ]
     took = float(subprocess.run(given, capture_output=True, text=True, check=True).stdout)
     stage = whet_side.stage(work, 1).model_copy(update={"micro_tokens": tokens})
     shape = work.shape(size)
-    numbers = memory.needed(stage, shape, memory.parameters(shape), memory.Load(work.prompt, work.length))
+    numbers = memory.needed(
+        stage, shape, memory.parameters(shape), memory.Load(work.prompt, work.length)
+    )
     assert (memory.AROUND + 4 * numbers) / 2**20 == pytest.approx(took, rel=0.2)
 
 
@@ -59,7 +68,9 @@ def test_models_are_counted():
 
 
 def test_a_pass_holds_what_is_packed_and_no_more():
-    stage = config.RL(name="rl", kind="rl", steps=1, algorithm="dr_grpo", prompts=4, samples=8, max_tokens=100)
+    stage = config.RL(
+        name="rl", kind="rl", steps=1, algorithm="dr_grpo", prompts=4, samples=8, max_tokens=100
+    )
     load = memory.Load(prompt=28)
     assert memory.packed(stage, load) == (3200, 112)  # all of it: every prompt is read once
     tight = stage.model_copy(update={"micro_tokens": 1024})

@@ -15,13 +15,22 @@ from whet.types import Sampling, Score
 from .test_check import TINY
 from .tiny_world import world
 
-SMALLER = ("evaluation.problems=20", "stage.rl.prompts=2", "stage.rl.samples=2", "stage.rl.algorithm=dr_grpo")
+SMALLER = (
+    "evaluation.problems=20",
+    "stage.rl.prompts=2",
+    "stage.rl.samples=2",
+    "stage.rl.algorithm=dr_grpo",
+)
 
 
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY.replace("steps = 2\nmix", "steps = 40\nmix").replace("steps = 2\nmax", "steps = 30\nmax"))
+    path.write_text(
+        TINY.replace("steps = 2\nmix", "steps = 40\nmix").replace(
+            "steps = 2\nmax", "steps = 30\nmax"
+        )
+    )
     return lambda *overrides: recipes.load(path, [*SMALLER, *overrides])
 
 
@@ -41,7 +50,9 @@ def test_time_grows_with_steps_and_with_nothing_else(recipe):
 
 
 def test_a_measurement_of_many_answers_is_timed_on_some(recipe):
-    few, many = (forecast.forecast(recipe(f"evaluation.problems={n}"), ticks())[0] for n in (256, 768))
+    few, many = (
+        forecast.forecast(recipe(f"evaluation.problems={n}"), ticks())[0] for n in (256, 768)
+    )
     assert (few.measured.likely, many.measured.likely) == (1.0, 1.5)
     assert forecast.forecast(recipe("stage.base.evaluate=false"), ticks())[0].measured.most == 0
 
@@ -57,7 +68,9 @@ def test_a_gate_may_hold_at_any_look_and_looking_takes_time(recipe):
 def test_answers_have_the_lengths_and_texts_that_were_asked_for(tmp_path):
     model, context = world(tmp_path)
     prompts = context.prompts(context.task.problems("train", 6, 0))
-    drawn = Paced(model, context.chat, [(3, "one"), (5, "another"), (99, "cut")]).generate(prompts, Sampling(4, 1.0, 8))
+    drawn = Paced(model, context.chat, [(3, "one"), (5, "another"), (99, "cut")]).generate(
+        prompts, Sampling(4, 1.0, 8)
+    )
     seen = Counter((s.length, s.text) for group in drawn for s in group)
     assert set(seen) == {(3, "one"), (5, "another"), (8, "cut")}
 
@@ -81,13 +94,18 @@ class Late:
 
 def test_reinforcement_learning_may_lengthen_answers(recipe):
     """At first those that the corpus taught, later the task's longest."""
-    _, rl = forecast.forecast(recipe("stage.base.mix={ direct = 1.0 }"), lambda: float(Lengths.drawn))
+    _, rl = forecast.forecast(
+        recipe("stage.base.mix={ direct = 1.0 }"), lambda: float(Lengths.drawn)
+    )
     assert rl.step.least < rl.step.likely < rl.step.most
 
 
 def test_a_reward_on_length_keeps_them_short(recipe):
     _, rl = forecast.forecast(
-        recipe("stage.base.mix={ direct = 1.0 }", 'stage.rl.reward=[{ name = "task" }, { name = "length_kimi" }]'),
+        recipe(
+            "stage.base.mix={ direct = 1.0 }",
+            'stage.rl.reward=[{ name = "task" }, { name = "length_kimi" }]',
+        ),
         lambda: float(Lengths.drawn),
     )
     assert rl.step.least == rl.step.likely == rl.step.most

@@ -36,7 +36,13 @@ def refused(call):
 
 def places(held, path=()):
     """Every place in nested data."""
-    inside = held.items() if isinstance(held, dict) else enumerate(held) if isinstance(held, list) else ()
+    inside = (
+        held.items()
+        if isinstance(held, dict)
+        else enumerate(held)
+        if isinstance(held, list)
+        else ()
+    )
     for key, value in inside:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -50,7 +56,9 @@ def test_recipes_whose_text_was_changed(tmp_path):
         for _ in range(rng.randrange(1, 6)):
             at = rng.randrange(len(text))
             text[at : at + rng.randrange(4)] = (
-                rng.randbytes(rng.randrange(4)) if rng.random() < 0.5 else b"[]=\"{}',#"[rng.randrange(9) :][:1]
+                rng.randbytes(rng.randrange(4))
+                if rng.random() < 0.5
+                else b"[]=\"{}',#"[rng.randrange(9) :][:1]
             )
         path.write_bytes(text)
         told.append(refused(lambda: recipes.load(path)))
@@ -89,7 +97,9 @@ def test_values_of_a_reward_of_one_s_own(tmp_path):
             Score(1.0, odd),
             Score(1.0, "scored", {"a": odd}),
         ]
-        value = rng.choice([*values, Score(1.0, "scored", odd), Score(1.0, "wrong", {"a": 1.0}, odd)])
+        value = rng.choice(
+            [*values, Score(1.0, "scored", odd), Score(1.0, "wrong", {"a": 1.0}, odd)]
+        )
         value = value if i % 2 == 0 else rng.choice([value, [value], [value] * 2, [0.5, value]])
         reward.function = lambda *given, value=value, **named: value
         try:
@@ -99,6 +109,10 @@ def test_values_of_a_reward_of_one_s_own(tmp_path):
             failed += 1
             continue
         for score in map(finite, scores):
-            json.dumps([score.value, score.status, dict(score.parts), score.reason], allow_nan=False)
-            assert math.isfinite(score.value) and all(math.isfinite(v) for v in score.parts.values())
+            json.dumps(
+                [score.value, score.status, dict(score.parts), score.reason], allow_nan=False
+            )
+            assert math.isfinite(score.value) and all(
+                math.isfinite(v) for v in score.parts.values()
+            )
     assert 500 < failed < 1500

@@ -65,7 +65,9 @@ def test_a_memory_that_does_not_hold_it_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr(main, "tasks_command", fails)
     assert main.main(["tasks"]) == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "the memory does not hold this" in told and "micro_tokens" in told
+    assert (
+        told.count("\n") == 1 and "the memory does not hold this" in told and "micro_tokens" in told
+    )
 
 
 def test_another_fault_of_ours_is_not_called_one_of_memory(monkeypatch):

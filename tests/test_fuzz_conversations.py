@@ -30,7 +30,10 @@ def chat(tmp_path_factory):
 def conversation(rng):
     turns = [{"role": "system", "content": rng.choice(TEXTS)}] if rng.random() < 0.3 else []
     for _ in range(rng.randrange(3)):
-        turns += [{"role": "user", "content": rng.choice(TEXTS)}, {"role": "assistant", "content": rng.choice(TEXTS)}]
+        turns += [
+            {"role": "user", "content": rng.choice(TEXTS)},
+            {"role": "assistant", "content": rng.choice(TEXTS)},
+        ]
     return (*turns, {"role": "user", "content": rng.choice(TEXTS) + rng.choice(TEXTS)})
 
 
@@ -53,7 +56,9 @@ def test_ids_sampled_are_ids_trained(chat):
         samples = []
         for i in range(20):
             messages = conversation(rng)
-            prompt = chat.prompt(Problem(str(i), messages), thinking=rng.choice([None, True, False]))
+            prompt = chat.prompt(
+                Problem(str(i), messages), thinking=rng.choice([None, True, False])
+            )
             # Only the template writes special tokens: a start and an end for each turn, and the start of the answer.
             assert sum(t in special for t in prompt.tokens) == 2 * len(messages) + 1
             samples += [answered(rng, prompt, chat.vocab) for _ in range(rng.randrange(1, 4))]

@@ -50,15 +50,29 @@ def cell(rng, deep=3):
     if kind == 3:
         return None
     if kind == 4:
-        return {rng.choice(["role", "content", "thinking", "x"]): cell(rng, deep - 1) for _ in range(rng.randrange(4))}
+        return {
+            rng.choice(["role", "content", "thinking", "x"]): cell(rng, deep - 1)
+            for _ in range(rng.randrange(4))
+        }
     if kind == 5:
         return [cell(rng, deep - 1) for _ in range(rng.randrange(4))]
-    return [{"role": rng.choice(ROLES), "content": cell(rng, deep - 1)} for _ in range(rng.randrange(4))]
+    return [
+        {"role": rng.choice(ROLES), "content": cell(rng, deep - 1)} for _ in range(rng.randrange(4))
+    ]
 
 
 def good(i):
-    said = [{"role": "user", "content": f"{i}+1="}, {"role": "assistant", "content": f"#### {i + 1}"}]
-    row = {"question": f"{i}+1=", "answer": f"#### {i + 1}", "response": f"{i + 1}", "messages": said, "prompt": f"{i}"}
+    said = [
+        {"role": "user", "content": f"{i}+1="},
+        {"role": "assistant", "content": f"#### {i + 1}"},
+    ]
+    row = {
+        "question": f"{i}+1=",
+        "answer": f"#### {i + 1}",
+        "response": f"{i + 1}",
+        "messages": said,
+        "prompt": f"{i}",
+    }
     return row | {"chosen": "a", "rejected": "b"} if i % 2 else row | {"ranked": ["a", "b"]}
 
 
@@ -87,7 +101,9 @@ def lines(rng):
         case 2:
             held[i] = held[i].decode().encode(rng.choice(["utf-16", "latin-1", "utf-8-sig"]))
         case 3:
-            held[i] = rng.choice([b"[" * 9999, b"9" * 5000, b"null", b"[]", b"\x00", b'{"a":' * 3000, b"NaN"])
+            held[i] = rng.choice(
+                [b"[" * 9999, b"9" * 5000, b"null", b"[]", b"\x00", b'{"a":' * 3000, b"NaN"]
+            )
         case 4:
             return rng.choice([b"", b"\n\n", b"\r\n", b"PAR1", rng.randbytes(100)])
         case 5:
@@ -148,7 +164,15 @@ def test_hundreds_of_broken_parquet_files_are_read_or_refused_in_one_line(tmp_pa
         at = rng.randrange(len(data))
         if i % 2:
             path.write_bytes(
-                rng.choice([data[:at], data[:at] + rng.randbytes(4) + data[at + 4 :], data + b"x", b"", data[4:]])
+                rng.choice(
+                    [
+                        data[:at],
+                        data[:at] + rng.randbytes(4) + data[at + 4 :],
+                        data + b"x",
+                        b"",
+                        data[4:],
+                    ]
+                )
             )
         told[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
     assert min(told.values()) > PARQUETS / 10, told

@@ -19,7 +19,9 @@ from whet.pipeline.validate import refuse
 from whet.tasks import load as load_task
 
 CASES = 6000
-SOURCES = {p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
+SOURCES = {
+    p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+}
 HERE = {"chain", "countdown", "knights", "taste", "mix"}  # tasks that read no file
 WORDS = ["", " ", "previous", "new", "start", "rl", "base", "none", "math", "task", "<|im_end|>", "a/b", "../x", "~", "é\u202e\u0000", "\n\n", "x" * 5000, "hf:a/b", "gym:x", "a:b:c", "nan", "{budget}"]  # fmt: skip
 NUMBERS = [0, 1, -1, 2, 3, -7, 0.0, -0.0, 0.5, 1.0, 1.5, -1e-300, 1e308, 1e-308, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400, float("nan"), float("inf"), float("-inf")]  # fmt: skip
@@ -38,7 +40,10 @@ def value(rng):
     if kind == 6:
         return [value(rng) for _ in range(rng.randrange(4))]
     if kind == 7:
-        return {rng.choice([*WORDS[2:8], "lr", "steps", "name", "kind"]): value(rng) for _ in range(rng.randrange(4))}
+        return {
+            rng.choice([*WORDS[2:8], "lr", "steps", "name", "kind"]): value(rng)
+            for _ in range(rng.randrange(4))
+        }
     deep = 1
     for _ in range(rng.randrange(DEEP)):
         deep = [deep] if rng.random() < 0.5 else {"x": deep}
@@ -57,7 +62,9 @@ def places(held, found=None):
 
 def misspelt(word, rng):
     at = rng.randrange(len(word) + 1)
-    return rng.choice([word[:at] + word[at + 1 :], word[:at] + rng.choice("aé_ -.") + word[at:], word.upper()])
+    return rng.choice(
+        [word[:at] + word[at + 1 :], word[:at] + rng.choice("aé_ -.") + word[at:], word.upper()]
+    )
 
 
 def mutated(held, rng):
@@ -103,12 +110,17 @@ def validated(recipe):
         return
     if recipe.task.name == "mix":
         parts = recipe.task.options.get("parts")
-        named = [p.get("name") for p in parts if isinstance(p, dict)] if isinstance(parts, list) else []
+        named = (
+            [p.get("name") for p in parts if isinstance(p, dict)] if isinstance(parts, list) else []
+        )
         if not all(not isinstance(name, str) or name in HERE for name in named):
             return
     task = load_task(recipe.task.name, **recipe.task.options)
     refuse(recipe, task)
-    for parts in (recipe.reward, *(s.reward for s in recipe.stage if isinstance(s, config.Draws) and s.reward)):
+    for parts in (
+        recipe.reward,
+        *(s.reward for s in recipe.stage if isinstance(s, config.Draws) and s.reward),
+    ):
         if not any(":" in part.name for part in parts):
             rewarded(recipe, parts, task, Path("nowhere"))
 
@@ -164,15 +176,46 @@ def test_thousands_of_changed_texts_of_recipes_are_accepted_or_refused_in_one_li
 def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
     rng, told = random.Random(3), Counter()
     data = [recipes.tomllib.loads(text) for text in SOURCES.values()]
-    words = ["stage", "rl", "base", "optimizer", "lr", "seed", "task", "name", "model", "shape", "0", "", "reward", "x"]
+    words = [
+        "stage",
+        "rl",
+        "base",
+        "optimizer",
+        "lr",
+        "seed",
+        "task",
+        "name",
+        "model",
+        "shape",
+        "0",
+        "",
+        "reward",
+        "x",
+    ]
     for _ in range(CASES // 6):
         held = copy.deepcopy(rng.choice(data))
-        key = rng.choice(["seed", "stage.rl.steps", "model.shape.hidden", "evaluation.problems", "stage.base.batch"])
+        key = rng.choice(
+            [
+                "seed",
+                "stage.rl.steps",
+                "model.shape.hidden",
+                "evaluation.problems",
+                "stage.base.batch",
+            ]
+        )
         if rng.random() < 0.7:
             key = ".".join(rng.choice(words) for _ in range(rng.randrange(1, 5)))
-        shown = rng.choice([lambda v: v, lambda v: tomli_w.dumps({"x": v}).partition("=")[2]])(rng.choice(WORDS))
+        shown = rng.choice([lambda v: v, lambda v: tomli_w.dumps({"x": v}).partition("=")[2]])(
+            rng.choice(WORDS)
+        )
         text = rng.choice(
-            [f"{key}={rng.choice(NUMBERS[:18])}", f"{key}={shown}", f"{key}={'[' * 9999}", key, f"{key}={'9' * 5000}"]
+            [
+                f"{key}={rng.choice(NUMBERS[:18])}",
+                f"{key}={shown}",
+                f"{key}={'[' * 9999}",
+                key,
+                f"{key}={'9' * 5000}",
+            ]
         )
 
         def resolved(held=held, text=text):

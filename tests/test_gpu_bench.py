@@ -45,7 +45,10 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))["parts"]
     assert tuple(told) == PARTS
     lines = [line for part in told.values() for line in part]
-    assert not [line for line in lines if "error" in line] and sum(line["equality"] for line in lines) > 15
+    assert (
+        not [line for line in lines if "error" in line]
+        and sum(line["equality"] for line in lines) > 15
+    )
     assert all(line["holds"] for line in lines if line["equality"] and line["goal"])
 
 
@@ -63,7 +66,9 @@ def test_what_fails_is_told_and_the_rest_runs(gpu, monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "PARTS", (attention, sharing, sampling))
     monkeypatch.setattr(
-        sys, "argv", ["gpu.py", "--device", "cpu", "--shape", "tiny", "--only", "attention,sharing,sampling"]
+        sys,
+        "argv",
+        ["gpu.py", "--device", "cpu", "--shape", "tiny", "--only", "attention,sharing,sampling"],
     )
     with pytest.raises(SystemExit, match=r"does not hold: attention; this does not$"):
         gpu.main()

@@ -22,7 +22,11 @@ ROWS = [*TABLE, "grpo/entropy", "grpo/k2", "dapo/updates"]
 
 def row_of(name):
     base, _, change = name.partition("/")
-    cells = {"entropy": {"entropy": 0.03}, "k2": {"kl": "k2", "beta": 0.07}, "updates": {"updates": 2}}.get(change, {})
+    cells = {
+        "entropy": {"entropy": 0.03},
+        "k2": {"kl": "k2", "beta": 0.07},
+        "updates": {"updates": 2},
+    }.get(change, {})
     return algorithm(base, cells)
 
 
@@ -31,7 +35,12 @@ def tiny(seed=0, vocab=13):
     model = Transformer(config).initialize(torch.Generator().manual_seed(seed)).double()
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=p.dtype) * 0.2)
+            p.add_(
+                torch.randn(
+                    p.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=p.dtype
+                )
+                * 0.2
+            )
     return model
 
 
@@ -53,7 +62,9 @@ def gradient(model, row, batch, reference, micro_tokens, sampling=SAMPLING):
     model.zero_grad()
     for micro in batch.split(micro_tokens):
         logp, entropy = policy_logprobs(model, micro, sampling, row.entropy != 0)
-        logp_ref = policy_logprobs(reference, micro, sampling)[0].detach() if row.needs_reference else None
+        logp_ref = (
+            policy_logprobs(reference, micro, sampling)[0].detach() if row.needs_reference else None
+        )
         (row.loss(logp, entropy, micro, logp_ref) * micro.weight).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -67,7 +78,9 @@ def packed_case(name, seed=0, count=12):
     if row.per_token:
         advantages = [np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in samples]
     weights = row.weights([s.length for s in samples], SAMPLING.max_tokens)
-    clones = row.clones([s.length for s in samples], [bool(i % 3) for i in range(count)], SAMPLING.max_tokens)
+    clones = row.clones(
+        [s.length for s in samples], [bool(i % 3) for i in range(count)], SAMPLING.max_tokens
+    )
     return row, samples, advantages, weights, clones
 
 
@@ -88,7 +101,9 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
     """The same loss, written the naive way: one padded row at a time, masks multiplied, sums divided at the end."""
     row, samples, advantages, weights, clones = packed_case(name, seed=2)
     model, reference = tiny(3), tiny(5)
-    ours = gradient(model, row, pack(samples, advantages, weights, torch.float64, clones), reference, 10**6)
+    ours = gradient(
+        model, row, pack(samples, advantages, weights, torch.float64, clones), reference, 10**6
+    )
     imitated = sum(s.length for i, s in enumerate(samples) if i % 3)
     model.zero_grad()
     widest = max(len(s.tokens) for s in samples)
@@ -108,7 +123,9 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
             logits[key] = (net.logits(hidden)[:-1] / SAMPLING.temperature).log_softmax(-1)
         places = [t for t in range(1, len(sample.tokens)) if sample.mask[t]]
         moved = [logits["pi"][t - 1, padded[t]] - float(sample.logp[t]) for t in places]
-        for t, step, advantage in zip(places, moved, np.broadcast_to(given, len(places)).tolist(), strict=True):
+        for t, step, advantage in zip(
+            places, moved, np.broadcast_to(given, len(places)).tolist(), strict=True
+        ):
             logp = logits["pi"][t - 1, padded[t]]
             rho = torch.exp(sum(moved) / len(moved) if row.ratio == "sequence" else step)
             bounded = rho.clamp(1 - row.clip_low, 1 + row.clip_high)
@@ -141,7 +158,12 @@ def test_leaving_out_samples_without_advantage_changes_nothing(name):
     every = gradient(model, row, pack(samples, advantages, weights, torch.float64), None, 10**6)
     keep = [i for i, a in enumerate(advantages) if np.any(a)]
     assert 0 < len(keep) < len(samples)
-    some = pack([samples[i] for i in keep], [advantages[i] for i in keep], [weights[i] for i in keep], torch.float64)
+    some = pack(
+        [samples[i] for i in keep],
+        [advantages[i] for i in keep],
+        [weights[i] for i in keep],
+        torch.float64,
+    )
     assert (gradient(model, row, some, None, 10**6) - every).abs().max() < 1e-10
 
 
@@ -157,7 +179,8 @@ def test_neighbours_in_a_pack_do_not_see_each_other():
 def test_what_the_policy_did_not_choose_cannot_reach_the_loss():
     row, samples, advantages, weights, _ = packed_case("dapo", seed=5)
     poisoned = [
-        Sample(s.tokens, s.mask, np.where(s.mask, s.logp, np.nan).astype(np.float32), "", "stop") for s in samples
+        Sample(s.tokens, s.mask, np.where(s.mask, s.logp, np.nan).astype(np.float32), "", "stop")
+        for s in samples
     ]
     clean, dirty = (pack(x, advantages, weights, torch.float64) for x in (samples, poisoned))
     model = tiny(3)
@@ -172,7 +195,9 @@ def test_pack_keeps_each_token_beside_its_own_numbers():
         assert batch.tokens[batch.chosen[own]].tolist() == sample.tokens[sample.mask].tolist()
         assert np.allclose(batch.logp_old[own], sample.logp[sample.mask])
         assert set(batch.advantage[own].tolist()) == {float(i + 1)}
-        assert batch.positions[batch.starts[i] : batch.starts[i + 1]].tolist() == list(range(len(sample.tokens)))
+        assert batch.positions[batch.starts[i] : batch.starts[i + 1]].tolist() == list(
+            range(len(sample.tokens))
+        )
     pieces = list(batch.split(12))
     assert torch.equal(torch.cat([p.tokens for p in pieces]), batch.tokens)
     assert sum(len(p.chosen) for p in pieces) == len(batch.chosen)
@@ -184,23 +209,34 @@ def test_the_token_at_t_is_predicted_from_t_minus_1():
     hidden = torch.eye(4, dtype=torch.float64)
     table = torch.randn(4, 6, dtype=torch.float64)
     tokens, chosen = torch.tensor([5, 2, 0, 3]), torch.tensor([1, 3])
-    logp, _ = chosen_logprobs(hidden, lambda h: h @ table, tokens, chosen, lambda x, t: x.log_softmax(-1))
+    logp, _ = chosen_logprobs(
+        hidden, lambda h: h @ table, tokens, chosen, lambda x, t: x.log_softmax(-1)
+    )
     want = [table[0].log_softmax(-1)[2], table[2].log_softmax(-1)[3]]
     assert torch.allclose(logp, torch.stack(want))
     with pytest.raises(ValueError, match="predecessor"):
-        chosen_logprobs(hidden, lambda h: h @ table, tokens, torch.tensor([0]), lambda x, t: x.log_softmax(-1))
+        chosen_logprobs(
+            hidden, lambda h: h @ table, tokens, torch.tensor([0]), lambda x, t: x.log_softmax(-1)
+        )
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, Sampling(temperature=0.7, top_k=9)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chunks_of_the_vocabulary_change_neither_value_nor_gradient(monkeypatch, sampling, dtype):
-    model, batch = tiny(2).to(dtype), pack(ragged(random.Random(1), 8), [1.0] * 8, [1.0] * 8, torch.float64)
+    model, batch = (
+        tiny(2).to(dtype),
+        pack(ragged(random.Random(1), 8), [1.0] * 8, [1.0] * 8, torch.float64),
+    )
 
     def run():
         model.zero_grad()
         logp, entropy = policy_logprobs(model, batch, sampling, entropy_grad=True)
         (logp * torch.linspace(0.1, 2, len(logp)) - 0.3 * entropy).sum().backward()
-        return logp.detach(), entropy.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+        return (
+            logp.detach(),
+            entropy.detach(),
+            torch.cat([p.grad.flatten() for p in model.parameters()]),
+        )
 
     whole = run()
     monkeypatch.setitem(logprobs.MAX_LOGITS, "cpu", 13 * 5)
@@ -216,13 +252,24 @@ def test_the_gradient_in_closed_form_is_autograd_s(temperature, entropy_grad):
     told = []
     for dtype, closed in ((torch.float32, True), (torch.float64, True), (torch.float64, False)):
         hidden = (
-            torch.randn(len(batch.tokens), 6, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_(True)
+            torch.randn(len(batch.tokens), 6, generator=torch.Generator().manual_seed(1))
+            .to(dtype)
+            .requires_grad_(True)
         )
-        table = torch.randn(13, 6, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_(True)
+        table = (
+            torch.randn(13, 6, generator=torch.Generator().manual_seed(2))
+            .to(dtype)
+            .requires_grad_(True)
+        )
         if closed:
-            given = linear_logprobs(hidden, table, batch.tokens, batch.chosen, temperature, entropy_grad)
+            given = linear_logprobs(
+                hidden, table, batch.tokens, batch.chosen, temperature, entropy_grad
+            )
         else:
-            head, shape = lambda h, w=table: h @ w.t(), lambda x, t: (x / temperature).log_softmax(-1)
+            head, shape = (
+                lambda h, w=table: h @ w.t(),
+                lambda x, t: (x / temperature).log_softmax(-1),
+            )
             given = chosen_logprobs(hidden, head, batch.tokens, batch.chosen, shape, entropy_grad)
         (given[0] * torch.linspace(0.1, 2, len(given[0])) - 0.3 * given[1]).sum().backward()
         told.append([*given, hidden.grad, table.grad])

@@ -28,7 +28,9 @@ class Letters:
 
 
 def tiny(**more):
-    config = ModelConfig("qwen3", 23, 32, 2, 4, 2, 8, 48, qk_norm=True, tied=False, max_positions=512)
+    config = ModelConfig(
+        "qwen3", 23, 32, 2, 4, 2, 8, 48, qk_norm=True, tied=False, max_positions=512
+    )
     model = Transformer(replace(config, **more)).initialize(torch.Generator().manual_seed(1))
     with torch.no_grad():
         for p in model.parameters():
@@ -39,7 +41,10 @@ def tiny(**more):
 def ask(*lengths):
     rng = np.random.default_rng(len(lengths))
     return [
-        Prompt(Problem(f"q{i}", ({"role": "user", "content": ""},)), tuple(rng.integers(0, 23, n).tolist()))
+        Prompt(
+            Problem(f"q{i}", ({"role": "user", "content": ""},)),
+            tuple(rng.integers(0, 23, n).tolist()),
+        )
         for i, n in enumerate(lengths)
     ]
 
@@ -91,7 +96,9 @@ def recorder(monkeypatch):
     made = Recorder()
     monkeypatch.setattr(graph, "kernel_for", lambda *_: Plain())
     real = graph.Replayed.__init__
-    monkeypatch.setattr(graph.Replayed, "__init__", lambda self, model, cache, _: real(self, model, cache, made))
+    monkeypatch.setattr(
+        graph.Replayed, "__init__", lambda self, model, cache, _: real(self, model, cache, made)
+    )
     return made
 
 
@@ -130,7 +137,11 @@ def test_replayed_steps_sample_what_the_others_do(request, monkeypatch, sampling
 
 @pytest.mark.parametrize("change", [{"kv_heads": 4}, {"kv_heads": 1, "no_rope_layers": (1,)}])
 def test_other_shapes_and_adapters(request, change):
-    model, prompts, s = tiny(**change), ask(9, 3, 9, 20, 2), Sampling(n=5, temperature=0.9, max_tokens=60, seed=2)
+    model, prompts, s = (
+        tiny(**change),
+        ask(9, 3, 9, 20, 2),
+        Sampling(n=5, temperature=0.9, max_tokens=60, seed=2),
+    )
     adapt(model, Lora(rank=2, alpha=4))
     exact = drawn(model, prompts, s, 6)
     request.getfixturevalue("recorder")
@@ -171,7 +182,14 @@ def test_room_comes_in_steps():
     cache.open_column()
     assert cache.own.shape[3] == 192 and cache.views == views + 1
     cache.move(np.array([8]), np.array([1]), 6)
-    assert cache.own.shape[2] == 6 and cache.seat.tolist() == [0, 2, 3, 1, 2, 2]  # of the seats 0, 3, 4 and 7
+    assert cache.own.shape[2] == 6 and cache.seat.tolist() == [
+        0,
+        2,
+        3,
+        1,
+        2,
+        2,
+    ]  # of the seats 0, 3, 4 and 7
 
 
 def test_without_a_kernel_the_step_is_the_usual_one():

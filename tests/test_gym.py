@@ -21,14 +21,18 @@ def sums() -> Gym:
 
 
 def test_same_seed_same_questions_in_any_process(sums: Gym):
-    script = (
-        f"from whet.tasks import load; print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"
-    )
+    script = f"from whet.tasks import load; print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"
     out = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONHASHSEED": "9"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env={"PYTHONHASHSEED": "9"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert out.stdout == f"{[p.id for p in sums.problems('test', 40, 3)]}\n"
-    assert {p.id for p in sums.problems("test", 40, 3)} != {p.id for p in sums.problems("test", 40, 4)}
+    assert {p.id for p in sums.problems("test", 40, 3)} != {
+        p.id for p in sums.problems("test", 40, 4)
+    }
 
 
 def test_questions_that_walk_through_sets_are_the_same_too():
@@ -51,9 +55,13 @@ def test_neighbouring_seeds_share_few_questions():
 
 def test_reference_answers_score_and_others_do_not(sums: Gym):
     problems = sums.problems("train", 30, 0)
-    right = sums.score(problems, [f"<think>hm 0</think>\n<answer> {p.answer} </answer>" for p in problems])
+    right = sums.score(
+        problems, [f"<think>hm 0</think>\n<answer> {p.answer} </answer>" for p in problems]
+    )
     assert all(s.correct and s.value == 1.0 and s.status == "scored" for s in right)
-    wrong = sums.score(problems, [f"<think>{p.answer}</think>{int(p.answer or 0) + 1}" for p in problems])
+    wrong = sums.score(
+        problems, [f"<think>{p.answer}</think>{int(p.answer or 0) + 1}" for p in problems]
+    )
     assert not any(s.correct for s in wrong) and {s.status for s in wrong} == {"wrong"}
     empty = sums.score(problems[:3], ["", "<think>no end", "x" * 10_001])
     assert {(s.status, s.value, s.usable) for s in empty} == {("unparsed", 0.0, True)}
@@ -64,13 +72,26 @@ def test_partial_credit_is_a_value_never_an_accuracy(sums: Gym):
     problem = Problem("p", ({"role": "user", "content": "q"},), meta={"seed": 1, "index": 0})
     answer = sums._maker.map([sums._order("make", seed=1, count=1)])[0].value[0][2]
     (kept,) = sums.score([problem], [f"{answer} or 1234567"])
-    assert 0 < kept.value < 0.99 and kept.status == "wrong" and not kept.correct and kept.parts == {"accuracy": 0.0}
+    assert (
+        0 < kept.value < 0.99
+        and kept.status == "wrong"
+        and not kept.correct
+        and kept.parts == {"accuracy": 0.0}
+    )
     strict = Gym("chain_sum", partial=False, **SHORT)
-    assert [s.value for s in strict.score([problem] * 2, [f"{answer} or 1234567", answer])] == [0.0, 1.0]
+    assert [s.value for s in strict.score([problem] * 2, [f"{answer} or 1234567", answer])] == [
+        0.0,
+        1.0,
+    ]
 
 
 def test_a_failing_scorer_is_no_silent_zero(sums: Gym, monkeypatch: pytest.MonkeyPatch):
-    results = [Result("timeout"), Result("error", message="boom"), Result("ok", 0.995), Result("ok", 0.985)]
+    results = [
+        Result("timeout"),
+        Result("error", message="boom"),
+        Result("ok", 0.995),
+        Result("ok", 0.985),
+    ]
     problems = sums.problems("train", 5, 0)
     monkeypatch.setattr(sums._scorer, "map", lambda orders: results)
     scores = sums.score(problems, ["1", "1", "<think>", "1", "1"])
@@ -87,7 +108,9 @@ ATTACKS = (
 )
 
 
-@pytest.mark.parametrize("name", ["binary_matrix", "spiral_matrix", "n_queens", "countdown", "simple_integration"])
+@pytest.mark.parametrize(
+    "name", ["binary_matrix", "spiral_matrix", "n_queens", "countdown", "simple_integration"]
+)
 def test_no_scorer_executes_an_answer(name: str, tmp_path: Path):
     task = Gym(name)
     (problem,) = task.problems("train", 1, 0)
@@ -101,7 +124,10 @@ def test_no_scorer_executes_an_answer(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
-    [("prime_factorization", None, ["a", "2 × x", "[]"]), ("game_of_life", None, ["{}", '{"a": 1}', "x"])],
+    [
+        ("prime_factorization", None, ["a", "2 × x", "[]"]),
+        ("game_of_life", None, ["{}", '{"a": 1}', "x"]),
+    ],
 )
 def test_junk_that_makes_a_scorer_raise_is_unparsed(name: str, right: None, wrong: list[str]):
     task = Gym(name)
@@ -122,7 +148,11 @@ def test_python_lists_still_get_their_partial_credit():
         ("chainsum", {}, "no data set 'chainsum'; did you mean 'chain_sum'"),
         ("chain_sum", {"min_termz": 2}, "unknown option 'min_termz'; did you mean 'min_terms'"),
         ("chain_sum", {"seed": 2}, "unknown option 'seed'"),
-        ("chain_sum", {"min_terms": 5, "max_terms": 3}, r"refuses these options \(min_terms = 5, max_terms = 3\)"),
+        (
+            "chain_sum",
+            {"min_terms": 5, "max_terms": 3},
+            r"refuses these options \(min_terms = 5, max_terms = 3\)",
+        ),
         ("chain_sum", {"min_terms": "two"}, "refuses these options"),
         ("chain_sum", {"pool": 0}, "pool = 0; it must be above 0"),
         ("chain_sum", {"pool": "9"}, "pool = '9'; it must be int"),
@@ -145,15 +175,20 @@ def test_what_is_refused_says_why(name: str, options: dict, message: str):
 def test_a_data_set_that_runs_out():
     tiny = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     with pytest.raises(
-        DataError, match=r"1000 train questions asked for, but only \d+ were found; widen its options, or set pool"
+        DataError,
+        match=r"1000 train questions asked for, but only \d+ were found; widen its options, or set pool",
     ):
         Gym("chain_sum", **tiny).problems("train", 1000, 0)
-    with pytest.raises(DataError, match=r"1000 questions asked for, but only \d+ were found; lower pool"):
+    with pytest.raises(
+        DataError, match=r"1000 questions asked for, but only \d+ were found; lower pool"
+    ):
         Gym("chain_sum", pool=1000, **tiny).size("train")
     task = Gym("chain_sum", pool=120, **tiny)
     sizes = task.size("train") or 0, task.size("test") or 0
     assert sum(sizes) == 120 and min(sizes) > 10
-    assert {p.id for p in task.problems("train", sizes[0], 0)} == {p.id for p in task.problems("train", sizes[0], 1)}
+    assert {p.id for p in task.problems("train", sizes[0], 0)} == {
+        p.id for p in task.problems("train", sizes[0], 1)
+    }
     with pytest.raises(DataError, match="raise pool = 120"):
         task.problems("test", sizes[1] + 1, 0)
     assert len(task.corpus({}, 300, 0)) == 300

@@ -19,7 +19,9 @@ from whet.model import hub, weights
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 
-SHAPE = ModelConfig("qwen3", 37, 16, 2, 4, 2, 6, 24, qk_norm=True, max_positions=64, bos=0, eos=(1,), pad=3)
+SHAPE = ModelConfig(
+    "qwen3", 37, 16, 2, 4, 2, 6, 24, qk_norm=True, max_positions=64, bos=0, eos=(1,), pad=3
+)
 
 
 def tiny(**more: Any) -> Transformer:
@@ -63,7 +65,10 @@ def test_shards_stay_below_the_limit_and_the_index_names_every_tensor(sharded: P
         total += size
     parameters = list(tiny().parameters())
     assert index["metadata"]["total_size"] == total == 4 * sum(p.numel() for p in parameters)
-    assert all(torch.equal(a, b) for a, b in zip(hub.load(str(sharded)).parameters(), parameters, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(hub.load(str(sharded)).parameters(), parameters, strict=True)
+    )
 
 
 def test_loading_in_another_format(model: Path) -> None:
@@ -83,7 +88,9 @@ def test_a_tied_model_stays_tied(model: Path) -> None:
     assert "lm_head.weight" not in load_file(model / "model.safetensors")
 
 
-def test_a_copy_of_the_embeddings_as_tied_head_is_allowed_and_another_head_is_not(model: Path) -> None:
+def test_a_copy_of_the_embeddings_as_tied_head_is_allowed_and_another_head_is_not(
+    model: Path,
+) -> None:
     held = load_file(model / "model.safetensors")
     held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
     held["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)  # old checkpoints have it
@@ -95,13 +102,24 @@ def test_a_copy_of_the_embeddings_as_tied_head_is_allowed_and_another_head_is_no
 
 
 def test_unknown_keys_are_kept(model: Path, tmp_path: Path) -> None:
-    edit(model, initializer_range=0.01, use_cache=False, my_key={"a": [1]}, sliding_window=4096, auto_map={"x": "y"})
+    edit(
+        model,
+        initializer_range=0.01,
+        use_cache=False,
+        my_key={"a": [1]},
+        sliding_window=4096,
+        auto_map={"x": "y"},
+    )
     edit(model, "generation_config.json", temperature=0.6, eos_token_id=[7, 1], top_k=20)
     loaded = hub.load(str(model))
     assert loaded.config.eos == (7, 1)
     hub.save(loaded, tmp_path / "again")
     held = json.loads((tmp_path / "again/config.json").read_text())
-    assert (held["my_key"], held["initializer_range"], held["sliding_window"]) == ({"a": [1]}, 0.01, 4096)
+    assert (held["my_key"], held["initializer_range"], held["sliding_window"]) == (
+        {"a": [1]},
+        0.01,
+        4096,
+    )
     assert "auto_map" not in held  # it would name code that is not there
     generation = json.loads((tmp_path / "again/generation_config.json").read_text())
     assert generation == {
@@ -117,7 +135,9 @@ def test_unknown_keys_are_kept(model: Path, tmp_path: Path) -> None:
     ("config", "generation", "expected"),
     [(5, None, (5,)), ([5, 6], 6, (6, 5)), (None, [9], (9,)), (..., ..., ()), (-1, 4, (4,))],
 )
-def test_ends_are_those_of_both_files(model: Path, config: Any, generation: Any, expected: tuple[int, ...]) -> None:
+def test_ends_are_those_of_both_files(
+    model: Path, config: Any, generation: Any, expected: tuple[int, ...]
+) -> None:
     edit(model, eos_token_id=config)
     edit(model, "generation_config.json", eos_token_id=generation)
     assert hub.read_config(model).eos == expected
@@ -188,7 +208,9 @@ def test_tensors_that_do_not_fit(model: Path) -> None:
     save_file(whole | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(24)}, file)
     assert "holds model.layers.0.self_attn.q_proj.bias" in refusal(lambda: hub.load(str(model)))
     save_file(whole | {name: torch.zeros(16, 12)}, file)
-    assert "has shape [16, 12]; config.json calls for [12, 16]" in refusal(lambda: hub.load(str(model)))
+    assert "has shape [16, 12]; config.json calls for [12, 16]" in refusal(
+        lambda: hub.load(str(model))
+    )
     save_file(whole | {name: torch.zeros(12, 16, dtype=torch.int8)}, file)
     assert "unquantized weights only" in refusal(lambda: hub.load(str(model)))
     save_file(whole, file)
@@ -204,14 +226,20 @@ def test_tensors_that_do_not_fit(model: Path) -> None:
     ("changes", "words"),
     [
         ({"use_sliding_window": True, "sliding_window": 16}, "sliding window"),
-        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding window"),
+        (
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+            "sliding window",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
         ({"num_experts": 8}, "num_experts is 8"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "silu only"),
         ({"partial_rotary_factor": 0.5}, "whole heads"),
-        ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope type 'su' is not supported; known: default, linear"),
+        (
+            {"rope_scaling": {"type": "su", "factor": 2.0}},
+            "rope type 'su' is not supported; known: default, linear",
+        ),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "must be a name"),
         ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "differ by layer"),
         ({"rope_scaling": "yarn"}, "differ by layer"),
@@ -237,8 +265,16 @@ def test_configurations_that_are_refused(model: Path, changes: dict[str, Any], w
 @pytest.mark.parametrize(
     "changes",
     [
-        {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 1},  # as Qwen's own files have it
-        {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2},  # no layer is above
+        {
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 1,
+        },  # as Qwen's own files have it
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4096,
+            "max_window_layers": 2,
+        },  # no layer is above
         {"layer_types": ["full_attention"] * 2, "num_experts": 0, "attn_logit_softcapping": None},
     ],
 )
@@ -257,12 +293,16 @@ def test_configurations_that_only_look_foreign(model: Path, changes: dict[str, A
         ({"no_rope_layers": (1,)}, r"cannot have no_rope_layers=(1,)"),
     ],
 )
-def test_what_the_format_cannot_say_is_not_written(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+def test_what_the_format_cannot_say_is_not_written(
+    tmp_path: Path, more: dict[str, Any], words: str
+) -> None:
     assert words in refusal(lambda: hub.save(tiny(**more), tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_hub_is_lean() -> None:
     program = "import sys, whet.model.hub, whet.model.adapter; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
     assert not {"transformers", "huggingface_hub", "safetensors"} & set(loaded)

@@ -20,7 +20,11 @@ from whet.types import Group
 from .invariance_case import EOS, ROWS, UNREAD, WHOLE, case, micro_tokens_of, models, trained
 
 CASES, FEW, NEAR = 1000, 100, 1e-10
-GROUP_RELATIVE = [n for n, row in ROWS.items() if row.advantage in ("centred", "zscored", "leave_one_out", "cloned")]
+GROUP_RELATIVE = [
+    n
+    for n, row in ROWS.items()
+    if row.advantage in ("centred", "zscored", "leave_one_out", "cloned")
+]
 every_row = pytest.mark.parametrize("name", ROWS)
 
 
@@ -49,7 +53,9 @@ def test_micro_batches_and_ranks_cannot_change_the_gradient(name):
     moved = 0
     for seed in seeds(name):
         rng, whole = random.Random(seed), plain(seed, name)[0]
-        split = trained(case(seed, name), micro_tokens_of(rng), ranks=rng.randrange(1, 5), rng=rng)[0]
+        split = trained(case(seed, name), micro_tokens_of(rng), ranks=rng.randrange(1, 5), rng=rng)[
+            0
+        ]
         assert far(split, whole) < NEAR, seed
         moved += bool(whole.norm() > 1e-6)
     assert moved > 0.6 * len(seeds(name))
@@ -73,13 +79,17 @@ def test_packed_equals_padded(name):
     for transformer, count in ((False, CASES), (True, FEW)):
         for seed in seeds(name, count):
             rng, given, packed = random.Random(seed), case(seed, name), None
-            if critic and critic.bootstrap:  # it values the state behind a cut, which padding would move
+            if (
+                critic and critic.bootstrap
+            ):  # it values the state behind a cut, which padding would move
                 given = given.with_samples(lambda s: replace(s, finish="stop"))
             elif not transformer:
                 packed = plain(seed, name)[0]
             packed = trained(given, transformer=transformer)[0] if packed is None else packed
             micro_tokens = micro_tokens_of(rng) if transformer else WHOLE
-            wide = trained(given.with_samples(padded(rng)), micro_tokens, transformer=transformer)[0]
+            wide = trained(given.with_samples(padded(rng)), micro_tokens, transformer=transformer)[
+                0
+            ]
             assert far(packed, wide) < NEAR, (seed, transformer)
 
 
@@ -97,7 +107,9 @@ def test_what_is_not_read_may_hold_anything(name):
             logp = np.where(s.mask, s.logp, rng.choice(poison, len(s.mask)))
             return replace(s, logp=logp, tokens=s.tokens + UNREAD * ~read)
 
-        assert torch.equal(trained(case(seed, name).with_samples(poisoned))[0], plain(seed, name)[0]), seed
+        assert torch.equal(
+            trained(case(seed, name).with_samples(poisoned))[0], plain(seed, name)[0]
+        ), seed
 
 
 @every_row
@@ -142,8 +154,14 @@ def test_neighbours_in_a_pack_do_not_see_each_other(name):
             batch, logp, loss = in_company(given, everyone, transformer)
             _, alone, own_loss = in_company(given, [one], transformer)
             own = batch.sequence == one
-            assert far(logp[own], alone) < NEAR and far(loss[own], own_loss) < NEAR, (seed, transformer)
-            got, want = (torch.autograd.grad(x.sum(), at)[0] for x, at in ((loss[own], logp), (own_loss, alone)))
+            assert far(logp[own], alone) < NEAR and far(loss[own], own_loss) < NEAR, (
+                seed,
+                transformer,
+            )
+            got, want = (
+                torch.autograd.grad(x.sum(), at)[0]
+                for x, at in ((loss[own], logp), (own_loss, alone))
+            )
             assert far(got[own], want) < NEAR and not got[~own].any(), (seed, transformer)
 
 
@@ -165,7 +183,9 @@ def test_an_answer_without_tokens_among_others_changes_nothing(name):
     """Alone in its micro-batch, or in one with others."""
     for seed in seeds(name, FEW):
         rng = random.Random(seed)
-        some = case(seed, name).with_samples(lambda s, rng=rng: unchosen(s) if rng.random() < 0.3 else s)
+        some = case(seed, name).with_samples(
+            lambda s, rng=rng: unchosen(s) if rng.random() < 0.3 else s
+        )
         assert far(trained(some, micro_tokens=1)[0], trained(some)[0]) < NEAR, seed
 
 
@@ -194,4 +214,6 @@ def test_rewards_that_differ_between_prompts_only_are_no_signal(name):
         paid = replace(case(seed, name).with_rewards(float), row=row)
         assert all((a == 0).all() for a in row.advantages([g.rewards for g in paid.groups])), seed
         _, advantages, seen = trained(paid)
-        assert not any(map(any, advantages)) and seen == (0 if row.only_advantage else len(paid.samples)), seed
+        assert not any(map(any, advantages)) and seen == (
+            0 if row.only_advantage else len(paid.samples)
+        ), seed

@@ -19,7 +19,9 @@ from .test_gradient import SAMPLING, tiny
 
 BATCHES, VOCAB, EOS, LIMIT, CLOSE = 1000, 6, 1, 12, 1e-10
 ROWS = list(TABLE.values())
-PI, REF = (torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2))
+PI, REF = (
+    torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2)
+)
 
 
 def sample(rng, empty=False):
@@ -44,7 +46,9 @@ class Case:
         self.samples = [sample(rng, empty or rng.random() < 0.05) for _ in right]
         self.given = [a for group in row.advantages(rewards) for a in group.tolist()]
         if row.per_token:  # what a critic or a KL makes of them: a number for each token
-            self.given = [np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in self.samples]
+            self.given = [
+                np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in self.samples
+            ]
         lengths = [s.length for s in self.samples]
         self.weights, self.clones = row.weights(lengths, LIMIT), row.clones(lengths, right, LIMIT)
 
@@ -98,7 +102,9 @@ def dense(case):
         n = len(s.tokens)
         tokens[i, :n], mask[i, :n] = torch.from_numpy(s.tokens), torch.from_numpy(s.mask).double()
         old[i, :n] = torch.from_numpy(s.logp).double()
-        advantage[i, :n][torch.from_numpy(s.mask)] = torch.as_tensor(np.broadcast_to(a, s.length).copy()).double()
+        advantage[i, :n][torch.from_numpy(s.mask)] = torch.as_tensor(
+            np.broadcast_to(a, s.length).copy()
+        ).double()
     mask, old, advantage = mask[:, 1:], old[:, 1:], advantage[:, 1:]
     logp = spread[tokens[:, :-1], tokens[:, 1:]]
     moved = (logp - old) * mask
@@ -116,7 +122,9 @@ def dense(case):
         term = term + row.beta * (d**2 / 2 if row.kl == "k2" else d.exp() - d - 1)
     term = term - torch.tensor(case.clones, dtype=torch.float64)[:, None] * logp
     each = (term * mask).sum(1) + row.tau * moved.sum(1) ** 2 / 2
-    return torch.autograd.grad((each * torch.tensor(case.weights, dtype=torch.float64)).sum(), table)[0]
+    return torch.autograd.grad(
+        (each * torch.tensor(case.weights, dtype=torch.float64)).sum(), table
+    )[0]
 
 
 def test_packed_equals_padded():
@@ -131,7 +139,9 @@ def test_what_was_not_chosen_may_hold_anything(poison):
         case = Case(seed)
         clean = gradient(case.row, [case.batch()])
         case.samples = [
-            Sample(s.tokens, s.mask, np.where(s.mask, s.logp, poison).astype(np.float32), "", "stop")
+            Sample(
+                s.tokens, s.mask, np.where(s.mask, s.logp, poison).astype(np.float32), "", "stop"
+            )
             for s in case.samples
         ]
         assert torch.equal(gradient(case.row, [case.batch()]), clean)
@@ -163,6 +173,11 @@ def test_neighbours_in_a_pack_do_not_see_each_other_and_padding_is_not_read():
             for i in rng.sample(range(len(samples)), 2):
                 alone = policy_logprobs(model, batch.take([i]), SAMPLING)[0]
                 assert same(alone, together[batch.sequence == i])
-            wide = pack([padded(s) for s in samples], [1.0] * len(samples), [1.0] * len(samples), torch.float64)
+            wide = pack(
+                [padded(s) for s in samples],
+                [1.0] * len(samples),
+                [1.0] * len(samples),
+                torch.float64,
+            )
             assert same(policy_logprobs(model, wide, Sampling(temperature=0.6))[0], together)
         seen += len(samples)

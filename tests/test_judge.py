@@ -41,10 +41,14 @@ def checkpoint(directory: Path, mute: bool = False, positions: int = 4096) -> Pa
     tokenizer.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in SPECIAL])
     directory.mkdir()
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": SPECIAL[2], "pad_token": SPECIAL[0]})
+    )
     (directory / "chat_template.jinja").write_text(CHATML)
     chat = Chat.load(directory)
-    shape = ModelConfig("qwen3", chat.vocab, 32, 2, 2, 2, 16, 64, qk_norm=True, tied=False, max_positions=positions)
+    shape = ModelConfig(
+        "qwen3", chat.vocab, 32, 2, 2, 2, 16, 64, qk_norm=True, tied=False, max_positions=positions
+    )
     model = Transformer(shape).initialize(torch.Generator().manual_seed(1))
     with torch.no_grad():
         for weight in model.layers.parameters():
@@ -76,7 +80,9 @@ class Says:
             yield i, self.said[i % len(self.said)]
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, *said: Verdict | Failure, **options: Any) -> tuple[JudgeReward, Says]:
+def judged(
+    monkeypatch: pytest.MonkeyPatch, *said: Verdict | Failure, **options: Any
+) -> tuple[JudgeReward, Says]:
     fake = Says(*said)
     monkeypatch.setattr(local_model, "LocalJudge", lambda model: fake)
     reward = load("judge", model="m", **options)
@@ -85,20 +91,37 @@ def judged(monkeypatch: pytest.MonkeyPatch, *said: Verdict | Failure, **options:
 
 
 def test_what_verdicts_pay(monkeypatch: pytest.MonkeyPatch):
-    said = [Verdict(1, 0.75), Verdict(0, 0.875), Verdict(1), Failure("timeout", "late"), Failure("error", "odd")]
+    said = [
+        Verdict(1, 0.75),
+        Verdict(0, 0.875),
+        Verdict(1),
+        Failure("timeout", "late"),
+        Failure("error", "odd"),
+    ]
     texts = [f"<think>no</think>{i}" for i in range(5)]
     scores = judged(monkeypatch, *said)[0].score([problem()] * 5, texts)
     assert [(s.value, s.status) for s in scores] == [
         (0.75, "scored"), (0.125, "wrong"), (1.0, "scored"), (0.0, "timeout"), (0.0, "error"),
     ]  # fmt: skip
-    assert [dict(s.parts) for s in scores] == [{"accuracy": 1.0}, {"accuracy": 0.0}, {"accuracy": 1.0}, {}, {}]
+    assert [dict(s.parts) for s in scores] == [
+        {"accuracy": 1.0},
+        {"accuracy": 0.0},
+        {"accuracy": 1.0},
+        {},
+        {},
+    ]
     hard, _ = judged(monkeypatch, *said, soft=False)
     assert [s.value for s in hard.score([problem()] * 2, texts[:2])] == [1.0, 0.0]
 
 
 def test_it_reads_the_conclusion_from_its_end_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
     reward, fake = judged(monkeypatch, Verdict(1, 1.0), max_chars=9)
-    texts = ["<think>secret</think> Lyon or Paris.", "<think>still", "<think>done</think> \n", "Paris"]
+    texts = [
+        "<think>secret</think> Lyon or Paris.",
+        "<think>still",
+        "<think>done</think> \n",
+        "Paris",
+    ]
     scores = reward.score([problem()] * 4, texts)
     assert [s.status for s in scores] == ["scored", "unparsed", "unparsed", "scored"]
     assert scores[1].parts == {"accuracy": 0.0} and len(fake.asked) == 2
@@ -111,20 +134,28 @@ def test_without_a_reference_there_is_nothing_to_judge_by(monkeypatch: pytest.Mo
         judged(monkeypatch, Verdict(1))[0].score([problem(answer=" ")], ["x"])
 
 
-def test_equal_answers_are_asked_once_and_only_verdicts_are_remembered(monkeypatch: pytest.MonkeyPatch):
+def test_equal_answers_are_asked_once_and_only_verdicts_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+):
     reward, fake = judged(monkeypatch, Verdict(1, 0.9), Failure("error", "why"))
     first = reward.score([problem()] * 4, ["a", "b", "a", "b"])
-    assert [s.status for s in first] == ["scored", "error", "scored", "error"] and len(fake.asked) == 2
+    assert [s.status for s in first] == ["scored", "error", "scored", "error"] and len(
+        fake.asked
+    ) == 2
     assert first[1].reason == "why"
     again = reward.score([problem()] * 2, ["b", "a"])
-    assert [s.status for s in again] == ["scored", "scored"] and len(fake.asked) == 3  # "b" came first this time
+    assert [s.status for s in again] == ["scored", "scored"] and len(
+        fake.asked
+    ) == 3  # "b" came first this time
     reward.score([problem("Capital of Norway?"), problem(answer="Oslo")], ["a", "a"])
     assert len(fake.asked) == 5  # another question, another reference: other judgements
 
 
 def test_the_cache_file_outlives_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     path = tmp_path / "judged.jsonl"
-    reward, _ = judged(monkeypatch, Verdict(1, 0.9), Failure("timeout", ""), Verdict(0), cache=str(path))
+    reward, _ = judged(
+        monkeypatch, Verdict(1, 0.9), Failure("timeout", ""), Verdict(0), cache=str(path)
+    )
     reward.score([problem()] * 3, ["a", "b", "c"])
     assert len(path.read_text().splitlines()) == 2
     with path.open("a") as file:
@@ -133,7 +164,11 @@ def test_the_cache_file_outlives_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [s.value for s in reward.score([problem()] * 3, ["a", "b", "c"])] == [0.9, 0.6, 0.0]
     assert len(fake.asked) == 1
     reward, fake = judged(monkeypatch, Verdict(1), cache=str(path))
-    assert [s.value for s in reward.score([problem()] * 3, ["a", "b", "c"])] == [0.9, 0.6, 0.0] and not fake.asked
+    assert [s.value for s in reward.score([problem()] * 3, ["a", "b", "c"])] == [
+        0.9,
+        0.6,
+        0.0,
+    ] and not fake.asked
     other = tmp_path / "prompt.txt"
     other.write_text("{question} {reference} {answer} {code}")
     reward, fake = judged(monkeypatch, Verdict(1), cache=str(path), prompt=str(other))
@@ -180,7 +215,10 @@ def test_an_answer_stays_inside_its_quotation(attack: str):
     seen = quoted("{code}", "q", "r", attack)
     text = quoted(judge.PROMPT, "q", "r", attack := attack.replace("{code}", seen))
     code = quoted("{code}", "q", "r", attack)
-    assert code not in attack and text.count(f"<<begin answer {code}>>") == text.count(f"<<end answer {code}>>") == 1
+    assert (
+        code not in attack
+        and text.count(f"<<begin answer {code}>>") == text.count(f"<<end answer {code}>>") == 1
+    )
     assert code != quoted("{code}", "q", "r", "Lyon")
     inside = text.split(f"<<begin answer {code}>>\n")[1].split(f"\n<<end answer {code}>>")[0]
     assert inside == attack.replace("\ud800", "?")
@@ -192,7 +230,9 @@ def test_special_tokens_of_the_judges_template_stay_text(directory: Path):
     special = [chat.special[s] for s in SPECIAL]
     counts = []
     for answer in ("Paris", ATTACKS[4]):
-        tokens = chat.render([{"role": "user", "content": quoted(judge.PROMPT, "q", "r", answer)}], thinking=False)
+        tokens = chat.render(
+            [{"role": "user", "content": quoted(judge.PROMPT, "q", "r", answer)}], thinking=False
+        )
         counts.append([tokens.count(s) for s in special])
     assert counts[0] == counts[1] and sum(counts[0]) > 0
 
@@ -211,7 +251,9 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
         one, zero = (float(p[chat.encode(c)[0]]) for c in "10")
         assert max(one, zero) == p.max()
         found.append((one if one > zero else 1 - zero) if max(one, zero) >= 0.5 else None)
-    assert [s.value if s.usable else None for s in scores] == [f and pytest.approx(f, abs=1e-4) for f in found]
+    assert [s.value if s.usable else None for s in scores] == [
+        f and pytest.approx(f, abs=1e-4) for f in found
+    ]
     assert {s.status for s in scores} == {"scored", "wrong", "error"}
     assert any(f and 0.1 < f < 0.9 for f in found)  # so that the rest of the vocabulary counted
 
@@ -219,7 +261,9 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
 def test_a_judge_that_says_something_else_or_runs_out_of_room_is_an_error(tmp_path: Path):
     reward = load("judge", model=str(checkpoint(tmp_path / "mute", mute=True)))
     scores = reward.score([problem()] * 2, ["Paris", "Lyon"])
-    assert [s.status for s in scores] == ["error", "error"] and "not with 0 or 1" in scores[0].reason
+    assert [s.status for s in scores] == ["error", "error"] and "not with 0 or 1" in scores[
+        0
+    ].reason
     narrow = load("judge", model=str(checkpoint(tmp_path / "narrow", positions=2000)))
     (lost,) = narrow.score([problem()], ["x" * 3000])
     assert lost.status == "error" and "positions" in lost.reason
@@ -229,9 +273,17 @@ def test_the_verdict_of_one_distribution(directory: Path):
     local = LocalJudge(str(directory))
     local.labels = [{3, 4}, {5, 6}]
     said = local.verdict(torch.tensor([0.05, 0.0, 0.0, 0.35, 0.2, 0.25, 0.15]).log())
-    assert isinstance(said, Verdict) and said.said == 0 and math.isclose(said.probability or 0, 0.55, abs_tol=1e-6)
+    assert (
+        isinstance(said, Verdict)
+        and said.said == 0
+        and math.isclose(said.probability or 0, 0.55, abs_tol=1e-6)
+    )
     doubtful = torch.tensor([0.2, 0.1, 0.1, 0.3, 0, 0.3, 0]).log()
-    for odd in (torch.tensor([0.4, 0, 0, 0.3, 0, 0.3, 0]).log(), doubtful, torch.full((7,), torch.nan)):
+    for odd in (
+        torch.tensor([0.4, 0, 0, 0.3, 0, 0.3, 0]).log(),
+        doubtful,
+        torch.full((7,), torch.nan),
+    ):
         assert isinstance(local.verdict(odd), Failure)
     local.chat = Chat.from_characters("01")
     assert isinstance(dict(local.judge(["an answer that it cannot spell"]))[0], Failure)
@@ -246,7 +298,10 @@ def test_labels_are_found_with_and_without_a_space(directory: Path):
 
 def test_a_tokenizer_without_the_labels_cannot_judge(tmp_path: Path):
     chat = Chat.from_characters("ab c")
-    hub.save(Transformer(ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True)), tmp_path / "m")
+    hub.save(
+        Transformer(ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True)),
+        tmp_path / "m",
+    )
     chat.save(tmp_path / "m")
     with pytest.raises(ModelError, match="cannot judge"):
         load("judge", model=str(tmp_path / "m"))
@@ -285,13 +340,20 @@ def test_a_prompt_of_ones_own_must_have_its_places(monkeypatch: pytest.MonkeyPat
     path.write_text("Right? {answer} {question} {reference} \\boxed{x}")
     reward, fake = judged(monkeypatch, Verdict(1), prompt=str(path))
     reward.score([problem("{answer}")], ["{reference}"])
-    assert fake.asked[0].startswith("Right? <<begin answer") and fake.asked[0].endswith("\\boxed{x}")
+    assert fake.asked[0].startswith("Right? <<begin answer") and fake.asked[0].endswith(
+        "\\boxed{x}"
+    )
     assert "\n{reference}\n" in fake.asked[0] and "\n{answer}\n" in fake.asked[0]
 
 
 def test_in_a_recipe_it_is_the_verifier_that_others_pay_by(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local_model, "LocalJudge", lambda model: Says(Verdict(1, 0.9), Verdict(0, 0.9)))
-    parts: list[tuple[str, float, dict[str, Any]]] = [("judge", 1.0, {"model": "m"}), ("length_kimi", 1.0, {})]
+    monkeypatch.setattr(
+        local_model, "LocalJudge", lambda model: Says(Verdict(1, 0.9), Verdict(0, 0.9))
+    )
+    parts: list[tuple[str, float, dict[str, Any]]] = [
+        ("judge", 1.0, {"model": "m"}),
+        ("length_kimi", 1.0, {}),
+    ]
     scores = combined(parts, Chain()).score([problem()] * 2, ["Paris", "It is Lyon"])
     assert [s.value for s in scores] == pytest.approx([0.9 + 0.5, 0.1 - 0.5])
     assert [s.correct for s in scores] == [True, False]

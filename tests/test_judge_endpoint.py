@@ -86,7 +86,9 @@ def test_many_at_once_but_no_more_than_concurrent(server: Any):
     texts = [f"{i} {'Paris' if i % 3 else 'Lyon'}" for i in range(24)]
     began = time.monotonic()
     scores = scored(judging(server, slowly, concurrent=6), *texts)
-    assert [s.correct for s in scores] == [bool(i % 3) for i in range(24)]  # each its own, whatever came first
+    assert [s.correct for s in scores] == [
+        bool(i % 3) for i in range(24)
+    ]  # each its own, whatever came first
     assert 2 <= server.most <= 6 and time.monotonic() - began < 24 * 0.05
 
 
@@ -125,10 +127,20 @@ def test_retry_after_is_heeded_and_bounded(server: Any):
 
     began = time.monotonic()
     assert scored(judging(server, later), "Paris")[0].correct and time.monotonic() - began >= 0.3
-    reward = judging(server, lambda stub, body, number: stub.say("busy", 429, Retry_After="86400"), seconds=2)
+    reward = judging(
+        server, lambda stub, body, number: stub.say("busy", 429, Retry_After="86400"), seconds=2
+    )
     began = time.monotonic()
     assert scored(reward, "Paris")[0].status == "error" and time.monotonic() - began < 1
-    assert [retry_after(x) for x in ("7", "-3", "soon", None, "nan", "inf", "1e999")] == [7, 0, 0, 0, 0, 0, 0]
+    assert [retry_after(x) for x in ("7", "-3", "soon", None, "nan", "inf", "1e999")] == [
+        7,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
@@ -148,7 +160,9 @@ def drip(stub: Stub, body: dict[str, Any], number: int) -> None:
 def test_the_deadline_holds_whatever_the_endpoint_does(server: Any, reply: Reply):
     began = time.monotonic()
     texts = [str(i) for i in range(6)]
-    assert {s.status for s in scored(judging(server, reply, seconds=0.5, concurrent=3), *texts)} == {"timeout"}
+    assert {
+        s.status for s in scored(judging(server, reply, seconds=0.5, concurrent=3), *texts)
+    } == {"timeout"}
     assert time.monotonic() - began < 2 * (0.5 + endpoint.GRACE) + 0.5
     for thread in [t for t in threading.enumerate() if t.name == "whet-judge"]:
         thread.join(3)
@@ -160,7 +174,9 @@ def test_one_that_hangs_once_is_asked_again_in_time(server: Any):
         hang(stub, body, number) if number == 1 else agreeing(stub, body, number)
 
     assert scored(judging(server, once, seconds=1), "Paris")[0].value == pytest.approx(0.9)
-    assert [s.status for s in scored(judging(server, hang, seconds=0.4, retries=0), "x")] == ["timeout"]
+    assert [s.status for s in scored(judging(server, hang, seconds=0.4, retries=0), "x")] == [
+        "timeout"
+    ]
 
 
 def garbage(stub: Stub, body: dict[str, Any], number: int) -> None:
@@ -171,7 +187,9 @@ BROKEN: dict[str, Reply] = {
     "not JSON": lambda stub, body, number: stub.say("{"),
     "no choice": lambda stub, body, number: stub.say({"choices": []}),
     "nested": lambda stub, body, number: stub.say("[" * 100_000),
-    "huge": lambda stub, body, number: stub.say(json.dumps(completion("1")) + " " * endpoint.MAX_REPLY),
+    "huge": lambda stub, body, number: stub.say(
+        json.dumps(completion("1")) + " " * endpoint.MAX_REPLY
+    ),
     "null": lambda stub, body, number: stub.say(completion(None)),
     "prose": lambda stub, body, number: stub.say(completion("The answer is 1")),
     "two": lambda stub, body, number: stub.say(completion("10")),
@@ -199,7 +217,9 @@ def test_what_is_no_verdict_is_the_judges_error(server: Any, name: str):
     assert scored(reward, "Paris")[0].value == pytest.approx(0.9)  # a failure is not remembered
 
 
-def test_a_refusal_stops_the_run_only_where_nothing_was_ever_answered(server: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_refusal_stops_the_run_only_where_nothing_was_ever_answered(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     refused: Reply = lambda stub, body, number: stub.say(f"Incorrect API key:\n{KEY}", 401)  # noqa: E731
     with pytest.raises(RewardError, match=r"refuses: HTTP 401 Incorrect API key: …$") as error:
@@ -210,7 +230,12 @@ def test_a_refusal_stops_the_run_only_where_nothing_was_ever_answered(server: An
     assert server.seen[-1][1]["Authorization"] == f"Bearer {KEY}"
     server.reply = refused
     assert [(s.status, KEY in s.reason) for s in scored(reward, "Lyon")] == [("error", False)]
-    told = repr(reward) + repr(vars(reward)) + repr(vars(reward.judge)) + json.dumps(reward.judge.identity)
+    told = (
+        repr(reward)
+        + repr(vars(reward))
+        + repr(vars(reward.judge))
+        + json.dumps(reward.judge.identity)
+    )
     assert KEY not in told
 
 
@@ -224,7 +249,9 @@ def test_a_redirect_is_not_followed(server: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_an_endpoint_that_is_not_there_is_said_at_once():
     reward = load("judge", url="http://127.0.0.1:9/v1", model="m", retries=1)
-    with pytest.raises(RewardError, match=r"http://127.0.0.1:9/v1 refuses: ConnectionRefusedError") as error:
+    with pytest.raises(
+        RewardError, match=r"http://127.0.0.1:9/v1 refuses: ConnectionRefusedError"
+    ) as error:
         reward.score([PROBLEM], ["Paris"])
     assert "\n" not in str(error.value)
 
@@ -252,13 +279,20 @@ def test_bad_options_are_one_line_that_repeats_no_key(
 
 
 def test_thinking_is_left_out_and_the_last_word_counts():
-    entries = [token("0", 0.9), token("</think>", 0.9), token("\n", 0.9), token("0", 0.6, (" 0", 0.1), ("1", 0.3))]
+    entries = [
+        token("0", 0.9),
+        token("</think>", 0.9),
+        token("\n", 0.9),
+        token("0", 0.6, (" 0", 0.1), ("1", 0.3)),
+    ]
     said = read(json.dumps(completion("<think>0?</think>\n0", {"content": entries})).encode())
     assert isinstance(said, Verdict) and said.said == 0 and said.probability == pytest.approx(0.7)
     for odd in ({"content": [{"token": "1", "logprob": "x"}]}, {"content": [{"token": "1", "logprob": 3.0}]},
                 {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3}, {"content": [None]}, {}):  # fmt: skip
         assert read(json.dumps(completion("1", odd)).encode()) == Verdict(1, None)
-    assert isinstance(read(b'{"choices": [{"message": {"content": "1"}, "logprobs": [1]}]}'), Failure)
+    assert isinstance(
+        read(b'{"choices": [{"message": {"content": "1"}, "logprobs": [1]}]}'), Failure
+    )
 
 
 def test_retries_leave_the_runs_random_numbers_alone(server: Any):

@@ -20,7 +20,9 @@ from whet.model.logprobs import processed
 from whet.model.transformer import Transformer
 from whet.types import Sampling
 
-needed = pytest.mark.skipif(kernels.kernels() is None, reason="no C compiler here, so nothing is compiled")
+needed = pytest.mark.skipif(
+    kernels.kernels() is None, reason="no C compiler here, so nothing is compiled"
+)
 
 
 def noise(*shape, seed=0, scale=1.0):
@@ -48,14 +50,22 @@ def agree(function, *tensors, within=3e-5):
 @needed
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 7), (65, 24), (200, 257)])
 def test_the_norm(rows, width):
-    agree(lambda x, w: ops.rms_norm(x, w, 1e-5), noise(rows, width, scale=3.0), noise(width, seed=1))
+    agree(
+        lambda x, w: ops.rms_norm(x, w, 1e-5), noise(rows, width, scale=3.0), noise(width, seed=1)
+    )
 
 
 def test_torch_s_own_norm_is_the_same():
     """It stands in for the formula where there is no CPU."""
-    given = [noise(9, 24, scale=3.0).double().requires_grad_(), noise(24, seed=1).double().requires_grad_()]
+    given = [
+        noise(9, 24, scale=3.0).double().requires_grad_(),
+        noise(24, seed=1).double().requires_grad_(),
+    ]
     told = []
-    for out in (ops.rms_norm(*given, 1e-5), torch.nn.functional.rms_norm(given[0], (24,), given[1], 1e-5)):
+    for out in (
+        ops.rms_norm(*given, 1e-5),
+        torch.nn.functional.rms_norm(given[0], (24,), given[1], 1e-5),
+    ):
         told.append([out, *torch.autograd.grad((out * noise(9, 24, seed=5)).sum(), given)])
     for ours, theirs in zip(*told, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
@@ -85,7 +95,9 @@ def test_the_heads(normed, turns, count, kv, d):
 @needed
 def test_cosines_of_a_half_of_their_own_are_read_each_where_it_belongs():
     c, s = noise(9, 1, 8, seed=1), noise(9, 1, 8, seed=2)
-    agree(lambda x: ops.heads(x, (2, 1), None, 1e-6, (c.to(x.dtype), s.to(x.dtype))), noise(9, 4 * 8))
+    agree(
+        lambda x: ops.heads(x, (2, 1), None, 1e-6, (c.to(x.dtype), s.to(x.dtype))), noise(9, 4 * 8)
+    )
 
 
 @needed
@@ -93,7 +105,11 @@ def test_cosines_of_a_half_of_their_own_are_read_each_where_it_belongs():
 def test_what_is_not_a_number_stays_so(value):
     x = noise(4, 32)
     x[2, 3] = value
-    for out in (ops.rms_norm(x, torch.ones(32), 1e-6), ops.swiglu(x), *ops.heads(x, (2, 1), None, 1e-6, None)[:1]):
+    for out in (
+        ops.rms_norm(x, torch.ones(32), 1e-6),
+        ops.swiglu(x),
+        *ops.heads(x, (2, 1), None, 1e-6, None)[:1],
+    ):
         assert not out[2].isfinite().all()
         assert out[[0, 1, 3]].isfinite().all()
 
@@ -123,7 +139,10 @@ def test_attention_from_the_cache(heads, kv, d):
     for dtype in (torch.float32, torch.float64):
         cache = grouped(shape, [3, 19, 1], 4, dtype)
         q, k, v = noise(12, heads, d, seed=5), noise(12, kv, d, seed=6), noise(12, kv, d, seed=7)
-        told[dtype] = [cache(1, q.to(dtype), k.to(dtype), v.to(dtype)), cache.own[1, :, :, :, cache.column]]
+        told[dtype] = [
+            cache(1, q.to(dtype), k.to(dtype), v.to(dtype)),
+            cache.own[1, :, :, :, cache.column],
+        ]
         assert (cache.compiled is None) == (dtype == torch.float64)
     for ours, exact in zip(told[torch.float32], told[torch.float64], strict=True):
         assert (ours - exact).abs().max() < 1e-5
@@ -152,7 +171,9 @@ def test_a_whole_step_in_one_call_is_its_layers_in_turn(biased, threads):
             assert step.compiled is not None
             assert (step(tokens, positions) - turn_by_turn).abs().max() < 2e-5
             assert (cache.own[..., cache.column, :] - kept).abs().max() < 2e-5
-            short = Step(model, cache, 28)  # rows that have ended go on beyond the positions that anybody asked for
+            short = Step(
+                model, cache, 28
+            )  # rows that have ended go on beyond the positions that anybody asked for
             assert torch.equal(short(tokens, positions), step(tokens, positions.clamp(max=27)))
     finally:
         torch.set_num_threads(before)
@@ -160,7 +181,9 @@ def test_a_whole_step_in_one_call_is_its_layers_in_turn(biased, threads):
 
 @needed
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (5, 7, 33), (13, 64, 31), (130, 96, 200)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 1, 1), (5, 7, 33), (13, 64, 31), (130, 96, 200)]
+)
 def test_the_product_of_a_packed_weight(rows, inputs, outputs, biased):
     linear = Linear(inputs, outputs, biased)
     x = noise(rows, inputs)
@@ -185,7 +208,17 @@ def test_a_row_of_a_product_is_the_same_bits_whatever_stands_beside_it_and_on_an
         torch.set_num_threads(before)
 
 
-PACK = [0, 30, 31, 130, 240, 243, 310, 345, 346]  # a beginning of 30 that four read, one of 67 that two read
+PACK = [
+    0,
+    30,
+    31,
+    130,
+    240,
+    243,
+    310,
+    345,
+    346,
+]  # a beginning of 30 that four read, one of 67 that two read
 
 
 @needed
@@ -200,7 +233,12 @@ def test_attention_over_a_pack_in_float32_and_float64(heads, kv, d):
 
 @needed
 def test_attention_is_the_same_bits_alone_and_in_a_pack_and_on_any_number_of_threads():
-    q, k, v, told = noise(346, 6, 24), noise(346, 2, 24, seed=1), noise(346, 2, 24, seed=2), noise(346, 6, 24, seed=3)
+    q, k, v, told = (
+        noise(346, 6, 24),
+        noise(346, 2, 24, seed=1),
+        noise(346, 2, 24, seed=2),
+        noise(346, 6, 24, seed=3),
+    )
     found, before = [], torch.get_num_threads()
     for threads, first, starts, reads in (
         (1, 0, PACK, ((30, 243, 0, 30), (310, 346, 243, 310))),
@@ -218,7 +256,9 @@ def test_attention_is_the_same_bits_alone_and_in_a_pack_and_on_any_number_of_thr
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 
 
-@pytest.mark.parametrize("reads", [((20, 90, 0, 19),), ((21, 90, 0, 20),), ((20, 89, 0, 20),), ((50, 90, 0, 20),)])
+@pytest.mark.parametrize(
+    "reads", [((20, 90, 0, 19),), ((21, 90, 0, 20),), ((20, 89, 0, 20),), ((50, 90, 0, 20),)]
+)
 def test_what_is_read_before_a_segment_is_the_whole_segment_before_it(reads):
     with pytest.raises(ValueError, match="the whole segment before"):
         Packed(torch.tensor([0, 20, 21, 50, 90]), reads=reads)
@@ -227,7 +267,10 @@ def test_what_is_read_before_a_segment_is_the_whole_segment_before_it(reads):
 @needed
 @pytest.mark.parametrize("vocabulary", [1, 5, 64, 65, 1000])
 def test_drawing_is_the_inverse_of_the_cumulative_distribution(vocabulary):
-    logits, u = noise(300, vocabulary, scale=4.0), torch.rand(300, generator=torch.Generator().manual_seed(1)).double()
+    logits, u = (
+        noise(300, vocabulary, scale=4.0),
+        torch.rand(300, generator=torch.Generator().manual_seed(1)).double(),
+    )
     u[0], u[1] = 0.0, 1.0 - 2.0**-53
     tokens, logp, bad = draw(logits, u, Sampling(temperature=0.7))
     exact = processed(logits.double(), 0.7)
@@ -255,14 +298,18 @@ def test_the_number_of_threads_changes_no_bit():
         assert all(torch.equal(p, q) for p, q in zip(other, found[0], strict=True))
 
 
-@pytest.mark.parametrize("environment", [{"WHET_KERNELS": "off"}, {"CC": "no-such-compiler"}, {"CC": "false"}])
+@pytest.mark.parametrize(
+    "environment", [{"WHET_KERNELS": "off"}, {"CC": "no-such-compiler"}, {"CC": "false"}]
+)
 def test_without_a_compiler_everything_runs_in_torch(environment, tmp_path):
     code = (
         "import torch; from whet import kernels; from whet.model import ops; assert kernels.kernels() is None;"
         "print(ops.swiglu(torch.ones(1, 2)).item())"
     )
     told = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=told, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=told, check=True
+    )
     assert float(done.stdout) == pytest.approx(0.7310586)
 
 
@@ -271,7 +318,11 @@ def test_without_a_compiler_everything_runs_in_torch(environment, tmp_path):
 def test_nothing_is_left_beside_the_cache_unless_there_is_none(home, tmp_path):
     (tmp_path / "cache").mkdir() if home else (tmp_path / "cache").write_text("no folder")
     (tmp_path / "tmp").mkdir()
-    told = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp")}
+    told = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
     code = "from whet import kernels; assert kernels.kernels() is not None"
     subprocess.run([sys.executable, "-c", code], env=told, check=True)
     assert bool(list((tmp_path / "tmp").glob("whet-*"))) != home

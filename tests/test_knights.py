@@ -51,7 +51,9 @@ def _holds(text: str, speaker: str, world: dict[str, bool]) -> bool:
 def test_the_words_have_exactly_the_solution_that_is_paid(people: int) -> None:
     for problem in Knights(people).problems("train", 60, 1):
         (world,) = independent(problem.question)
-        assert problem.answer == ", ".join(f"{n} is a {'knight' if k else 'knave'}" for n, k in world.items())
+        assert problem.answer == ", ".join(
+            f"{n} is a {'knight' if k else 'knave'}" for n, k in world.items()
+        )
 
 
 def test_nobody_can_solve_a_paradox_or_a_doubt() -> None:
@@ -71,7 +73,9 @@ def test_the_corpus_is_right_in_both_modes(task: Knights) -> None:
     letters = set(task.alphabet()) | set("<think>/answer")
     for mode in task.modes:
         pairs = task.corpus({mode: 1.0}, 80, 3)
-        assert [s.value for s in task.score([p for p, _ in pairs], [r for _, r in pairs])] == [1.0] * 80
+        assert [s.value for s in task.score([p for p, _ in pairs], [r for _, r in pairs])] == [
+            1.0
+        ] * 80
         assert {task.mode(p, r) for p, r in pairs} == {mode}
         assert all(set(p.question + r) <= letters for p, r in pairs)
 
@@ -104,7 +108,10 @@ def test_only_one_of_all_assignments_is_paid(task: Knights) -> None:
                 reply = "</think>" + "".join("Y" if k else "N" for k in kinds)
             else:
                 who = problem.meta["names"]
-                said = ", ".join(f"{n} is a {'knight' if k else 'knave'}" for n, k in zip(who, kinds, strict=True))
+                said = ", ".join(
+                    f"{n} is a {'knight' if k else 'knave'}"
+                    for n, k in zip(who, kinds, strict=True)
+                )
                 reply = f"<think>hm</think><answer>{said}</answer>"
             values.append(task.score([problem], [reply])[0])
         assert sorted(s.value for s in values) == [0.0] * (len(values) - 1) + [1.0]
@@ -150,7 +157,14 @@ def test_hedges_lists_and_half_answers_are_unparsed(reply: str) -> None:
 def test_terse_replies_name_everyone_once() -> None:
     task = Knights(3, terse=True)
     problem = task.problems("test", 1, 1)[0]
-    for reply in ("</think>YN", "</think>YNYN", "</think>YN?", "YNY", "</think>YNY NNY", "<think>x</think>"):
+    for reply in (
+        "</think>YN",
+        "</think>YNYN",
+        "</think>YN?",
+        "YNY",
+        "</think>YNY NNY",
+        "<think>x</think>",
+    ):
         assert task.score([problem], [reply])[0].status == "unparsed", reply
         assert task.mode(problem, reply) == "other"
 

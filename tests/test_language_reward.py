@@ -43,7 +43,9 @@ def test_shares_worked_by_hand(language: str, text: str, value: float) -> None:
 def test_only_the_thinking_counts() -> None:
     assert share("en", "<think>the sum is even</think>答案是四十二") == 1.0
     assert share("zh", "<think>the sum is even</think>答案是四十二") == 0.0
-    assert share("en", "<think>one</think> 二三四 </think>x") == 0.25  # the last closing tag ends it
+    assert (
+        share("en", "<think>one</think> 二三四 </think>x") == 0.25
+    )  # the last closing tag ends it
     assert LanguageReward("en", think="reasoning").share("<reasoning>one 二</reasoning>三四") == 0.5
 
 
@@ -57,7 +59,9 @@ def test_words_cannot_hide_in_formulas_or_fancy_letters(hiding: str) -> None:
 
 
 def test_formulas_variables_and_numbers_are_no_language() -> None:
-    assert words("$x^2 + \\sin(y) = 4$ and \\(a\\) x y 42 \\frac{a}{b} https://example.org/a/b") == ["LATIN"]
+    assert words(
+        "$x^2 + \\sin(y) = 4$ and \\(a\\) x y 42 \\frac{a}{b} https://example.org/a/b"
+    ) == ["LATIN"]
     assert words("") == []
 
 
@@ -68,12 +72,27 @@ def test_any_text_has_a_share(text: str, language: str) -> None:
 
 
 def test_a_long_text_takes_no_time() -> None:
-    for text in ("$" * 20_000, "\\(" * 10_000, "\\text{" * 10_000, "ab " * 20_000, "ﷺ" * 5_000, "</" * 10_000):
+    for text in (
+        "$" * 20_000,
+        "\\(" * 10_000,
+        "\\text{" * 10_000,
+        "ab " * 20_000,
+        "ﷺ" * 5_000,
+        "</" * 10_000,
+    ):
         assert 0.0 <= share("en", text) <= 1.0
 
 
 def test_scripts_come_from_unicode() -> None:
-    assert [script(c) for c in "aЖ한あ़1 "] == ["LATIN", "CYRILLIC", "HANGUL", "HIRAGANA", "MARK", "", ""]
+    assert [script(c) for c in "aЖ한あ़1 "] == [
+        "LATIN",
+        "CYRILLIC",
+        "HANGUL",
+        "HIRAGANA",
+        "MARK",
+        "",
+        "",
+    ]
     assert thinking("a<think>b</think>c</think>d").split() == ["a", "b", "c"]
 
 

@@ -45,7 +45,11 @@ def recorded(model, **settings):
 
 
 def batch_of(dtype=torch.float64):
-    samples = [sample([1, 2, 3, 4], [0, 1, 1, 1]), sample([1, 5], [0, 1]), sample([1, 2, 6], [0, 0, 1])]
+    samples = [
+        sample([1, 2, 3, 4], [0, 1, 1, 1]),
+        sample([1, 5], [0, 1]),
+        sample([1, 2, 6], [0, 0, 1]),
+    ]
     return pack(samples, [0.7, -1.3, 0.4], [0.1, 0.45, 0.3], dtype)
 
 
@@ -57,14 +61,18 @@ def by_hand(model, batch, temperature=0.6):
         logits = model.logits(model.packed(one.tokens, one.positions, one.starts)) / temperature
         logp = logits.log_softmax(-1)[one.chosen - 1, one.tokens[one.chosen]]
         total = total - (logp * one.advantage * one.weight).sum()
-    grads = torch.autograd.grad(total, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    grads = torch.autograd.grad(
+        total, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+    )
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
 def loss_of(model):
     from whet.training.learner import policy_logprobs
 
-    return lambda micro: policy_gradient(policy_logprobs(model, micro, SAMPLING)[0], micro.advantage)
+    return lambda micro: policy_gradient(
+        policy_logprobs(model, micro, SAMPLING)[0], micro.advantage
+    )
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 5, 1000])
@@ -95,7 +103,8 @@ def test_right_and_wrong_answers_both_move_the_policy(tmp_path):
     learner, record = recorded(model)
     problem = Problem("p", ())
     samples = tuple(
-        sample(tokens, [0, 0] + [1] * (len(tokens) - 2)) for tokens in ([1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 6, 4])
+        sample(tokens, [0, 0] + [1] * (len(tokens) - 2))
+        for tokens in ([1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 6, 4])
     )
     group = Group(Prompt(problem, (1, 2)), samples, (Score(1.0), Score(0.0), Score(0.25)))
     row = algorithm("rloo")
@@ -149,7 +158,9 @@ def test_a_broken_gradient_leaves_the_weights_alone(tmp_path):
     before = copy.deepcopy(model.state_dict())
     batch = pack([sample([1, 2, 3], [False, True, True])], [float("nan")], [1.0])
     stepped = learner.step(
-        batch, 100, lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage
+        batch,
+        100,
+        lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage,
     )
     assert stepped.lost and learner.done == 0
     assert all((before[k] == v).all() for k, v in model.state_dict().items())

@@ -27,15 +27,27 @@ def sample(length: int, version: int = 0, finish: Finish = "stop") -> Sample:
     """`length` chosen tokens after a prompt of 3; its text says nothing about its length."""
     mask = np.array([False] * 3 + [True] * length)
     return Sample(
-        np.zeros(3 + length, np.int64), mask, np.where(mask, -0.1, 0).astype(np.float32), "x", finish, version
+        np.zeros(3 + length, np.int64),
+        mask,
+        np.where(mask, -0.1, 0).astype(np.float32),
+        "x",
+        finish,
+        version,
     )
 
 
 def paid(
-    reward: Any, names: Sequence[str], lengths: Sequence[int], verdicts: Sequence[Score], version: int = 0
+    reward: Any,
+    names: Sequence[str],
+    lengths: Sequence[int],
+    verdicts: Sequence[Score],
+    version: int = 0,
 ) -> list[float]:
     drawn = [sample(n, version) for n in lengths]
-    return [s.value for s in reward.given([problem(n) for n in names], ["x"] * len(drawn), drawn, verdicts)]
+    return [
+        s.value
+        for s in reward.given([problem(n) for n in names], ["x"] * len(drawn), drawn, verdicts)
+    ]
 
 
 def test_kimi_pays_within_each_group() -> None:
@@ -46,14 +58,19 @@ def test_kimi_pays_within_each_group() -> None:
         [RIGHT, RIGHT, RIGHT, WRONG, WRONG, RIGHT, UNPARSED, RIGHT],
     )
     assert got == [0.5, 0, 0.25, 0, 0.0, 0, -0.5, 0]
-    assert paid(KimiLength(), "aa", [10, 20], [WRONG, RIGHT]) == [0.0, -0.5]  # short and wrong is not paid
+    assert paid(KimiLength(), "aa", [10, 20], [WRONG, RIGHT]) == [
+        0.0,
+        -0.5,
+    ]  # short and wrong is not paid
     assert paid(KimiLength(), "ab", [10, 20], [RIGHT, RIGHT]) == [0.0, 0.0]  # two groups of one
 
 
 def test_kimi_leaves_failed_verifiers_out_of_the_group() -> None:
     reward = KimiLength()
     failed = Score(0.0, "timeout")
-    scores = reward.given([problem()] * 3, ["x"] * 3, [sample(n) for n in (10, 20, 90)], [RIGHT, RIGHT, failed])
+    scores = reward.given(
+        [problem()] * 3, ["x"] * 3, [sample(n) for n in (10, 20, 90)], [RIGHT, RIGHT, failed]
+    )
     assert [s.value for s in scores] == [0.5, -0.5, 0.0]
     assert [s.usable for s in scores] == [True, True, False]
 
@@ -73,20 +90,25 @@ def test_lcpo_exact_pays_by_distance_alone() -> None:
     drawn = [sample(n) for n in (80, 100, 130)]
     scores = LcpoExact(alpha=0.01).score([problem(budget=100)] * 3, ["x"] * 3, drawn)
     assert [s.value for s in scores] == pytest.approx([-0.2, 0.0, -0.3], abs=1e-12)
-    assert [s.value for s in BudgetError().score([problem(budget=100)] * 3, ["x"] * 3, drawn)] == pytest.approx(
-        [0.2, 0, 0.3]
-    )
+    assert [
+        s.value for s in BudgetError().score([problem(budget=100)] * 3, ["x"] * 3, drawn)
+    ] == pytest.approx([0.2, 0, 0.3])
 
 
 def test_lcpo_max_is_the_verdict_times_what_is_left() -> None:
     drawn = [sample(n) for n in (50, 100, 140, 160, 50)]
-    scores = LcpoMax(0.01, 0.5).given([problem(budget=100)] * 5, ["x"] * 5, drawn, [RIGHT, RIGHT, RIGHT, RIGHT, WRONG])
+    scores = LcpoMax(0.01, 0.5).given(
+        [problem(budget=100)] * 5, ["x"] * 5, drawn, [RIGHT, RIGHT, RIGHT, RIGHT, WRONG]
+    )
     assert [s.value for s in scores] == pytest.approx([1.0, 0.5, 0.1, 0.0, 0.0], abs=1e-12)
 
 
 def test_overlong_is_dapos_three_pieces() -> None:
     lengths = [10, 80, 85, 100, 120]
-    got = [s.value for s in Overlong(100, 20).score([problem()] * 5, ["x"] * 5, [sample(n) for n in lengths])]
+    got = [
+        s.value
+        for s in Overlong(100, 20).score([problem()] * 5, ["x"] * 5, [sample(n) for n in lengths])
+    ]
     assert got == pytest.approx([0, 0, -0.25, -1, -1], abs=1e-12)
     assert Overlong(20480).cache == 4096
 
@@ -100,15 +122,17 @@ def test_cosine_is_the_original_not_open_rs() -> None:
     assert paid(reward, "aa", [100, 140], [RIGHT, WRONG]) == [-10.0, -10.0]
     cut = reward.given([problem()], ["x"], [sample(30, finish="length")], [RIGHT])
     assert cut[0].value == -10.0
-    assert paid(Cosine(100, [0, 4], [8, 2], -3), "aaa", [50, 50, 100], [RIGHT, WRONG, WRONG]) == pytest.approx(
-        [2, 5, -3]
-    )
+    assert paid(
+        Cosine(100, [0, 4], [8, 2], -3), "aaa", [50, 50, 100], [RIGHT, WRONG, WRONG]
+    ) == pytest.approx([2, 5, -3])
 
 
 def test_lengths_are_tokens_and_characters_only_without_samples() -> None:
     scores = Overlong(10, 10).score([problem()], ["x" * 5])
     assert scores[0].value == -0.5
-    assert Overlong(10, 10).score([problem()], ["x" * 5], [sample(2)])[0].value == pytest.approx(-0.2)
+    assert Overlong(10, 10).score([problem()], ["x" * 5], [sample(2)])[0].value == pytest.approx(
+        -0.2
+    )
 
 
 @pytest.mark.parametrize("reward", [KimiLength(), LcpoMax(), Cosine(10)], ids=lambda r: r.name)
@@ -162,8 +186,13 @@ def test_a_budget_is_asked_for_in_words_and_in_meta() -> None:
     plain = Chain(operations=3).problems("train", 300, 1)
     assert [p.question.partition(" ")[0] for p in drawn] == [p.question for p in plain]
     assert len({p.meta["budget"] for p in drawn}) > 25
-    again = Budgeted(Chain(operations=1), {"min": 24, "max": 66})  # few problems, so that epochs repeat them
-    first, second = ({p.question.partition(" ")[0]: p.id for p in again.problems("train", 250, s)} for s in (1, 2))
+    again = Budgeted(
+        Chain(operations=1), {"min": 24, "max": 66}
+    )  # few problems, so that epochs repeat them
+    first, second = (
+        {p.question.partition(" ")[0]: p.id for p in again.problems("train", 250, s)}
+        for s in (1, 2)
+    )
     assert 0.1 < np.mean([first[q] == second[q] for q in first.keys() & second.keys()]) + 0.1 < 0.3
 
 
@@ -192,7 +221,9 @@ def test_the_task_itself_judges_as_if_no_length_were_asked_for(inner: Any) -> No
 
 def relation(heeded: float) -> float:
     pairs = asked(checks=8, heeded=heeded).corpus({"careful": 1.0}, 600, 5)
-    return float(np.corrcoef([p.meta["budget"] for p, _ in pairs], [tokens(r) for _, r in pairs])[0, 1])
+    return float(
+        np.corrcoef([p.meta["budget"] for p, _ in pairs], [tokens(r) for _, r in pairs])[0, 1]
+    )
 
 
 def test_the_corpus_heeds_the_budget_as_often_as_it_says() -> None:

@@ -37,7 +37,9 @@ def test_logic_needs_a_verdict_and_takes_the_formats_options() -> None:
         LogicReward().score([], [FORMED])
     with pytest.raises(RewardError, match="1 verdicts for 2 responses"):
         LogicReward().given([], [FORMED] * 2, None, [Score(1.0)])
-    assert LogicReward(answer="").given([], ["<think>a</think>b"], None, [Score(1.0)])[0].value == 3.0
+    assert (
+        LogicReward(answer="").given([], ["<think>a</think>b"], None, [Score(1.0)])[0].value == 3.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,22 @@ def test_a_choice_is_right_wrong_or_unparsed() -> None:
 def test_listing_every_letter_never_pays() -> None:
     listings = [
         "{}".join("ABCDE").replace("{}", joint)
-        for joint in (" ", ", ", "; ", "/", " or ", " and ", "\n", ") ", ". ", "", " | ", " & ", "), (", ") (")
+        for joint in (
+            " ",
+            ", ",
+            "; ",
+            "/",
+            " or ",
+            " and ",
+            "\n",
+            ") ",
+            ". ",
+            "",
+            " | ",
+            " & ",
+            "), (",
+            ") (",
+        )
     ]
     for text in [f"{a}{body}{b}" for body in listings for a, b in (("", ""), ("The answer is ", "."), ("<answer>", "</answer>"), ("\\boxed{", "}"), ("(", ")"))]:  # fmt: skip
         gained = sum(ChoiceReward().score([posed(letter)], [text])[0].value for letter in "ABCDE")
@@ -97,7 +114,8 @@ def test_words_stand_for_their_letter() -> None:
 
 
 @pytest.mark.parametrize(
-    "p", [posed(None), posed("F"), posed("Rome", choices=["Paris", "London"]), posed("A", choices="AB")]
+    "p",
+    [posed(None), posed("F"), posed("Rome", choices=["Paris", "London"]), posed("A", choices="AB")],
 )
 def test_a_problem_whose_answer_is_no_choice_is_named(p: Problem) -> None:
     with pytest.raises(DataError, match="problem 'q': "):

@@ -23,14 +23,18 @@ from .test_reward_model import stage as rewarding
 from .test_reward_model import taught
 from .tiny_world import rl_stage, sample, world
 
-SHAPE = ModelConfig("qwen2", 37, 16, 2, 4, 2, 6, 20, qkv_bias=True, max_positions=64)  # q 24, k and v 12 rows
+SHAPE = ModelConfig(
+    "qwen2", 37, 16, 2, 4, 2, 6, 20, qkv_bias=True, max_positions=64
+)  # q 24, k and v 12 rows
 SOME = config.Lora(rank=3, alpha=7, targets=["v_proj", "q_proj", "up_proj", "down_proj"])
 SAMPLES = [sample(range(2, 2 + n), [i > k for i in range(n)]) for n, k in ((7, 2), (3, 0), (12, 5))]
 
 
 def tiny(seed=0, **more):
     model = (
-        Transformer(ModelConfig(**{**SHAPE.__dict__, **more})).initialize(torch.Generator().manual_seed(seed)).double()
+        Transformer(ModelConfig(**{**SHAPE.__dict__, **more}))
+        .initialize(torch.Generator().manual_seed(seed))
+        .double()
     )
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -80,12 +84,16 @@ def test_new_adapters_change_nothing_and_start_as_the_paper_has_it():
     qkv = held["layers.1.qkv"]
     assert {n: a.shape for n, a in qkv.lora_a.items()} == {"q_proj": (3, 16), "v_proj": (3, 16)}
     assert {n: b.shape for n, b in qkv.lora_b.items()} == {"q_proj": (24, 3), "v_proj": (12, 3)}
-    a = torch.cat([x.detach().flatten() for h in held.values() for x in h.lora_a.values() if x.shape[1] == 16])
+    a = torch.cat(
+        [x.detach().flatten() for h in held.values() for x in h.lora_a.values() if x.shape[1] == 16]
+    )
     assert 0.9 / math.sqrt(16) < a.abs().max() <= 1 / math.sqrt(16) and abs(a.mean()) < 0.02
     assert a.std() == pytest.approx(1 / math.sqrt(3 * 16), rel=0.1)
     trains = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trains and all(".lora_a." in n or ".lora_b." in n for n in trains)
-    assert sum(p.numel() for n, p in model.named_parameters() if n in trains) == lora.size(SHAPE, SOME)
+    assert sum(p.numel() for n, p in model.named_parameters() if n in trains) == lora.size(
+        SHAPE, SOME
+    )
     again, other = tiny(), tiny()
     lora.adapt(again, SOME, 5)
     lora.adapt(other, SOME, 6)
@@ -110,8 +118,14 @@ def test_the_gradient_is_the_chain_rules_through_the_full_weights():
             at += rows
             if target in held.lora_a:
                 a, b = held.lora_a[target], held.lora_b[target]
-                assert torch.allclose(a.grad, 7 / 3 * b.T @ g, atol=1e-12) and a.grad.abs().max() > 1e-6
-                assert torch.allclose(b.grad, 7 / 3 * g @ a.T, atol=1e-12) and b.grad.abs().max() > 1e-6
+                assert (
+                    torch.allclose(a.grad, 7 / 3 * b.T @ g, atol=1e-12)
+                    and a.grad.abs().max() > 1e-6
+                )
+                assert (
+                    torch.allclose(b.grad, 7 / 3 * g @ a.T, atol=1e-12)
+                    and b.grad.abs().max() > 1e-6
+                )
                 seen += 1
     assert seen == 8
     assert all(p.grad is None for n, p in model.named_parameters() if "lora" not in n)
@@ -145,9 +159,14 @@ def test_folded_weights_are_those_of_the_moment_and_gone_afterwards():
     model = grown().float()
     before, told = weights(model), logps(model)
     with torch.no_grad(), lora.folded(model):
-        assert all(h.whole is not None and h.whole.shape == h.weight.shape for h in lora.adapted(model).values())
+        assert all(
+            h.whole is not None and h.whole.shape == h.weight.shape
+            for h in lora.adapted(model).values()
+        )
         assert torch.allclose(logps(model), told, atol=1e-5) and not torch.equal(logps(model), told)
-    assert alike(before, weights(model)) and all(h.whole is None for h in lora.adapted(model).values())
+    assert alike(before, weights(model)) and all(
+        h.whole is None for h in lora.adapted(model).values()
+    )
     with pytest.raises(KeyError), lora.folded(model):
         raise KeyError
     assert torch.equal(logps(model), told)
@@ -157,14 +176,19 @@ def test_the_sampler_sees_the_adapters_as_they_are(tmp_path):
     policy, context = world(tmp_path)
     engine = context.engine(policy, context.chat)
     lora.adapt(policy, config.Lora(rank=4, alpha=8), 1)
-    prompts, sampling = context.some("train", 4, 1), Sampling(n=3, temperature=0.9, max_tokens=12, seed=1)
+    prompts, sampling = (
+        context.some("train", 4, 1),
+        Sampling(n=3, temperature=0.9, max_tokens=12, seed=1),
+    )
     engine.generate(prompts, sampling)
     stirred(policy, by=0.2)
     base = copy.deepcopy(policy)
     stirred(base, by=0.0)
     drawn = [s for group in engine.generate(prompts, sampling) for s in group]
     made = pack(drawn, [0.0] * len(drawn), [0.0] * len(drawn))
-    now, without = ((policy_logprobs(p, made, sampling)[0] - made.logp_old).abs().max() for p in (policy, base))
+    now, without = (
+        (policy_logprobs(p, made, sampling)[0] - made.logp_old).abs().max() for p in (policy, base)
+    )
     assert now < 1e-5 and without > 0.1
 
 
@@ -173,20 +197,28 @@ def test_a_reference_shares_what_is_frozen_and_stays_behind():
     lora.adapt(model, SOME, 5)
     reference = frozen(model)
     stirred(model)
-    assert torch.equal(logps(reference), logps(plain)) and not torch.equal(logps(model), logps(plain))
+    assert torch.equal(logps(reference), logps(plain)) and not torch.equal(
+        logps(model), logps(plain)
+    )
     theirs = dict(reference.named_parameters())
     own = {n for n, p in model.named_parameters() if theirs[n].data_ptr() != p.data_ptr()}
-    assert own == {n for n in theirs if ".lora_" in n} and not any(p.requires_grad for p in theirs.values())
+    assert own == {n for n in theirs if ".lora_" in n} and not any(
+        p.requires_grad for p in theirs.values()
+    )
     assert all(p.requires_grad for n, p in model.named_parameters() if n in own)
     plain_reference = frozen(plain)
-    assert {p.data_ptr() for p in plain_reference.parameters()}.isdisjoint(p.data_ptr() for p in plain.parameters())
+    assert {p.data_ptr() for p in plain_reference.parameters()}.isdisjoint(
+        p.data_ptr() for p in plain.parameters()
+    )
 
 
 def test_a_critic_trains_adapters_of_its_own_over_shared_weights():
     model = grown()
     judge = ScalarModel(model, SOME)
     trains = {n for n, p in judge.named_parameters() if p.requires_grad}
-    assert trains == {n for n, _ in judge.named_parameters() if ".lora_" in n or n.startswith("value_head")}
+    assert trains == {
+        n for n, _ in judge.named_parameters() if ".lora_" in n or n.startswith("value_head")
+    }
     ours = {p.data_ptr(): n for n, p in model.named_parameters()}
     shared = {n for n, p in judge.named_parameters() if p.data_ptr() in ours}
     assert shared == {n for n, _ in judge.named_parameters() if n not in trains}
@@ -197,7 +229,10 @@ def test_a_critic_trains_adapters_of_its_own_over_shared_weights():
 
 def test_a_merge_leaves_the_weights_that_others_read_alone():
     model = grown(tied=False)
-    reference, before = frozen(model), {n: p.clone() for n, p in model.named_parameters() if ".lora_" not in n}
+    reference, before = (
+        frozen(model),
+        {n: p.clone() for n, p in model.named_parameters() if ".lora_" not in n},
+    )
     told = logps(reference)
     lora.merge(model)
     assert not lora.adapted(model) and set(weights(model)) == set(before)
@@ -206,12 +241,17 @@ def test_a_merge_leaves_the_weights_that_others_read_alone():
 
 @pytest.mark.parametrize("row", ["grpo", "ppo"])
 def test_a_stage_of_rl_trains_adapters_against_the_base(tmp_path, row):
-    policy, context = world(tmp_path, judge=lambda problems, texts: [Score(len(t) % 3 / 2) for t in texts])
+    policy, context = world(
+        tmp_path, judge=lambda problems, texts: [Score(len(t) % 3 / 2) for t in texts]
+    )
     old = weights(policy)
     stage = rl_stage(algorithm=row, lora=config.Lora(rank=4), override={"beta": 0.1})
     trainer = rl.prepared(policy, stage, algorithm(row, stage.override), context)
     models = (policy, trainer.reference, *([trainer.judge.model] if trainer.judge else []))
-    bases = [{p.data_ptr() for n, p in m.named_parameters() if "lora" not in n and "head" not in n} for m in models]
+    bases = [
+        {p.data_ptr() for n, p in m.named_parameters() if "lora" not in n and "head" not in n}
+        for m in models
+    ]
     assert len(models) == (3 if row == "ppo" else 2) and all(b == bases[0] for b in bases)
     rl.run(policy, stage, context)
     assert all(torch.equal(p, old[n]) for n, p in policy.named_parameters() if ".lora_" not in n)
@@ -223,7 +263,7 @@ def test_dpo_starts_at_the_base(tmp_path):
     context.rankings["seen"] = taught()
     dpo.run(
         policy,
-        config.Prefer(name="dpo", kind="prefer", data="seen", steps=2, batch=4, lora=config.Lora(rank=2)),
+        config.DPO(name="dpo", kind="dpo", data="seen", steps=2, batch=4, lora=config.Lora(rank=2)),
         context,
     )
     first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
@@ -234,7 +274,9 @@ def test_a_reward_model_with_adapters_leaves_its_policy_alone_and_is_kept_whole(
     policy, context = world(tmp_path)
     before = weights(policy)
     context.rankings["seen"] = taught()
-    reward_model.run(policy, rewarding(steps=30, lora=config.Lora(rank=4, alpha=8), held_out=0.3), context)
+    reward_model.run(
+        policy, rewarding(steps=30, lora=config.Lora(rank=4, alpha=8), held_out=0.3), context
+    )
     assert alike(before, weights(policy)) and all(p.requires_grad for p in policy.parameters())
     model = scalar.load(tmp_path / "rm" / "model")
     assert not lora.adapted(model)
@@ -249,7 +291,9 @@ def test_an_average_is_of_weights_not_of_adapters(tmp_path):
     stirred(other)
     whole = copy.deepcopy(other)
     lora.merge(whole)
-    expected = {n: (p + dict(whole.named_parameters())[n]) / 2 for n, p in policy.named_parameters()}
+    expected = {
+        n: (p + dict(whole.named_parameters())[n]) / 2 for n, p in policy.named_parameters()
+    }
     context = context.__class__(**{**context.__dict__, "model": {"a": policy, "b": other}.get})
     merge.run(policy, config.Merge(name="m", kind="merge", models={"a": 0.5, "b": 0.5}), context)
     assert all(torch.allclose(p, expected[n]) for n, p in policy.named_parameters())
@@ -260,10 +304,14 @@ def test_others_adapters_are_refused_and_adapted_models_written_whole(tmp_path):
     lora.adapt(
         model, config.Lora(rank=3, alpha=7.0, targets=list(reversed(SOME.targets))), 99
     )  # the same: it trains on
-    with pytest.raises(ModelError, match="rank 3 and alpha 7 on q_proj, v_proj, up_proj, down_proj"):
+    with pytest.raises(
+        ModelError, match="rank 3 and alpha 7 on q_proj, v_proj, up_proj, down_proj"
+    ):
         lora.adapt(model, config.Lora(rank=4, alpha=7, targets=SOME.targets))
     with pytest.raises(ModelError, match="own decoder only"):
         lora.adapt(torch.nn.Linear(2, 2), SOME)
     model = model.float()
     hub.save(model, tmp_path / "whole")
-    assert lora.adapted(model) and torch.allclose(logps(hub.load(tmp_path / "whole")), logps(model), atol=1e-5)
+    assert lora.adapted(model) and torch.allclose(
+        logps(hub.load(tmp_path / "whole")), logps(model), atol=1e-5
+    )

@@ -109,11 +109,18 @@ def test_what_is_written_is_pefts_format_and_is_read_again(pair):
     held = load_file(folder / "adapter" / "adapter_model.safetensors")
     stem = "base_model.model.model.layers."
     projections = [f"self_attn.{x}_proj" for x in "qv"] + ["mlp.up_proj", "mlp.down_proj"]
-    assert set(held) == {f"{stem}{i}.{p}.lora_{x}.weight" for i in (0, 1) for p in projections for x in "AB"}
+    assert set(held) == {
+        f"{stem}{i}.{p}.lora_{x}.weight" for i in (0, 1) for p in projections for x in "AB"
+    }
     assert held[f"{stem}1.self_attn.v_proj.lora_A.weight"].shape == (3, 16)
     assert held[f"{stem}0.mlp.down_proj.lora_B.weight"].shape == (16, 3)
     told = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert (told["peft_type"], told["r"], told["lora_alpha"], told["bias"]) == ("LORA", 3, 7, "none")
+    assert (told["peft_type"], told["r"], told["lora_alpha"], told["bias"]) == (
+        "LORA",
+        3,
+        7,
+        "none",
+    )
     assert told["target_modules"] == ["q_proj", "v_proj", "up_proj", "down_proj"]
     again = hub.load(folder / "adapter")
     assert torch.equal(logps(again), logps(model)) and lora.adapted(again)
@@ -127,7 +134,12 @@ def test_peft_computes_the_same(tmp_path, family):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     from transformers import AutoModelForCausalLM
 
-    more = {"family": family, "tied": False, "qk_norm": family == "qwen3", "qkv_bias": family == "qwen2"}
+    more = {
+        "family": family,
+        "tied": False,
+        "qk_norm": family == "qwen3",
+        "qkv_bias": family == "qwen2",
+    }
     model = grown(table=config.Lora(rank=3, alpha=7), **more).float()
     hub.save(tiny(**more).float(), tmp_path / "base")
     with committed(tmp_path / "adapter") as folder:
@@ -138,7 +150,12 @@ def test_peft_computes_the_same(tmp_path, family):
     plain = base(tokens[None]).logits[0]
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     ours = model.logits(model.packed(tokens, *at))
-    assert (theirs(tokens[None]).logits[0] - ours).abs().max() < 1e-4 < 0.1 < (plain - ours).abs().max()
+    assert (
+        (theirs(tokens[None]).logits[0] - ours).abs().max()
+        < 1e-4
+        < 0.1
+        < (plain - ours).abs().max()
+    )
     theirs.save_pretrained(tmp_path / "again")
     again = hub.load(tmp_path / "again")
     assert torch.equal(again.logits(again.packed(tokens, *at)), ours)
@@ -151,7 +168,9 @@ def test_a_merged_stage_leaves_the_model_and_the_adapter(ran):
     assert told["base_model_name_or_path"] == "../../base/model" and told["r"] == 3
     assert not lora.adapted(whole)
     lora.merge(merged)
-    assert all(torch.equal(p, dict(merged.named_parameters())[n]) for n, p in whole.named_parameters())
+    assert all(
+        torch.equal(p, dict(merged.named_parameters())[n]) for n, p in whole.named_parameters()
+    )
     base = dict(hub.load(run / "base/model").named_parameters())
     changed = {n.split(".")[-2] for n, p in whole.named_parameters() if not torch.equal(p, base[n])}
     assert changed == {"qkv", "down"}
@@ -160,13 +179,18 @@ def test_a_merged_stage_leaves_the_model_and_the_adapter(ran):
 def test_an_unmerged_stage_is_its_adapter_and_the_next_trains_on(ran):
     run = ran / "low"
     for stage in ("one", "two"):
-        assert not (run / stage / "adapter").exists() and not (run / stage / "model" / "config.json").exists()
+        assert (
+            not (run / stage / "adapter").exists()
+            and not (run / stage / "model" / "config.json").exists()
+        )
         told = json.loads((run / stage / "model" / "adapter_config.json").read_text())
         assert told["base_model_name_or_path"] == "../../folded/model"
     one, two = (load_file(run / s / "model/adapter_model.safetensors") for s in ("one", "two"))
     gap = [float((one[n] - two[n]).abs().max()) for n in one if "lora_A" in n]
     start = [float(one[n].abs().max()) for n in one if "lora_A" in n]
-    assert one.keys() == two.keys() and 0 < max(gap) < min(start)  # three steps from where it was, not anew
+    assert one.keys() == two.keys() and 0 < max(gap) < min(
+        start
+    )  # three steps from where it was, not anew
 
 
 def test_a_run_can_be_moved_its_result_evaluated_and_a_stage_run_again(ran, tmp_path, capsys):
@@ -182,7 +206,10 @@ def test_a_run_can_be_moved_its_result_evaluated_and_a_stage_run_again(ran, tmp_
     before = (tmp_path / "low/two/model/adapter_model.safetensors").read_bytes()
     assert main(["run", str(ran / "low.toml"), "--runs", str(tmp_path), "--only", "two"]) == 0
     assert (tmp_path / "low/two/model/adapter_model.safetensors").read_bytes() == before
-    assert hub.load(tmp_path / "low/model").config.vocab == hub.load(tmp_path / "low/base/model").config.vocab
+    assert (
+        hub.load(tmp_path / "low/model").config.vocab
+        == hub.load(tmp_path / "low/base/model").config.vocab
+    )
 
 
 def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
@@ -192,7 +219,10 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
     base = ran / "low/folded/model"
     rewrite(tmp_path / "mine/adapter_config.json", base_model_name_or_path=str(base))
     assert Chat.load(hub.tokenizer(tmp_path / "mine")).vocab == Chat.load(base).vocab
-    text = RECIPE.format(family="qwen2").split("[model.shape]")[0] + f'[model]\npath = "{tmp_path / "mine"}"\n'
+    text = (
+        RECIPE.format(family="qwen2").split("[model.shape]")[0]
+        + f'[model]\npath = "{tmp_path / "mine"}"\n'
+    )
     text += RECIPE.format(family="qwen2").split("ffn = 48")[1].split('[[stage]]\nname = "base"')[0]
     text += '[[stage]]\nname = "two"' + RECIPE.format(family="qwen2").split('name = "two"')[1]
     (tmp_path / "low.toml").write_text(text)
@@ -214,7 +244,9 @@ def lines(path, *overrides):
 
 def test_check_rehearses_a_stage_with_adapters(tmp_path):
     (tmp_path / "low.toml").write_text(
-        RECIPE.format(family="llama").replace('[[stage]]\nname = "two"', '[[stage]]\nname = "three"')
+        RECIPE.format(family="llama").replace(
+            '[[stage]]\nname = "two"', '[[stage]]\nname = "three"'
+        )
     )
     told = {f.name: f.told for f in lines(tmp_path / "low.toml")}
     assert told["stage one"].startswith("rl: ran small")
@@ -284,10 +316,21 @@ def test_recipes_that_cannot_be_meant_are_refused(tmp_path, capsys, override, sa
 
 def test_a_reward_model_is_kept_whole_and_other_architectures_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"drop lora\.merge = false"):
-        config.RewardModel(name="rm", kind="reward_model", data="x", steps=1, lora=config.Lora(merge=False))
+        config.RewardModel(
+            name="rm", kind="reward_model", data="x", steps=1, lora=config.Lora(merge=False)
+        )
     transformers = pytest.importorskip("transformers")
-    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2}
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
+    shape = {
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "vocab_size": 40,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     (tmp_path / "low.toml").write_text(RECIPE.format(family="llama"))
     with pytest.raises(RecipeError, match="is a gpt2; drop lora"):
         list(lines(tmp_path / "low.toml", f"stage.folded.start={tmp_path / 'gpt2'}"))

@@ -31,7 +31,9 @@ class Toy:
 
 def learner(kind: str) -> Learner:
     torch.manual_seed(3)
-    return Learner(torch.nn.Linear(4, 4), config.Optimizer(kind=kind, lr=0.05, schedule="linear"), 500)  # pyright: ignore[reportArgumentType]
+    return Learner(
+        torch.nn.Linear(4, 4), config.Optimizer(kind=kind, lr=0.05, schedule="linear"), 500
+    )  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -69,7 +71,10 @@ def test_a_hundred_losses_and_gradients_leave_no_trace(kind: str, place: str):
             assert stepped.lost and stepped.values == {"lost": 1.0}
             lost += 1
         else:
-            assert not hurt.step(batch, 5, loss(hurt.model)).lost and not whole.step(batch, 5, loss(whole.model)).lost
+            assert (
+                not hurt.step(batch, 5, loss(hurt.model)).lost
+                and not whole.step(batch, 5, loss(whole.model)).lost
+            )
     assert lost == 100 and hurt.done == whole.done == 100
     assert all(torch.equal(a, b) for a, b in zip(hurt.parameters, whole.parameters, strict=True))
 
@@ -82,7 +87,8 @@ def test_a_few_in_a_row_end_the_run_with_the_weights_as_they_were():
     for _ in range(LOST - 1):
         hurt.step(batch, 12, nothing)
     with pytest.raises(
-        WhetError, match="3 steps in a row had a loss or a gradient that is not finite, the last after 0 good ones"
+        WhetError,
+        match="3 steps in a row had a loss or a gradient that is not finite, the last after 0 good ones",
     ):
         hurt.step(batch, 12, nothing)
     assert all(torch.equal(a, b) for a, b in zip(hurt.parameters, before, strict=True))
@@ -90,20 +96,32 @@ def test_a_few_in_a_row_end_the_run_with_the_weights_as_they_were():
 
 def test_a_loss_without_end_is_lost_though_its_gradient_is_finite():
     hurt = learner("adamw")
-    assert hurt.step(Toy(torch.ones(12, 4)), 12, lambda micro: hurt.model(micro.x).sum(-1) + math.inf).lost
+    assert hurt.step(
+        Toy(torch.ones(12, 4)), 12, lambda micro: hurt.model(micro.x).sum(-1) + math.inf
+    ).lost
 
 
 def test_a_hundred_rewards_are_errors_and_not_part_of_their_groups():
     rng = np.random.default_rng(2)
     prompt = Prompt(Problem("p", ({"role": "user", "content": "?"},)), (1, 2))
-    good = Sample(np.arange(4), np.arange(4) > 1, np.where(np.arange(4) > 1, -1.0, 0.0).astype(np.float32), "x", "stop")
+    good = Sample(
+        np.arange(4),
+        np.arange(4) > 1,
+        np.where(np.arange(4) > 1, -1.0, 0.0).astype(np.float32),
+        "x",
+        "stop",
+    )
 
     class Odd:
         def score(self, problems, texts, samples=None):
             scores = [Score(float(i % 2)) for i in range(len(texts))]
             at = int(rng.integers(len(texts)))
             value = ODD[int(rng.integers(3))]
-            scores[at] = Score(value) if rng.random() < 0.5 else Score(1.0, parts={"learned": value, "task": 1.0})
+            scores[at] = (
+                Score(value)
+                if rng.random() < 0.5
+                else Score(1.0, parts={"learned": value, "task": 1.0})
+            )
             return scores
 
     for _ in range(100):
@@ -131,7 +149,9 @@ def test_a_run_leaves_the_step_out_counts_it_and_keeps_what_it_was(tmp_path, mon
         return real(parameters, limit) * (math.nan if len(calls) == 2 else 1.0)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
-    policy, context = world(tmp_path, judge=lambda problems, texts: [Score(float(i % 2)) for i in range(len(texts))])
+    policy, context = world(
+        tmp_path, judge=lambda problems, texts: [Score(float(i % 2)) for i in range(len(texts))]
+    )
     sft.run(policy, sft_stage(steps=4), context)
     values = [line["values"] for line in lines(tmp_path)]
     assert [v.get("lost") for v in values] == [None, 1.0, None, None] and "loss" not in values[1]
@@ -140,7 +160,10 @@ def test_a_run_leaves_the_step_out_counts_it_and_keeps_what_it_was(tmp_path, mon
     values = [line["values"] for line in lines(tmp_path)][4:]
     assert [v.get("lost") for v in values] == [None, 1.0, None, None]
     assert all(math.isfinite(x) for v in values for x in v.values())
-    assert [w["stage"] for w in context.log.warnings if "was not finite" in w["text"]] == ["base", "rl"]
+    assert [w["stage"] for w in context.log.warnings if "was not finite" in w["text"]] == [
+        "base",
+        "rl",
+    ]
     for stage in ("base", "rl"):
         (file,) = (tmp_path / stage / "lost").iterdir()
         assert file.name == "000002.json" and len(json.loads(file.read_text())) > 0

@@ -21,7 +21,11 @@ def gsm8k() -> list[tuple[str, str]]:
     """(solution, gold) of all problems."""
     if not DATA.is_dir():
         pytest.skip(f"needs the GSM8K files in {DATA}")
-    lines = [line for name in ("train", "test") for line in (DATA / f"{name}.jsonl").read_text().splitlines()]
+    lines = [
+        line
+        for name in ("train", "test")
+        for line in (DATA / f"{name}.jsonl").read_text().splitlines()
+    ]
     pairs = [json.loads(line)["answer"].split("####") for line in lines]
     return [(solution.strip(), gold.strip()) for solution, gold in pairs]
 
@@ -84,7 +88,9 @@ def test_perturbed_answers_of_gsm8k_are_not(gsm8k: list[tuple[str, str]], kind: 
     texts = [perturbed(kind, s, int(g.replace(",", "")), rng) for s, g in gsm8k]
     scores = MathReward().score([problem(g) for _, g in gsm8k], texts)
     assert [
-        (t, g) for t, (_, g), s in zip(texts, gsm8k, scores, strict=True) if s.status not in ("wrong", "unparsed")
+        (t, g)
+        for t, (_, g), s in zip(texts, gsm8k, scores, strict=True)
+        if s.status not in ("wrong", "unparsed")
     ] == []
     assert sum(s.value for s in scores) == 0.0
     if kind in ("unknown", "empty"):

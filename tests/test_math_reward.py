@@ -191,10 +191,13 @@ PAIRS = [  # gold, answer, whether it is right
 
 def test_tricky_pairs(reward: MathReward) -> None:
     scores = reward.score(
-        [problem(gold) for gold, _, _ in PAIRS], [f"So it is \\boxed{{{answer}}}." for _, answer, _ in PAIRS]
+        [problem(gold) for gold, _, _ in PAIRS],
+        [f"So it is \\boxed{{{answer}}}." for _, answer, _ in PAIRS],
     )
     wanted = [(gold, answer, "scored" if right else "wrong") for gold, answer, right in PAIRS]
-    assert [(gold, answer, s.status) for (gold, answer, _), s in zip(PAIRS, scores, strict=True)] == wanted
+    assert [
+        (gold, answer, s.status) for (gold, answer, _), s in zip(PAIRS, scores, strict=True)
+    ] == wanted
     assert all(s.value == s.parts["accuracy"] == float(s.status == "scored") for s in scores)
 
 
@@ -241,7 +244,9 @@ def test_hostile_text_is_neither_run_nor_paid(reward: MathReward, tmp_path: Path
         "}{",
         "\\text{",
     ]
-    scores = reward.score([problem("x^2+1")] * len(hostile), [f"The answer is: {text}" for text in hostile])
+    scores = reward.score(
+        [problem("x^2+1")] * len(hostile), [f"The answer is: {text}" for text in hostile]
+    )
     assert not mark.exists()
     assert {s.status for s in scores} <= {"wrong", "unparsed"}
 
@@ -258,10 +263,14 @@ def test_what_cannot_be_judged_in_time_says_so_from_any_thread() -> None:
     assert found == ["timeout", "scored"]
 
 
-def test_a_failed_verifier_is_not_a_zero(reward: MathReward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_verifier_is_not_a_zero(
+    reward: MathReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from whet.sandbox.workers import Result
 
-    monkeypatch.setattr(reward.pool, "map", lambda items: [Result("error", message="it died") for _ in items])
+    monkeypatch.setattr(
+        reward.pool, "map", lambda items: [Result("error", message="it died") for _ in items]
+    )
     (score,) = reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"])
     assert score == Score(0.0, "error", reason="no comparison with the problem's own answer 'x^2'")
     assert not reward.score([problem("x^2")], ["\\boxed{x\\cdot x}"])[0].usable
@@ -292,7 +301,8 @@ def test_options_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "undone", ["\\int_0^1 10x\\,dx", "\\sum_{i=1}^{5} 1", "\\lim_{x\\to 0} 5", "∑ 1 = 5", "\\iint 1"]
+    "undone",
+    ["\\int_0^1 10x\\,dx", "\\sum_{i=1}^{5} 1", "\\lim_{x\\to 0} 5", "∑ 1 = 5", "\\iint 1"],
 )
 def test_work_left_undone_is_no_answer(undone: str) -> None:
     assert quick("5", undone) == "unparsed"

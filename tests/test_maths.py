@@ -39,11 +39,19 @@ def test_groups_are_not_mixed():
 
 
 def test_advantages_by_hand():
-    rewards = [torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64), torch.tensor([3.0, 1.0], dtype=torch.float64)]
+    rewards = [
+        torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64),
+        torch.tensor([3.0, 1.0], dtype=torch.float64),
+    ]
     assert [a.tolist() for a in ADVANTAGES["centred"](rewards)] == [[0.5, -0.5, 0.0], [1.0, -1.0]]
-    assert [a.tolist() for a in ADVANTAGES["leave_one_out"](rewards)] == [[0.75, -0.75, 0.0], [2.0, -2.0]]
+    assert [a.tolist() for a in ADVANTAGES["leave_one_out"](rewards)] == [
+        [0.75, -0.75, 0.0],
+        [2.0, -2.0],
+    ]
     deviation = math.sqrt(1 / 6)  # of (1, 0, 0.5), not corrected
-    assert ADVANTAGES["zscored"](rewards)[0][0].item() == pytest.approx(0.5 / (deviation + 1e-6), abs=1e-12)
+    assert ADVANTAGES["zscored"](rewards)[0][0].item() == pytest.approx(
+        0.5 / (deviation + 1e-6), abs=1e-12
+    )
 
 
 def test_weights_by_hand():
@@ -68,7 +76,9 @@ def test_the_clip_only_removes_the_incentive_to_move_away(ratio, sign):
     loss = clipped(logp - old, torch.tensor([advantage], dtype=torch.float64), low, high)
     loss.sum().backward()
     stopped = (ratio > 1 + high and sign > 0) or (ratio < 1 - low and sign < 0)
-    assert loss.item() == pytest.approx(-min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage))
+    assert loss.item() == pytest.approx(
+        -min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
+    )
     assert logp.grad.item() == pytest.approx(0.0 if stopped else -ratio * advantage)
     assert clip_acts(logp.detach() - old, torch.tensor([advantage]), low, high).item() is stopped
 
@@ -109,18 +119,24 @@ def test_kl_estimators_and_their_gradients():
     assert abs(value - reverse.item()) > 1e-3 and (slope - grads["reverse"]).abs().max() < 1e-12
     value, slope = expected(k3)
     assert value == pytest.approx(reverse.item(), abs=1e-12)
-    assert (slope - grads["forward"]).abs().max() < 1e-12 and (slope - grads["reverse"]).abs().max() > 1e-3
+    assert (slope - grads["forward"]).abs().max() < 1e-12 and (
+        slope - grads["reverse"]
+    ).abs().max() > 1e-3
 
 
 def test_processed_is_the_distribution_that_is_sampled_from():
-    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.4], [0.0, 0.0, 0.0, 0.0, 3.0]], dtype=torch.float64)
+    logits = torch.tensor(
+        [[2.0, 1.0, 0.5, -1.0, 0.4], [0.0, 0.0, 0.0, 0.0, 3.0]], dtype=torch.float64
+    )
     p = (logits / 0.7).softmax(-1)
     got = processed(logits, 0.7, top_p=0.8).exp()
     kept = torch.tensor([[True, True, False, False, False], [False, False, False, False, True]])
     want = (p * kept) / (p * kept).sum(-1, keepdim=True)
     assert torch.allclose(got, want)
     got = processed(logits, 0.7, top_k=3).exp()
-    assert (got > 0).sum(-1).tolist() == [3, 3] and torch.allclose(got.sum(-1), torch.ones(2, dtype=torch.float64))
+    assert (got > 0).sum(-1).tolist() == [3, 3] and torch.allclose(
+        got.sum(-1), torch.ones(2, dtype=torch.float64)
+    )
     kept_out = processed(logits, 0.7, top_k=1, keep=torch.tensor([3, 4])).exp()
     assert kept_out[0, 3] > 0 and kept_out[1, 4] == 1
     assert torch.allclose(processed(logits, 0.0), logits.log_softmax(-1))

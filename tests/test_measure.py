@@ -23,7 +23,14 @@ def context(tmp_path):
             return task.score(problems, texts)
 
     return Context(
-        task, Reward(), chat, config.Ask(), RunLog(tmp_path), 0, lambda policy, chat: policy, lambda name: None
+        task,
+        Reward(),
+        chat,
+        config.Ask(),
+        RunLog(tmp_path),
+        0,
+        lambda policy, chat: policy,
+        lambda name: None,
     )
 
 
@@ -34,23 +41,59 @@ def group(number, answers):
     for text, right, length in answers:
         mask = np.array([False] + [True] * length)
         samples.append(
-            Sample(np.zeros(length + 1, int), mask, np.where(mask, -0.5, 0).astype(np.float32), text, "stop")
+            Sample(
+                np.zeros(length + 1, int),
+                mask,
+                np.where(mask, -0.5, 0).astype(np.float32),
+                text,
+                "stop",
+            )
         )
-        scores.append(Score(0.0, "timeout") if right is None else Score(float(right), "scored" if right else "wrong"))
+        scores.append(
+            Score(0.0, "timeout")
+            if right is None
+            else Score(float(right), "scored" if right else "wrong")
+        )
     return Group(Prompt(problem, (0,)), tuple(samples), tuple(scores))
 
 
 GROUPS = [
-    group(1, [(DIRECT + "2", True, 4), (DIRECT + "3", False, 4), (CAREFUL + "2", True, 9), (DIRECT + "2", True, 4)]),
-    group(2, [(DIRECT + "5", False, 4), (DIRECT + "5", False, 4), (CAREFUL + "2", True, 9), (DIRECT + "2", None, 4)]),
+    group(
+        1,
+        [
+            (DIRECT + "2", True, 4),
+            (DIRECT + "3", False, 4),
+            (CAREFUL + "2", True, 9),
+            (DIRECT + "2", True, 4),
+        ],
+    ),
+    group(
+        2,
+        [
+            (DIRECT + "5", False, 4),
+            (DIRECT + "5", False, 4),
+            (CAREFUL + "2", True, 9),
+            (DIRECT + "2", None, 4),
+        ],
+    ),
 ]
 
 
 def test_figures_by_hand(tmp_path):
     told = figures(GROUPS, context(tmp_path), Sampling(n=4, temperature=0.7))
-    assert told["accuracy"] == pytest.approx((3 / 4 + 1 / 3) / 2) and told["low"] < told["accuracy"] < told["high"]
-    assert told["n"] == 2 and told["errors"] == pytest.approx(1 / 8) and told["sampling"]["temperature"] == 0.7
-    assert told["pass_at"] == {"1": pytest.approx((3 / 4 + 1 / 3) / 2), "2": pytest.approx((1 + 2 / 3) / 2)}
+    assert (
+        told["accuracy"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+        and told["low"] < told["accuracy"] < told["high"]
+    )
+    assert (
+        told["n"] == 2
+        and told["errors"] == pytest.approx(1 / 8)
+        and told["sampling"]["temperature"] == 0.7
+    )
+    assert told["pass_at"] == {
+        "1": pytest.approx((3 / 4 + 1 / 3) / 2),
+        "2": pytest.approx((1 + 2 / 3) / 2),
+    }
     assert told["majority"] == 0.5  # 2 wins in the first group, 5 in the second
     assert told["length_right"] == pytest.approx((4 + 9 + 4 + 9) / 4) and told["length_wrong"] == 4
     assert told["modes"]["direct"]["n"] == 5 and told["modes"]["careful"]["accuracy"] == 1.0
@@ -63,7 +106,12 @@ def test_modes_shares_sum_to_one(tmp_path):
 
 
 def test_vote_counts_answers_not_texts():
-    assert vote(group(1, [(DIRECT + "2", True, 4), (CAREFUL + "2", True, 9), (DIRECT + "7", False, 4)])) == 1.0
+    assert (
+        vote(
+            group(1, [(DIRECT + "2", True, 4), (CAREFUL + "2", True, 9), (DIRECT + "7", False, 4)])
+        )
+        == 1.0
+    )
     assert vote(group(1, [(DIRECT + "2", True, 4), (DIRECT + "7", False, 4)])) == 0.5
 
 
@@ -107,4 +155,8 @@ def test_measure_asks_for_the_test_split_and_no_more_than_it_has(tmp_path):
     found = measure(Engine(), place, config.Evaluation(problems=10_000, temperature=0.0, seed=3))
     assert found.figures["accuracy"] == 1.0 and found.figures["n"] == place.task.size("test")
     train = {p.id for p in place.task.problems("train", place.task.size("train"), 0)}
-    assert not train & set(asked["ids"]) and asked["sampling"].temperature == 0.0 and asked["sampling"].seed == 3
+    assert (
+        not train & set(asked["ids"])
+        and asked["sampling"].temperature == 0.0
+        and asked["sampling"].seed == 3
+    )

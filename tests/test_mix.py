@@ -37,15 +37,21 @@ def test_problems_come_by_weight_mixed_and_the_same_for_a_seed():
     assert len({p.id for p in problems}) == 400
     assert not {p.id for p in problems} & {p.id for p in task.problems("test", 100, 5)}
     own = {p.id for p in load("taste").problems("train", 100, 5)}
-    assert {p.id for p in problems if p.task == "taste"} == own  # what the task alone would have posed
+    assert {
+        p.id for p in problems if p.task == "taste"
+    } == own  # what the task alone would have posed
 
 
 def test_each_problem_is_judged_by_the_task_that_posed_it():
     task = mixed(CHAIN, {"name": "knights", "people": 2}, TASTE)
     problems = task.problems("train", 60, 1)
-    texts = [f"<think></think>{p.answer}" if p.task == "chain" else p.answer or "" for p in problems]
+    texts = [
+        f"<think></think>{p.answer}" if p.task == "chain" else p.answer or "" for p in problems
+    ]
     for problem, text, score in zip(problems, texts, task.score(problems, texts), strict=True):
-        options = {"chain": CHAIN, "knights": {"name": "knights", "people": 2}, "taste": TASTE}[problem.task]
+        options = {"chain": CHAIN, "knights": {"name": "knights", "people": 2}, "taste": TASTE}[
+            problem.task
+        ]
         alone = load(**options)
         own = alone.score([problem], [text])[0]
         assert (score.value, score.status) == (own.value, own.status)
@@ -69,7 +75,9 @@ def test_modes_keep_their_names_where_one_part_has_them():
     }
     assert Counter(p.task for p, _ in pairs) == {"chain": 100, "knights": 100, "taste": 100}
     assert pairs == task.corpus({"chain_direct": 1.0, "careful": 1.0, "cases": 1.0}, 300, 2)
-    assert all(set(p.question + text) <= set(task.alphabet()) | set("<think>/") for p, text in pairs)
+    assert all(
+        set(p.question + text) <= set(task.alphabet()) | set("<think>/") for p, text in pairs
+    )
     for mix, message in (
         ({"careful": 1.0}, "share of each mode of knights"),
         ({"direct": 1.0}, "unknown mode 'direct'"),
@@ -120,7 +128,9 @@ def test_shares_never_take_a_problem_back():
         counts = [shares(weights, n) for n in range(200)]
         assert all(sum(c) == n for n, c in enumerate(counts))
         assert all(a <= b for c, d in itertools.pairwise(counts) for a, b in zip(c, d, strict=True))
-        assert all(abs(c - w / sum(weights) * 199) <= 1 for c, w in zip(counts[-1], weights, strict=True))
+        assert all(
+            abs(c - w / sum(weights) * 199) <= 1 for c, w in zip(counts[-1], weights, strict=True)
+        )
     assert shares([0.9, 0.1], 6) == [5, 1]  # a tenth is served once it is half a problem behind
     assert served([1, 1], [0, 5]) == 0
 
@@ -138,7 +148,9 @@ def test_a_budget_goes_over_a_mix():
     reward = combined([("task", 1.0, {"only": "chain"}), ("task", 0.0, {"only": "taste"})], task)
     problems = task.problems("train", 10, 1)
     texts = [f"<think></think>{p.answer}" for p in problems]
-    assert [s.correct for s in reward.score(problems, texts)] == [p.task == "chain" for p in problems]
+    assert [s.correct for s in reward.score(problems, texts)] == [
+        p.task == "chain" for p in problems
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +178,9 @@ def test_parts_that_cannot_be_mixed(parts: object, message: str):
 
 def test_a_stage_that_names_a_part_asks_that_part_only():
     task = Mix([CHAIN, CHAIN | {"as": "other", "weight": 0}])
-    assert {p.task for p in task.problems("train", 20, 0)} == {"chain"} and task.posing == ("chain",)
+    assert {p.task for p in task.problems("train", 20, 0)} == {"chain"} and task.posing == (
+        "chain",
+    )
     stage = config.RL(name="rl", kind="rl", steps=1, only="other")
     assert {p.task for p in narrowed(task, stage).problems("train", 20, 0)} == {"other"}
     assert narrowed(task, config.RL(name="rl", kind="rl", steps=1)) is task

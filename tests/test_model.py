@@ -39,13 +39,27 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96, "rope_theta": 1e4}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 96,
+    "rope_theta": 1e4,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama 3.1": ("Llama", {"head_dim": 32, "rope_parameters": LLAMA3 | {"rope_theta": 1e4}}),
-    "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
+    "llama linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
+    ),
     "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 10}),
-    "smollm2": ("Llama", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
+    "smollm2": (
+        "Llama",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+        },
+    ),
     "qwen2 free": ("Qwen2", {}),
     "qwen2.5 tied": ("Qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     "r1-distill yarn": ("Qwen2", {"hidden_size": 128, "rope_parameters": YARN}),
@@ -74,7 +88,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3": ("Qwen3", {"head_dim": 12}),
-    "qwen3 tied, biases": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3 tied, biases": (
+        "Qwen3",
+        {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True},
+    ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     "smollm3 list": ("SmolLM3", {"no_rope_layers": [0, 1, 0]}),
 }
@@ -108,7 +125,9 @@ def theirs_of(model: Any, lengths: tuple[int, ...] = LENGTHS, start: int = 0) ->
     """Each segment alone, as transformers reads it."""
     tokens, positions, _ = pack(lengths)
     ends = zip(tokens.split(lengths), positions.split(lengths), strict=True)
-    return torch.cat([model(input_ids=t[None], position_ids=p[None] + start).logits[0] for t, p in ends])
+    return torch.cat(
+        [model(input_ids=t[None], position_ids=p[None] + start).logits[0] for t, p in ends]
+    )
 
 
 def loaded(directory: Path) -> Transformer:
@@ -131,7 +150,9 @@ def test_transformers_writes_and_whet_reads(case: str, tmp_path: Path) -> None:
     assert model.config.eos == (2,) and model.config.bos == 1 and model.config.pad == 0
 
 
-@pytest.mark.parametrize("case", ["llama 3.1", "llama linear", "r1-distill yarn", "smollm2", "smollm3", "qwen3"])
+@pytest.mark.parametrize(
+    "case", ["llama 3.1", "llama linear", "r1-distill yarn", "smollm2", "smollm3", "qwen3"]
+)
 @torch.no_grad()
 def test_the_keys_of_transformers_before_version_5(case: str, tmp_path: Path) -> None:
     hf = theirs(case)
@@ -168,7 +189,9 @@ def test_whet_writes_and_transformers_reads(case: str, tmp_path: Path) -> None:
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.15)
     hub.save(model, tmp_path / "saved", shard_bytes=30_000 if "qwen" in case else hub.SHARD_BYTES)
     assert ("qwen" in case) == (tmp_path / "saved" / weights.INDEX).exists()
-    hf, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    hf, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
     assert type(hf).__name__ == f"{CASES[case][0]}ForCausalLM" and not any(report.values())
     assert (theirs_of(hf) - ours_of(model)).abs().max() < 5e-5
     for prompt in ([1, 9, 33], [1, *range(10, 60)]):
@@ -176,15 +199,24 @@ def test_whet_writes_and_transformers_reads(case: str, tmp_path: Path) -> None:
         assert out == greedy(model, prompt, 15)
     again = loaded(tmp_path / "saved")
     assert again.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_defaults_where_config_json_is_silent(tmp_path: Path) -> None:
     for name in ("Llama", "Qwen2", "Qwen3", "SmolLM3"):
         config = getattr(transformers, f"{name}Config")
         kind = config.model_type
-        bare = {"vocab_size": 67, "hidden_size": 64, "num_hidden_layers": 5, "intermediate_size": 48}
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "num_attention_heads": 32} | bare))
+        bare = {
+            "vocab_size": 67,
+            "hidden_size": 64,
+            "num_hidden_layers": 5,
+            "intermediate_size": 48,
+        }
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": kind, "num_attention_heads": 32} | bare)
+        )
         ours = hub.read_config(tmp_path)
         full = config(**bare, num_attention_heads=32)
         assert ours.rope_theta == full.rope_parameters["rope_theta"]
@@ -253,8 +285,14 @@ def test_frequencies_stay_exact_when_the_model_is_cast() -> None:
 
 def test_yarn_without_a_factor_stretches_to_max_positions() -> None:
     config = ModelConfig("qwen2", VOCAB, 32, 1, 4, 2, 8, 48, max_positions=320)
-    table: dict[str, Any] = {"rope_type": "yarn", "original_max_position_embeddings": 64, "factor": None}
-    (a, x), (b, y) = (frequencies(replace(config, rope_scaling=table | f)) for f in ({}, {"factor": 5.0}))
+    table: dict[str, Any] = {
+        "rope_type": "yarn",
+        "original_max_position_embeddings": 64,
+        "factor": None,
+    }
+    (a, x), (b, y) = (
+        frequencies(replace(config, rope_scaling=table | f)) for f in ({}, {"factor": 5.0})
+    )
     assert torch.equal(a, b) and x == y > 1
 
 

@@ -44,7 +44,8 @@ def test_steps_too_small_for_bfloat16_add_up(tmp_path, kind):
     wide, before = copy.deepcopy(narrow).float(), copy.deepcopy(narrow)
     told = [stepped(model, 2e-6, 200, kind=kind) for model in (narrow, wide)]
     moved = [
-        torch.cat([p.flatten() for p in x.parameters]) - torch.cat([p.float().flatten() for p in before.parameters()])
+        torch.cat([p.flatten() for p in x.parameters])
+        - torch.cat([p.float().flatten() for p in before.parameters()])
         for x in told
     ]
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
@@ -53,7 +54,9 @@ def test_steps_too_small_for_bfloat16_add_up(tmp_path, kind):
         torch.equal(p, m.bfloat16()) and m.dtype == torch.float32
         for p, m in zip(narrow.parameters(), told[0].parameters, strict=True)
     )
-    assert any(not torch.equal(a, b) for a, b in zip(narrow.parameters(), before.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(narrow.parameters(), before.parameters(), strict=True)
+    )
 
 
 def test_micro_batches_are_summed_up_in_float32(tmp_path):
@@ -77,7 +80,9 @@ def test_what_is_kept_is_the_copies(tmp_path):
     model = world(tmp_path)[0].bfloat16()
     learner = stepped(model, 1e-4, 3)
     held = learner.state()
-    assert all(held.tensors[f"weight/{i}"].dtype == torch.float32 for i in range(len(learner.weights)))
+    assert all(
+        held.tensors[f"weight/{i}"].dtype == torch.float32 for i in range(len(learner.weights))
+    )
     fresh = world(tmp_path)[0].bfloat16()
     other = Learner(fresh, config.Optimizer(lr=1e-4), 3)
     other.restore(held)
@@ -105,9 +110,9 @@ def test_stages_learn_in_bfloat16(tmp_path, algorithm):
 def test_a_critic_has_copies_too(tmp_path):
     critic = ScalarModel(world(tmp_path)[0].bfloat16())
     learner = Learner(critic, config.Optimizer(), 1)
-    assert {p.dtype for p in learner.parameters} == {torch.float32} and {p.dtype for p in learner.weights} == {
-        torch.bfloat16
-    }
+    assert {p.dtype for p in learner.parameters} == {torch.float32} and {
+        p.dtype for p in learner.weights
+    } == {torch.bfloat16}
 
 
 def test_check_allows_what_rounding_makes_and_counts_the_copies(tmp_path):
@@ -116,5 +121,8 @@ def test_check_allows_what_rounding_makes_and_counts_the_copies(tmp_path):
     assert check.allowed(model) == 1e-3 < check.allowed(copy.deepcopy(model).bfloat16())
     assert "nats" in check.sampler(context, model.bfloat16(), problems)
     shape, stage = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48), sft_stage()
-    wide, narrow = (memory.needed(stage, shape, 10**6, model=config.Model(dtype=d)) for d in ("float32", "bfloat16"))
+    wide, narrow = (
+        memory.needed(stage, shape, 10**6, model=config.Model(dtype=d))
+        for d in ("float32", "bfloat16")
+    )
     assert narrow - wide == 6e6  # 20 bytes a weight, beside 16

@@ -31,7 +31,9 @@ class Fixed:
     def __init__(self, value: float, status: Status = "scored", **parts: float) -> None:
         self.pays, self.asked = Score(value, status, parts), []
 
-    def score(self, problems: Sequence[Problem], texts: Sequence[str], samples: object = None) -> list[Score]:
+    def score(
+        self, problems: Sequence[Problem], texts: Sequence[str], samples: object = None
+    ) -> list[Score]:
         self.asked += [(p.id, t) for p, t in zip(problems, texts, strict=True)]
         assert samples is None or len(samples) == len(texts)  # type: ignore[arg-type]
         return [self.pays for _ in texts]
@@ -39,18 +41,31 @@ class Fixed:
 
 def sample(text: str, length: int = 3) -> Sample:
     mask = np.arange(1 + length) > 0
-    return Sample(np.zeros(1 + length, np.int64), mask, np.where(mask, -0.1, 0).astype(np.float32), text, "stop")
+    return Sample(
+        np.zeros(1 + length, np.int64),
+        mask,
+        np.where(mask, -0.1, 0).astype(np.float32),
+        text,
+        "stop",
+    )
 
 
 def test_a_part_is_asked_scored_and_logged_for_its_own_task_alone():
     sums, letters, both = Fixed(1.0, accuracy=1.0), Fixed(0.25), Fixed(0.5)
     reward = CombinedReward(
-        [Part("a", sums, 2.0, only="chain"), Part("b", letters, 4.0, only="taste"), Part("c", both, 0.5)]
+        [
+            Part("a", sums, 2.0, only="chain"),
+            Part("b", letters, 4.0, only="taste"),
+            Part("c", both, 0.5),
+        ]
     )
     texts = ["1", "2", "3"]
     scores = reward.score([SUM, LETTERS, SUM], texts, [sample(t) for t in texts])
     assert [s.value for s in scores] == [2.25, 1.25, 2.25]
-    assert scores[0].parts == {"a": 1.0, "c": 0.5, "accuracy": 1.0} and scores[1].parts == {"b": 0.25, "c": 0.5}
+    assert scores[0].parts == {"a": 1.0, "c": 0.5, "accuracy": 1.0} and scores[1].parts == {
+        "b": 0.25,
+        "c": 0.5,
+    }
     assert sums.asked == [(SUM.id, "1"), (SUM.id, "3")] and letters.asked == [(LETTERS.id, "2")]
     assert len(both.asked) == 3
 
@@ -62,7 +77,10 @@ def test_what_is_left_out_cannot_fail_a_problem():
 
 
 def test_accuracy_is_that_of_whichever_verifier_judged():
-    parts: list[tuple[str, float, dict[str, Any]]] = [("task", 1.0, {"only": "chain"}), ("format", 0.1, {"answer": ""})]
+    parts: list[tuple[str, float, dict[str, Any]]] = [
+        ("task", 1.0, {"only": "chain"}),
+        ("format", 0.1, {"answer": ""}),
+    ]
     reward = combined([*parts, ("task", 0.0, {"only": "taste"})], TASK)
     right, wrong, taste = reward.score([SUM, SUM, LETTERS], [RIGHT, RIGHT[:-1] + "7", "abc"])
     assert (right.value, right.correct, wrong.value, wrong.status) == (1.1, True, 0.1, "wrong")
@@ -73,7 +91,9 @@ def test_accuracy_is_that_of_whichever_verifier_judged():
 def test_a_part_that_pays_by_a_verdict_gets_its_own_tasks():
     reward = combined([("length_kimi", 1.0, {"only": "chain"}), ("task", 1.0, {})], TASK)
     problems, texts = [SUM, LETTERS, SUM], [RIGHT, "abc", RIGHT]
-    scores = reward.score(problems, texts, [sample(t, n) for t, n in zip(texts, (2, 9, 4), strict=True)])
+    scores = reward.score(
+        problems, texts, [sample(t, n) for t, n in zip(texts, (2, 9, 4), strict=True)]
+    )
     assert [s.value for s in scores] == [1.5, 0.5, 0.5] and "length_kimi" not in scores[1].parts
 
 
@@ -82,7 +102,11 @@ def test_a_gate_holds_where_it_judges():
         [("task", 1.0, {"only": "chain", "gate": "format"}), ("format", 0.5, {"answer": "", "only": "chain"}), ("task", 1.0, {"only": "taste"})],
         TASK,
     )  # fmt: skip
-    assert [s.value for s in reward.score([SUM, SUM, LETTERS], [RIGHT, "8", "abc"])] == [1.5, 0.0, 0.5]
+    assert [s.value for s in reward.score([SUM, SUM, LETTERS], [RIGHT, "8", "abc"])] == [
+        1.5,
+        0.0,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,19 +141,31 @@ def test_one_part_for_the_only_task_is_still_a_sum():
 
 
 def groups() -> list[Group]:
-    rows = [(SUM, [RIGHT, "8"], [3, 5]), (LETTERS, ["abc", "abc"], [4, 8]), (SUM, [RIGHT, RIGHT], [3, 3])]
+    rows = [
+        (SUM, [RIGHT, "8"], [3, 5]),
+        (LETTERS, ["abc", "abc"], [4, 8]),
+        (SUM, [RIGHT, RIGHT], [3, 3]),
+    ]
     reward = combined([("task", 1.0, {"only": "chain"}), ("task", 0.0, {"only": "taste"})], TASK)
     found = []
     for problem, texts, lengths in rows:
         samples = tuple(sample(t, n) for t, n in zip(texts, lengths, strict=True))
-        found.append(Group(Prompt(problem, (0,)), samples, tuple(reward.score([problem] * len(texts), texts, samples))))
+        found.append(
+            Group(
+                Prompt(problem, (0,)),
+                samples,
+                tuple(reward.score([problem] * len(texts), texts, samples)),
+            )
+        )
     return found
 
 
 def measured(found: list[Group], folder: Path) -> dict[str, Any]:
     chat = Chat.from_characters(TASK.alphabet())
     reward = combined([("task", 1.0, {})], TASK)
-    context = Context(TASK, reward, chat, config.Ask(), RunLog(folder), 0, lambda p, c: p, lambda name: None)  # type: ignore
+    context = Context(
+        TASK, reward, chat, config.Ask(), RunLog(folder), 0, lambda p, c: p, lambda name: None
+    )  # type: ignore
     return figures(found, context, Sampling(n=2))
 
 
@@ -139,8 +175,12 @@ def test_a_measurement_tells_the_tasks_apart(tmp_path: Path):
     assert list(told["by_task"]) == ["chain", "taste"]
     assert (chain["accuracy"], chain["n"], chain["length"]) == (0.75, 2, 3.5)
     assert (taste["accuracy"], taste["n"], taste["length"]) == (0.0, 1, 6.0)
-    assert chain["low"] < 0.75 < chain["high"] and told["accuracy"] == pytest.approx((0.75 * 2 + 0) / 3)
-    assert "by_task" not in measured([g for g in groups() if g.prompt.problem.task == "chain"], tmp_path)
+    assert chain["low"] < 0.75 < chain["high"] and told["accuracy"] == pytest.approx(
+        (0.75 * 2 + 0) / 3
+    )
+    assert "by_task" not in measured(
+        [g for g in groups() if g.prompt.problem.task == "chain"], tmp_path
+    )
 
 
 def test_a_part_is_averaged_over_the_responses_that_have_it():

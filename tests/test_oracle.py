@@ -74,7 +74,9 @@ def test_a_cut_off_answer_is_bootstrapped(oracle):
     seen = [i for p, i in oracle.policy.place.items() if len(p) < 2]
     critic = oracle.critic()
     bootstrapped, ended = (
-        short.expected(algorithm("ppo_orz", {**WHOLE, "critic": {"bootstrap": b, "lam": 0.7}}), 1, critic)[seen]
+        short.expected(
+            algorithm("ppo_orz", {**WHOLE, "critic": {"bootstrap": b, "lam": 0.7}}), 1, critic
+        )[seen]
         for b in (True, False)
     )
     assert (bootstrapped + exact[seen]).abs().max() < 1e-10
@@ -90,11 +92,17 @@ def test_kl_estimators_as_terms_of_a_loss(oracle):
         plain = oracle.expected(algorithm("rloo", {"advantage": "centred"}), 1)
         found[name] = oracle.expected(row, 1) - plain
     assert (found["k2"] - tokens).abs().max() < 1e-10
-    angles = [degrees(-found["k2"], whole), degrees(-found["k3"], whole), degrees(-found["k3"], tokens)]
+    angles = [
+        degrees(-found["k2"], whole),
+        degrees(-found["k3"], whole),
+        degrees(-found["k3"], tokens),
+    ]
     assert [round(a, 2) for a in angles] == [15.78, 24.09, 10.4]
     k1 = sum(
         p * (x - q.detach()).sum()
-        for p, x, q in zip(oracle.chance, oracle.logps(oracle.policy), oracle.logps(oracle.reference), strict=True)
+        for p, x, q in zip(
+            oracle.chance, oracle.logps(oracle.policy), oracle.logps(oracle.reference), strict=True
+        )
     )
     assert torch.autograd.grad(k1, oracle.policy.table)[0].abs().max() < 1e-15
 
@@ -137,7 +145,11 @@ def test_truncated_sampling_is_exact_for_what_is_sampled_and_biased_for_the_whol
     cut = Oracle(sampling=Sampling(temperature=0.6, top_p=0.9, max_tokens=5))
     possible = processed(cut.policy.table.detach(), 0.6, 0.9) > -torch.inf
     place = cut.policy.place
-    keep = [i for i, a in enumerate(cut.answers) if all(possible[place[a[:n]], t] for n, t in enumerate(a))]
+    keep = [
+        i
+        for i, a in enumerate(cut.answers)
+        if all(possible[place[a[:n]], t] for n, t in enumerate(a))
+    ]
     for name in ("answers", "rewards", "drawn_as"):
         setattr(cut, name, [getattr(cut, name)[i] for i in keep])
     cut.chance = cut.chance[keep]

@@ -68,7 +68,7 @@ steps = 5
 
 [[stage]]
 name = "dpo"
-kind = "prefer"
+kind = "dpo"
 data = "order"
 reference = "base"
 steps = 3
@@ -118,12 +118,29 @@ def test_every_stage_leaves_its_product(ran):
     summary = json.loads((ran / "all/summary.json").read_text())
     told = {s["name"]: s for s in summary["stages"]}
     assert list(told) == ["base", "kept", "again", "order", "rm", "dpo", "both", "rl"]
-    assert {n for n, s in told.items() if s["accuracy"] is not None} == {"base", "again", "both", "rl"}
-    assert told["rm"]["pairs"]["n"] > 0 and 0 <= told["rm"]["pairs"]["low"] <= told["rm"]["pairs"]["accuracy"]
-    held = {p.parent.name: json.loads((p / "config.json").read_text()) for p in (ran / "all").glob("*/model")}
+    assert {n for n, s in told.items() if s["accuracy"] is not None} == {
+        "base",
+        "again",
+        "both",
+        "rl",
+    }
+    assert (
+        told["rm"]["pairs"]["n"] > 0
+        and 0 <= told["rm"]["pairs"]["low"] <= told["rm"]["pairs"]["accuracy"]
+    )
+    held = {
+        p.parent.name: json.loads((p / "config.json").read_text())
+        for p in (ran / "all").glob("*/model")
+    }
     assert set(held) == {"base", "again", "rm", "dpo", "both", "rl"}
-    assert held["rm"]["architectures"] == ["Qwen3ForSequenceClassification"] != held["rl"]["architectures"]
-    assert (ran / "all/model/model.safetensors").read_bytes() == (ran / "all/rl/model/model.safetensors").read_bytes()
+    assert (
+        held["rm"]["architectures"]
+        == ["Qwen3ForSequenceClassification"]
+        != held["rl"]["architectures"]
+    )
+    assert (ran / "all/model/model.safetensors").read_bytes() == (
+        ran / "all/rl/model/model.safetensors"
+    ).read_bytes()
     assert " pairs</td>" in (ran / "all/report.html").read_text()
 
 
@@ -131,7 +148,10 @@ def test_a_stage_is_paid_by_its_own_reward_and_all_are_measured_by_the_recipes(r
     values = rows(ran / "all", "rl")[0]["values"]
     assert values["reward"] == pytest.approx(values["part_learned"]) != values["part_task"]
     assert 0 <= values["accuracy"] <= 1 and values["accuracy"] == pytest.approx(values["part_task"])
-    assert set(json.loads((ran / "all/summary.json").read_text())["stages"][-1]["parts"]) <= {"task", "accuracy"}
+    assert set(json.loads((ran / "all/summary.json").read_text())["stages"][-1]["parts"]) <= {
+        "task",
+        "accuracy",
+    }
 
 
 def test_the_critic_starts_as_the_reward_model(ran):
@@ -146,11 +166,15 @@ def test_one_stage_alone_is_the_stage_of_the_whole_run(ran, capsys):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         assert main(["run", str(ran / "all.toml"), "--runs", str(ran), "--only", stage]) == 0
         after = rows(folder, stage), (folder / stage / "model/model.safetensors").read_bytes()
-        assert [r["values"] for r in before[0]] == [r["values"] for r in after[0]] and before[1] == after[1]
+        assert [r["values"] for r in before[0]] == [r["values"] for r in after[0]] and before[
+            1
+        ] == after[1]
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["seconds"] > sum(s["seconds"] for s in summary["stages"])
-        assert [s["name"] for s in json.loads((folder / "summary.json").read_text())["stages"]][-1] == "rl"
+        assert [s["name"] for s in json.loads((folder / "summary.json").read_text())["stages"]][
+            -1
+        ] == "rl"
     assert "rm, step 0: ran alone: dpo, both, rl still stand on what it was before" in " ".join(
         capsys.readouterr().out.split()
     )
@@ -181,7 +205,10 @@ def test_a_stage_that_fails_alone_leaves_what_it_was(ran, capsys, monkeypatch):
 
 def test_a_run_of_several_seeds_has_stages_that_run_alone(ran):
     shutil.copytree(ran / "all", ran / "all-seed1")  # as seed=1..5 names them
-    assert main(["run", str(ran / "all.toml"), "--runs", str(ran), "--only", "dpo", "name=all-seed1"]) == 0
+    assert (
+        main(["run", str(ran / "all.toml"), "--runs", str(ran), "--only", "dpo", "name=all-seed1"])
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +245,9 @@ def test_what_cannot_be_rerun_is_refused_and_nothing_is_lost(ran, capsys, given,
         ('[evaluation]', '[[reward]]\nname = "learned"\nmodel = "rm"\n[evaluation]', "makes its model only later"),
     ],
 )  # fmt: skip
-def test_what_would_stop_a_later_stage_stops_the_run_before_its_first(tmp_path, capsys, old, new, says):
+def test_what_would_stop_a_later_stage_stops_the_run_before_its_first(
+    tmp_path, capsys, old, new, says
+):
     text = RECIPE.replace(old, new)
     assert text != RECIPE
     (tmp_path / "r.toml").write_text(text)
@@ -233,7 +262,7 @@ def test_an_unknown_key_of_every_kind_of_stage_is_told_the_nearest():
     for kind, key, near in (
         ("rank", "longr", "longer"),
         ("reward_model", "held_ot", "held_out"),
-        ("prefer", "bta", "beta"),
+        ("dpo", "bta", "beta"),
         ("merge", "modls", "models"),
     ):
         data = tomllib.loads(RECIPE)

@@ -30,7 +30,10 @@ def written(tmp_path, *rows):
         ({"prompt": "hi", "chosen": "good", "rejected": "bad"}, ("good", "bad")),
         ({"prompt": "hi", "ranked": ["good", "fair", "good", "bad"]}, ("good", "fair", "bad")),
         ({"chosen": CHAT, "rejected": WORSE}, ("good", "bad")),
-        ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": WORSE[1:], "answer": 2}, ("good", "bad")),
+        (
+            {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": WORSE[1:], "answer": 2},
+            ("good", "bad"),
+        ),
     ],
 )
 def test_a_row_is_read_in_every_usual_form(tmp_path, row, texts):
@@ -48,14 +51,21 @@ def test_a_row_is_read_in_every_usual_form(tmp_path, row, texts):
         ({"chosen": CHAT[:1], "rejected": WORSE}, "'chosen' does not end with the assistant"),
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
         ({"prompt": CHAT, "ranked": ["a", "b"]}, "no prompt"),
-        ({"prompt": [{"role": "root", "content": "x"}], "ranked": ["a", "b"]}, "list of {role, content}"),
+        (
+            {"prompt": [{"role": "root", "content": "x"}], "ranked": ["a", "b"]},
+            "list of {role, content}",
+        ),
         ({"prompt": "hi", "chosen": "a", "rejected": "a"}, "no row ranks two different responses"),
     ],
 )
 def test_a_bad_row_is_named_in_one_line(tmp_path, row, says):
     with pytest.raises(DataError) as caught:
         preferences.read(written(tmp_path, row))
-    assert says in str(caught.value) and "prefs.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        says in str(caught.value)
+        and "prefs.jsonl" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def some(n):
@@ -72,7 +82,10 @@ def test_no_prompt_is_on_both_sides():
     training, held = preferences.split(some(20), 0.2, 7)
     asked = [{r.problem.question for r in side} for side in (training, held)]
     assert len(asked[1]) == 1 and not asked[0] & asked[1] and len(training) + len(held) == 20
-    assert preferences.split(some(20), 0.2, 7) == (training, held) and preferences.split(some(20), 0.2, 8)[1] != held
+    assert (
+        preferences.split(some(20), 0.2, 7) == (training, held)
+        and preferences.split(some(20), 0.2, 8)[1] != held
+    )
     with pytest.raises(DataError, match="only one prompt"):
         preferences.split(some(1), 0.5, 1)
 
@@ -111,14 +124,18 @@ def test_the_weights_make_the_mean_over_rankings():
     by_hand = []
     for first, count in ((0, 2), (2, 3), (5, 2)):
         row = score[first : first + count].tolist()
-        each = [math.log1p(math.exp(row[j] - row[i])) for i in range(count) for j in range(i + 1, count)]
+        each = [
+            math.log1p(math.exp(row[j] - row[i])) for i in range(count) for j in range(i + 1, count)
+        ]
         by_hand.append(sum(each) / len(each))
     for tokens in (1, 21, 99):
         total, done = 0.0, 0
         for micro in batch.split(tokens):
             mine = score[done : done + micro.sequences]
             done += micro.sequences
-            loss = bradley_terry(mine, micro.of_sequence(micro.group), micro.of_sequence(micro.rank))
+            loss = bradley_terry(
+                mine, micro.of_sequence(micro.group), micro.of_sequence(micro.rank)
+            )
             total += float((loss[micro.sequence] * micro.weight).sum())
         assert total == pytest.approx(sum(by_hand) / 3, rel=1e-6)
 
@@ -126,13 +143,21 @@ def test_the_weights_make_the_mean_over_rankings():
 def test_pairs_are_all_within_a_group_and_none_between_equals():
     group, rank = torch.tensor([4, 4, 4, 4, 9]), torch.tensor([1, 1, 0, 2, 0])
     better, worse = pairs(group, rank)
-    assert sorted(zip(better.tolist(), worse.tolist(), strict=True)) == [(0, 3), (1, 3), (2, 0), (2, 1), (2, 3)]
+    assert sorted(zip(better.tolist(), worse.tolist(), strict=True)) == [
+        (0, 3),
+        (1, 3),
+        (2, 0),
+        (2, 1),
+        (2, 3),
+    ]
     assert bradley_terry(torch.zeros(1), torch.tensor([0]), torch.tensor([0])).tolist() == [0.0]
 
 
 def test_the_gradient_is_the_pairs_doubt():
     """d/ds of -log sigmoid(s_w - s_l) is -(1 - sigmoid) on the better and its opposite on the worse, also where exp would overflow."""
-    score = torch.tensor([0.3, -1.1, 900.0, -900.0, -900.0, 900.0], dtype=torch.float64, requires_grad=True)
+    score = torch.tensor(
+        [0.3, -1.1, 900.0, -900.0, -900.0, 900.0], dtype=torch.float64, requires_grad=True
+    )
     group, rank = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 0, 1])
     bradley_terry(score, group, rank).sum().backward()
     doubt = 1 - 1 / (1 + math.exp(-1.4))

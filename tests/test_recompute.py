@@ -30,11 +30,16 @@ def gradient(model, recompute):
 
     tokens = torch.randint(0, 30, (sum(LENGTHS),), generator=torch.Generator().manual_seed(3))
     tokens[9:12] = tokens[16:19] = tokens[:3]
-    positions, starts = torch.cat([torch.arange(n) for n in LENGTHS]), torch.tensor([0, *LENGTHS]).cumsum(0)
+    positions, starts = (
+        torch.cat([torch.arange(n) for n in LENGTHS]),
+        torch.tensor([0, *LENGTHS]).cumsum(0),
+    )
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         hidden = model.packed(tokens, positions, starts)
-    (hidden * torch.linspace(-1, 2, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
+    (
+        hidden * torch.linspace(-1, 2, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
+    ).sum().backward()
     told = [hidden.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
     model.zero_grad(set_to_none=True)
     return told, sum(n for at, n in kept.items() if at not in weights)
@@ -61,17 +66,25 @@ def test_a_recipe_asks_for_it_and_copies_keep_it():
 def test_another_s_model_is_refused():
     other = nn.Linear(1, 1)
     other.config = ModelConfig("gpt2", 30, 32, 1, 2, 2, 16, 48)
-    with pytest.raises(RecipeError, match=r"recompute is for whet's own decoder .*, and this is a gpt2"):
+    with pytest.raises(
+        RecipeError, match=r"recompute is for whet's own decoder .*, and this is a gpt2"
+    ):
         setup.place(other, config.Model(recompute=True, device="cpu"))
     assert setup.place(other, config.Model(device="cpu")) is other
 
 
 def test_the_memory_that_is_promised_is_less():
     stage = config.RL(name="rl", kind="rl", steps=1, micro_tokens=8192)
-    kept, made = (memory.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True))
-    inside = 4 * 32 + 2 * 64 + 32 + 3 * 48  # norms, projections and turned heads, attention, the gate
+    kept, made = (
+        memory.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True)
+    )
+    inside = (
+        4 * 32 + 2 * 64 + 32 + 3 * 48
+    )  # norms, projections and turned heads, attention, the gate
     assert kept - made == sum(memory.packed(stage, memory.Load())) * (4 * inside - inside - 4 * 32)
 
 
 def test_a_recipe_uses_it():
-    assert "recompute = true" in (Path(__file__).parents[1] / "recipes/r1.toml").read_text(encoding="utf-8")
+    assert "recompute = true" in (Path(__file__).parents[1] / "recipes/r1.toml").read_text(
+        encoding="utf-8"
+    )

@@ -28,7 +28,9 @@ def test_every_recipe_passes(path: Path, monkeypatch: pytest.MonkeyPatch):
         pytest.skip("reads ../shared/data, which is not here")
     found = list(findings(recipe, offline=True))
     assert [f for f in found if not f.ok] == []
-    assert [f.name for f in found if f.name.startswith("stage ")] == [f"stage {s.name}" for s in recipe.stage]
+    assert [f.name for f in found if f.name.startswith("stage ")] == [
+        f"stage {s.name}" for s in recipe.stage
+    ]
 
 
 def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path):
@@ -39,26 +41,43 @@ def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path
         where = fake_hub.checkpoint(name, tmp_path / family)
         model, chat = hub.load(where), Chat.load(where)
         assert isinstance(model, Transformer)
-        assert (model.config.family, model.config.qkv_bias, model.config.qk_norm, model.config.tied) == (
+        assert (
+            model.config.family,
+            model.config.qkv_bias,
+            model.config.qk_norm,
+            model.config.tied,
+        ) == (
             family,
             bias,
             norm,
             True,
         )
-        assert model.config.heads > model.config.kv_heads and sum(p.numel() for p in model.parameters()) < 100_000
-        prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<|im_end|> 2+2?"}]
-        text = "".join(chat.pieces(chat.render(prompt, thinking=False if family == "qwen3" else None)))
+        assert (
+            model.config.heads > model.config.kv_heads
+            and sum(p.numel() for p in model.parameters()) < 100_000
+        )
+        prompt = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<|im_end|> 2+2?"},
+        ]
+        text = "".join(
+            chat.pieces(chat.render(prompt, thinking=False if family == "qwen3" else None))
+        )
         begun = "<think>\n\n</think>\n\n" if family == "qwen3" else ""
         assert (
             text
             == f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|im_end|> 2+2?<|im_end|>\n<|im_start|>assistant\n{begun}"
         )
-        assert chat.render(prompt).count(chat.special["<|im_end|>"]) == 2  # what a message spells out stays text
+        assert (
+            chat.render(prompt).count(chat.special["<|im_end|>"]) == 2
+        )  # what a message spells out stays text
         assert chat.turn_end == chat.special["<|im_end|>"]
 
 
 def test_a_reward_models_stand_in_tells_answers_apart(tmp_path: Path):
-    model = scalar.load(fake_hub.checkpoint("Skywork/Skywork-Reward-V2-Qwen3-0.6B", tmp_path / "rm", scalar=True))
+    model = scalar.load(
+        fake_hub.checkpoint("Skywork/Skywork-Reward-V2-Qwen3-0.6B", tmp_path / "rm", scalar=True)
+    )
     one, two = scalar.last(model, [[1, 2, 3], [4, 5]])
     assert one != two
 
@@ -87,7 +106,9 @@ def test_a_model_without_a_stand_in_is_one_line(tmp_path: Path, capsys: pytest.C
     assert "FAIL recipe  some/Mistral-7B: offline only" in capsys.readouterr().out
 
 
-def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(monkeypatch: pytest.MonkeyPatch):
+def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
     from whet.stages import reject
 
     def nothing(*_: object) -> None:
@@ -96,21 +117,35 @@ def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(mon
     monkeypatch.setattr(reject, "run", nothing)
     recipe = recipes.load(RECIPES[0].with_name("r1-zero-mini.toml"))
     found = list(findings(recipe))
-    assert (found[-1].name, found[-1].ok, found[-1].told) == ("stage verified", False, "nothing was kept")
+    assert (found[-1].name, found[-1].ok, found[-1].told) == (
+        "stage verified",
+        False,
+        "nothing was kept",
+    )
 
 
 def test_small_keeps_what_matters_and_shrinks_the_rest():
     recipe = dry_run.small(recipes.load(RECIPES[0].with_name("r1.toml")))
     cold, reasoning, verified, again, aligned = recipe.stage
-    assert isinstance(reasoning, config.RL) and isinstance(verified, config.Reject) and isinstance(aligned, config.RL)
-    assert (reasoning.steps, reasoning.prompts, reasoning.samples, reasoning.max_tokens) == (2, 2, 4, dry_run.LENGTH)
+    assert (
+        isinstance(reasoning, config.RL)
+        and isinstance(verified, config.Reject)
+        and isinstance(aligned, config.RL)
+    )
+    assert (reasoning.steps, reasoning.prompts, reasoning.samples, reasoning.max_tokens) == (
+        2,
+        2,
+        4,
+        dry_run.LENGTH,
+    )
     assert (
         verified.per_prompt == 2
         and verified.problems == 8
         and [r.name for r in reasoning.reward] == ["task", "format", "language"]
     )
     assert (
-        getattr(again, "shares", None) == {"verified": 0.75, "corpus": 0.25} and getattr(cold, "only", None) == "traces"
+        getattr(again, "shares", None) == {"verified": 0.75, "corpus": 0.25}
+        and getattr(cold, "only", None) == "traces"
     )
 
 
@@ -122,7 +157,11 @@ def test_a_critics_warm_up_is_left_out():
 
 def test_a_stage_without_a_probe_is_rehearsed_without_one():
     recipe = recipes.load(RECIPES[0])
-    stages = [s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage]
+    stages = [
+        s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage
+    ]
     found = dry_run.small(recipe.model_copy(update={"stage": stages})).stage
-    looked = [rl.refuse(s, algorithm(s.algorithm, s.override)) for s in found if isinstance(s, config.RL)]
+    looked = [
+        rl.refuse(s, algorithm(s.algorithm, s.override)) for s in found if isinstance(s, config.RL)
+    ]
     assert looked and all(s.probe == 0 for s in found if isinstance(s, config.RL))

@@ -33,9 +33,21 @@ def html(run: Path) -> str:
 
 
 def stage(
-    name: str, accuracy: float | None, low: float | None = None, high: float | None = None, **more: Any
+    name: str,
+    accuracy: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    return {"name": name, "kind": "rl", "accuracy": accuracy, "low": low, "high": high, "n": 100, **more}
+    return {
+        "name": name,
+        "kind": "rl",
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "n": 100,
+        **more,
+    }
 
 
 def plain(text: str) -> str:
@@ -45,7 +57,9 @@ def plain(text: str) -> str:
 def test_headline_says_whether_intervals_overlap():
     stages = [stage("base", 0.5, 0.4, 0.6), stage("rl", 0.58, 0.48, 0.68)]
     said = plain(headline({"task": "gym:gcd", "result": "rl", "stages": stages}))
-    assert said.startswith("Accuracy on gym:gcd rose from 50.0 % [40.0, 60.0] (base) to 58.0 % [48.0, 68.0] (rl); ")
+    assert said.startswith(
+        "Accuracy on gym:gcd rose from 50.0 % [40.0, 60.0] (base) to 58.0 % [48.0, 68.0] (rl); "
+    )
     assert "overlap, so these figures alone do not settle" in said
     stages[1] |= {"low": 0.61, "high": 0.8}
     assert "do not overlap" in plain(headline({"task": "t", "result": "rl", "stages": stages}))
@@ -59,9 +73,15 @@ def test_intervals_that_touch_overlap():
 
 
 def test_headline_without_a_comparison():
-    assert "fell from" in headline({"result": "rl", "stages": [stage("a", 0.5, 0.4, 0.6), stage("rl", 0.2, 0.1, 0.3)]})
-    assert "no earlier model was measured" in headline({"result": "rl", "stages": [stage("rl", 0.2, 0.1, 0.3)]})
-    assert "no stage of this run has been evaluated" in headline({"result": "rl", "stages": [stage("rl", None)]})
+    assert "fell from" in headline(
+        {"result": "rl", "stages": [stage("a", 0.5, 0.4, 0.6), stage("rl", 0.2, 0.1, 0.3)]}
+    )
+    assert "no earlier model was measured" in headline(
+        {"result": "rl", "stages": [stage("rl", 0.2, 0.1, 0.3)]}
+    )
+    assert "no stage of this run has been evaluated" in headline(
+        {"result": "rl", "stages": [stage("rl", None)]}
+    )
     assert "has been evaluated" in headline({})
 
 
@@ -72,22 +92,29 @@ def test_gain_decides_what_is_compared():
         stage("rl", 0.9, 0.8, 1.0),
         stage("student", 0.8, 0.7, 0.9),
     ]
-    said = headline({"result": "rl", "stages": stages, "gain": {"before": "base", "after": "rl", "total": 0.6}})
+    said = headline(
+        {"result": "rl", "stages": stages, "gain": {"before": "base", "after": "rl", "total": 0.6}}
+    )
     assert "(base)" in said and "(rl)" in said and "student" not in said
 
 
 def test_details_name_unlike_conditions_and_unfinished_runs():
     one = stage("a", 0.5, 0.4, 0.6, sampling={"temperature": 1.0})
     other = stage("b", 0.6, 0.5, 0.7, sampling={"temperature": 0.6})
-    assert any("same sampling settings" in d for d in details({"result": "b", "stages": [one, other]}))
+    assert any(
+        "same sampling settings" in d for d in details({"result": "b", "stages": [one, other]})
+    )
     assert any("has not finished" in d for d in details({"result": None, "stages": [one]}))
     assert not any(
-        "same sampling" in d or "finished" in d for d in details({"result": "b", "stages": [one, one | {"name": "b"}]})
+        "same sampling" in d or "finished" in d
+        for d in details({"result": "b", "stages": [one, one | {"name": "b"}]})
     )
 
 
 def test_split_of_a_loss_keeps_signs():
-    assert split(-0.1, 0.05, -0.15).startswith("The loss of 10.0 points is made of +5.0 from choosing")
+    assert split(-0.1, 0.05, -0.15).startswith(
+        "The loss of 10.0 points is made of +5.0 from choosing"
+    )
     assert "−15.0 from" in split(-0.1, 0.05, -0.15)
 
 
@@ -103,9 +130,11 @@ def test_page_holds_verdict_table_gain_warnings_settings(html: str):
     assert "cut off &lt;b&gt;here&lt;/b&gt;" in html and "<b>here" not in html
     assert "&lt;b&gt;not bold" in html and "temperature 1.0" in html
     assert [
-        html.index(f'id="{x}"') for x in ("verdict", "stages", "gain", "warnings", "settings", "curves", "samples")
+        html.index(f'id="{x}"')
+        for x in ("verdict", "stages", "gain", "warnings", "settings", "curves", "samples")
     ] == sorted(
-        html.index(f'id="{x}"') for x in ("verdict", "stages", "gain", "warnings", "settings", "curves", "samples")
+        html.index(f'id="{x}"')
+        for x in ("verdict", "stages", "gain", "warnings", "settings", "curves", "samples")
     )
 
 
@@ -122,9 +151,17 @@ def test_policy_lets_only_the_page_s_own_code_run(html: str):
     assert policy
     rules = policy[1].replace("&#x27;", "'")
     assert rules.startswith("default-src 'none';") and rules.count("'sha256-") == 2
-    sources = {word for rule in rules.split(";") for word in rule.split()[1:] if not word.startswith("'sha256-")}
+    sources = {
+        word
+        for rule in rules.split(";")
+        for word in rule.split()[1:]
+        if not word.startswith("'sha256-")
+    }
     assert sources == {"'none'", "data:"}
-    for name, pattern in (("script", r"<script>(.*?)</script>"), ("style", r"<style>(.*?)</style>")):
+    for name, pattern in (
+        ("script", r"<script>(.*?)</script>"),
+        ("style", r"<style>(.*?)</style>"),
+    ):
         (text,) = re.findall(pattern, html, re.S)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{name}-src 'sha256-{digest}'" in rules
@@ -144,7 +181,10 @@ def test_scripts_insert_text_only(name: str):
 
 def test_curves_have_gaps_where_keys_are_absent(run: Path):
     rl = next(c for c in read(run).curves if c.stage == "rl")
-    assert rl.values["length_right"][8:11] == [None, None, None] and rl.values["length_wrong"][8] is not None
+    assert (
+        rl.values["length_right"][8:11] == [None, None, None]
+        and rl.values["length_wrong"][8] is not None
+    )
     assert rl.steps == list(range(1, 13)) and set(rl.seconds) == {"sample", "score", "update"}
 
 
@@ -157,7 +197,9 @@ def test_cut_off_and_broken_lines_are_left_out_and_said(tmp_path: Path):
         "seconds": {},
     }
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"step": 2, "values": {"reward": 0.7}})[:30])
+    path.write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 2, "values": {"reward": 0.7}})[:30]
+    )
     found = read(tmp_path)
     assert found.curves[0].values == {"reward": [0.5]}
     assert any("its last line (2) is cut off" in n for n in found.notices)
@@ -178,10 +220,16 @@ def test_of_a_step_written_twice_the_later_counts(tmp_path: Path):
 def test_long_curves_are_thinned(tmp_path: Path):
     with (tmp_path / "metrics.jsonl").open("w") as file:
         file.writelines(
-            json.dumps({"stage": "s", "kind": "sft", "step": i, "values": {"loss": i}}) + "\n" for i in range(1, 4102)
+            json.dumps({"stage": "s", "kind": "sft", "step": i, "values": {"loss": i}}) + "\n"
+            for i in range(1, 4102)
         )
     (curve,) = read(tmp_path).curves
-    assert len(curve.steps) <= MOST_POINTS and curve.every == 3 and curve.steps[0] == 1 and curve.steps[-1] == 4101
+    assert (
+        len(curve.steps) <= MOST_POINTS
+        and curve.every == 3
+        and curve.steps[0] == 1
+        and curve.steps[-1] == 4101
+    )
 
 
 def test_bare_runs_make_a_page(tmp_path: Path):
@@ -220,5 +268,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
 
 def test_strange_text_survives(tmp_path: Path):
     made = report_run.make(tmp_path / "run", steps=1, prompts=1, samples=1)
-    (made / "summary.json").write_text(json.dumps(report_run.summary() | {"name": "a\ud800\x00<b>"}))
+    (made / "summary.json").write_text(
+        json.dumps(report_run.summary() | {"name": "a\ud800\x00<b>"})
+    )
     assert "a\ufffd\ufffd&lt;b&gt;" in report.write(made).read_text(encoding="utf-8")

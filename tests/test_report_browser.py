@@ -37,7 +37,9 @@ def page(window: Browser, run: Path) -> Iterator[Browser]:
     window.open(run / "report.html")
     yield window
     asked = {address.split("#")[0] for address in window.requests()} - {"about:blank"}
-    assert {a for a in asked if not a.startswith("data:")} == {(run / "report.html").resolve().as_uri()}
+    assert {a for a in asked if not a.startswith("data:")} == {
+        (run / "report.html").resolve().as_uri()
+    }
     assert window.log("browser") == []
 
 
@@ -49,7 +51,9 @@ def to_step(page: Browser, at: int) -> None:
 
 
 def test_curves_are_drawn(page: Browser):
-    panels = page.run("return [...document.querySelectorAll('[data-stage=rl] [data-panel]')].map(n => n.dataset.panel)")
+    panels = page.run(
+        "return [...document.querySelectorAll('[data-stage=rl] [data-panel]')].map(n => n.dataset.panel)"
+    )
     wanted = {
         "reward",
         "length",
@@ -64,7 +68,10 @@ def test_curves_are_drawn(page: Browser):
     }
     assert wanted <= set(panels)
     assert page.count("[data-stage=rl] [data-panel=length] path.line") == 2
-    assert page.count("[data-panel=modes] path.line") == 3 and page.count("[data-panel=seconds] path.area") == 3
+    assert (
+        page.count("[data-panel=modes] path.line") == 3
+        and page.count("[data-panel=seconds] path.area") == 3
+    )
     assert page.count("[data-panel=loss]") == 4  # rl and three supervised stages
     broken = page.run(
         "const odd = /NaN|undefined|Infinity/;"
@@ -74,8 +81,12 @@ def test_curves_are_drawn(page: Browser):
 
 
 def test_a_line_is_lifted_where_a_value_is_absent(page: Browser):
-    right = page.run("return document.querySelector('[data-panel=length] path.line.blue').getAttribute('d')")
-    wrong = page.run("return document.querySelector('[data-panel=length] path.line.orange').getAttribute('d')")
+    right = page.run(
+        "return document.querySelector('[data-panel=length] path.line.blue').getAttribute('d')"
+    )
+    wrong = page.run(
+        "return document.querySelector('[data-panel=length] path.line.orange').getAttribute('d')"
+    )
     assert right.count("M") == 2 and wrong.count("M") == 1
 
 
@@ -101,7 +112,12 @@ def test_filter_by_clicking(page: Browser):
     assert page.count("#group-samples .sample") == 6
     to_step(page, 4)
     counts = {b.split()[0]: int(b.split()[-1]) for b in page.texts("#filter button")}
-    assert counts["all"] == 36 and counts["right"] + counts["wrong"] == 36 and counts["right"] and counts["wrong"]
+    assert (
+        counts["all"] == 36
+        and counts["right"] + counts["wrong"] == 36
+        and counts["right"]
+        and counts["wrong"]
+    )
     page.click("#filter [data-value=right]")
     seen = 0
     for row in range(1, page.count("#groups .row") + 1):
@@ -114,7 +130,9 @@ def test_filter_by_clicking(page: Browser):
 
 def test_filter_by_mode(page: Browser):
     to_step(page, 9)
-    page.run("const m = document.getElementById('mode'); m.value = 'careful'; m.dispatchEvent(new Event('change'))")
+    page.run(
+        "const m = document.getElementById('mode'); m.value = 'careful'; m.dispatchEvent(new Event('change'))"
+    )
     facts = page.texts("#group-samples .fact")
     assert {f for f in facts if f.startswith("mode")} == {"mode careful"}
 
@@ -124,9 +142,9 @@ def test_model_output_is_text_and_does_not_run(page: Browser):
     to_step(page, 0)
     page.click("#groups .row:first-child")
     assert report_run.ATTACKS[0] in page.text("#group-samples .sample:first-child .tokens")
-    assert "<img src=x onerror=" in page.text("#detail .prompt .said") and "</script><b>bold</b>" in page.text(
+    assert "<img src=x onerror=" in page.text(
         "#detail .prompt .said"
-    )
+    ) and "</script><b>bold</b>" in page.text("#detail .prompt .said")
     assert "\\u202eevil\\u2028\\u0000" in page.text("#group-samples .sample:first-child .tokens")
     assert page.count("main img, main script, main b b, .tokens > :not(span)") == 0
     for css in ("#tab-across", "#tab-here"):
@@ -140,7 +158,9 @@ def test_tokens_are_coloured_and_described(page: Browser):
     to_step(page, 0)
     page.click("#groups .row:first-child")
     tokens = "#group-samples .sample:first-child .t"
-    classes = page.run("return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens)
+    classes = page.run(
+        "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
+    )
     assert classes == ["t p1", "t given", "t p2", "t p4", "t p5"]  # logp −0.5, none, −1.5, −3, −9.9
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
     told = page.text("#tip")
@@ -150,28 +170,46 @@ def test_tokens_are_coloured_and_described(page: Browser):
         and "chosen by the policy" in told
     )
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
-    assert "0, not chosen by the policy" in page.text("#tip") and "log-probability" not in page.text("#tip")
+    assert "0, not chosen by the policy" in page.text(
+        "#tip"
+    ) and "log-probability" not in page.text("#tip")
     page.click("#colour [data-value=advantage]")
-    classes = page.run("return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens)
-    assert classes[1] == "t given" and classes[0].startswith("t up")
-    assert page.run("return document.querySelector('#group-samples .sample:last-child .t').className").startswith(
-        "t down"
+    classes = page.run(
+        "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
     )
+    assert classes[1] == "t given" and classes[0].startswith("t up")
+    assert page.run(
+        "return document.querySelector('#group-samples .sample:last-child .t').className"
+    ).startswith("t down")
 
 
 def test_the_same_prompt_across_steps(page: Browser):
     page.click("#groups .row:first-child")
     assert page.text("#tab-across") == "same prompt elsewhere (3)"
     page.click("#tab-across")
-    assert page.texts("#across h4 button") == ["rl, step 5", "rl, step 10", "rl, step 15", "rl, step 20"]
+    assert page.texts("#across h4 button") == [
+        "rl, step 5",
+        "rl, step 10",
+        "rl, step 15",
+        "rl, step 20",
+    ]
     page.click("#across .place:nth-child(2) h4 button")
-    assert page.text("#step-says") == "10 of 20" and page.text("#tab-across") == "same prompt elsewhere (3)"
+    assert (
+        page.text("#step-says") == "10 of 20"
+        and page.text("#tab-across") == "same prompt elsewhere (3)"
+    )
 
 
 def test_a_test_problem_before_and_after(page: Browser):
-    page.run("const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new Event('change'))")
+    page.run(
+        "const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new Event('change'))"
+    )
     page.click("#tab-across")
-    assert page.texts("#across h4 button") == ["base, test problems", "rl, test problems", "student, test problems"]
+    assert page.texts("#across h4 button") == [
+        "base, test problems",
+        "rl, test problems",
+        "student, test problems",
+    ]
     assert not page.run("return document.getElementById('step').checkVisibility()")
 
 
@@ -186,8 +224,14 @@ def test_a_prompt_seen_once_offers_its_like(page: Browser):
 def test_keys_walk_the_list(page: Browser):
     page.click("#groups .row:first-child")
     page.type("#groups .row:first-child", DOWN)
-    assert page.run("return document.activeElement === document.querySelector('#groups .row:nth-child(2)')")
-    assert page.text("#detail .said") == page.text("#groups .row[aria-current] .ask") == page.texts("#groups .ask")[1]
+    assert page.run(
+        "return document.activeElement === document.querySelector('#groups .row:nth-child(2)')"
+    )
+    assert (
+        page.text("#detail .said")
+        == page.text("#groups .row[aria-current] .ask")
+        == page.texts("#groups .ask")[1]
+    )
 
 
 def test_search_tells_where_else(page: Browser):
@@ -223,7 +267,9 @@ def test_the_watch_for_errors_and_requests_works(window: Browser, tmp_path: Path
     """What the other tests rely on: a violation of the policy, an error and a request are all seen."""
     page = tmp_path / "bad.html"
     policy = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; script-src 'sha256-x'\">"
-    page.write_text(f"<!doctype html>{policy}<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'>")
+    page.write_text(
+        f"<!doctype html>{policy}<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'>"
+    )
     window.log("browser")
     window.open(page)
     assert len(window.log("browser")) >= 2

@@ -41,7 +41,9 @@ def rl_of(packed: dict[str, Any]) -> dict[str, Any]:
 def test_samples_come_back_as_they_were(run: Path, packed: dict[str, Any]):
     rl = rl_of(packed)
     assert [s["name"] for s in packed["stages"]] == ["base-test", "rl", "rl-test", "student-test"]
-    assert [step for step, _ in rl["steps"]] == list(range(1, 13)) and rl["whole"] and rl["every"] == 1
+    assert (
+        [step for step, _ in rl["steps"]] == list(range(1, 13)) and rl["whole"] and rl["every"] == 1
+    )
     for step, groups in rl["steps"]:
         lines = (run / "samples" / "rl" / f"{step:06d}.jsonl").read_text().splitlines()
         assert len(groups) == len(lines)
@@ -50,7 +52,9 @@ def test_samples_come_back_as_they_were(run: Path, packed: dict[str, Any]):
             for row, sample in zip(rows, line["samples"], strict=True):
                 tokens = [list(t) for t in zip(sample["ids"], sample["pieces"], strict=True)]
                 assert [packed["tokens"][n] for n in numbers(row[0])] == tokens
-                assert [-(n - 1) / 100 for n in numbers(row[1])] == pytest.approx(sample["logp"], abs=0.005001)
+                assert [-(n - 1) / 100 for n in numbers(row[1])] == pytest.approx(
+                    sample["logp"], abs=0.005001
+                )
                 assert row[2] == sample["reward"] and row[5] == int(sample["correct"])
                 assert row[7] == pytest.approx(sample["advantage"], abs=1e-4)
                 assert packed["modes"][row[6]] == sample["mode"]
@@ -96,7 +100,12 @@ def test_a_log_probability_that_is_no_number_is_not_known(tmp_path: Path):
 def many(directory: Path, steps: int) -> Path:
     (directory / "rl").mkdir(parents=True)
     sample = {"ids": list(range(40)), "pieces": ["x"] * 40, "mask": [1] * 40, "logp": [-1.0] * 40}
-    line = json.dumps({"prompt": {"id": "p", "messages": []}, "prompt_tokens": [], "samples": [sample]}) + "\n"
+    line = (
+        json.dumps(
+            {"prompt": {"id": "p", "messages": []}, "prompt_tokens": [], "samples": [sample]}
+        )
+        + "\n"
+    )
     for step in range(1, steps + 1):
         (directory / "rl" / f"{step:06d}.jsonl").write_text(line * 10)
     return directory
@@ -122,14 +131,27 @@ def test_groups_are_cut_where_few_steps_do_not_fit(tmp_path: Path):
 def test_a_run_of_the_demo_s_size_stays_below_8_mb(tmp_path: Path):
     """A tenth of 70 steps × 256 samples × 40 tokens, with a byte-pair vocabulary; ten times it must fit."""
     tokens = [(i, f" w{i}") for i in range(3000)]
-    score = {"reward": 1.0, "advantage": 0.123456, "status": "scored", "finish": "stop", "parts": {"accuracy": 1.0}}
+    score = {
+        "reward": 1.0,
+        "advantage": 0.123456,
+        "status": "scored",
+        "finish": "stop",
+        "parts": {"accuracy": 1.0},
+    }
     for step in range(1, 8):
         groups = []
         for g in range(32):
             given = [tokens[(step * 977 + g * 131 + t * t) % 3000] for t in range(40)]
             ids, pieces = zip(*given, strict=True)
             logp = [-(t % 7) / 3 for t in range(40)]
-            one = {"ids": ids, "pieces": pieces, "mask": [1] * 40, "logp": logp, "version": step, **score}
+            one = {
+                "ids": ids,
+                "pieces": pieces,
+                "mask": [1] * 40,
+                "logp": logp,
+                "version": step,
+                **score,
+            }
             prompt = {"id": f"{step}-{g}", "messages": [], "answer": "1"}
             groups.append({"prompt": prompt, "prompt_tokens": ["q"] * 30, "samples": [one] * 8})
         report_run.write_samples(tmp_path, "rl", step, groups)

@@ -56,7 +56,13 @@ def test_only_plain_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    there = ["config.json", "model.safetensors", "tokenizer.json", "merges.txt", "chat_template.jinja"]
+    there = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+    ]
     unwanted = [
         "pytorch_model.bin",
         "modeling.py",

@@ -62,10 +62,18 @@ def stopped(recipe, folder: Path, stage: str, step: int, how=pipeline.run) -> st
     return str(told.value)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("base", 4), ("rm", 2), ("dpo", 3), ("ppo", 1), ("kimi", 4)])
-def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(tmp_path, recipe, undisturbed, stage, step):
+@pytest.mark.parametrize(
+    ("stage", "step"), [("base", 4), ("rm", 2), ("dpo", 3), ("ppo", 1), ("kimi", 4)]
+)
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
+    tmp_path, recipe, undisturbed, stage, step
+):
     folder = tmp_path / "crash"
-    assert f"step {step} of" in (told := stopped(recipe, folder, stage, step)) and stage in told and "--resume" in told
+    assert (
+        f"step {step} of" in (told := stopped(recipe, folder, stage, step))
+        and stage in told
+        and "--resume" in told
+    )
     resume.resume(recipe, folder)
     assert left(folder) == undisturbed
 
@@ -96,7 +104,11 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path
     (tmp_path / "crash.toml").write_text(RECIPE)
     process = started(tmp_path, at=at, full=True)
     told = process.communicate(timeout=120)[1].replace("calls", "\ncalls").partition("\ncalls")[0]
-    assert process.returncode == 2 and "No space left on device" in told and told.strip().count("\n") == 0, told
+    assert (
+        process.returncode == 2
+        and "No space left on device" in told
+        and told.strip().count("\n") == 0
+    ), told
     resume.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
@@ -113,8 +125,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, rec
     assert {k: v for k, v in found.items() if k != "summary.json"} == {
         k: v for k, v in undisturbed.items() if k != "summary.json"
     }
-    (warning,) = (w for w in found["summary.json"]["warnings"] if w not in undisturbed["summary.json"]["warnings"])
-    assert warning["text"] == "the checkpoint of step 20 was passed over: state.safetensors is not as it was written"
+    (warning,) = (
+        w
+        for w in found["summary.json"]["warnings"]
+        if w not in undisturbed["summary.json"]["warnings"]
+    )
+    assert (
+        warning["text"]
+        == "the checkpoint of step 20 was passed over: state.safetensors is not as it was written"
+    )
 
 
 def test_a_checkpoint_that_is_newer_than_the_log_is_not_gone_on_from(tmp_path, recipe, undisturbed):
@@ -150,11 +169,15 @@ def test_a_learner_comes_back_to_the_bit_and_not_into_another_model(tmp_path):
     saves.write(1, {"policy": learner})
     after = step()
     tensors, told = read(saves.folder / "00000001", 1)
-    learner.restore(State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"]))
+    learner.restore(
+        State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"])
+    )
     assert learner.done == 1 and all(torch.equal(a, b) for a, b in zip(step(), after, strict=True))
     other = Learner(torch.nn.Linear(3, 2), config.Optimizer(), 9)
     with pytest.raises(ModelError, match="not of this model"):
-        other.restore(State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"]))
+        other.restore(
+            State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"])
+        )
 
 
 def test_priorities_and_their_random_numbers_come_back():
@@ -163,7 +186,9 @@ def test_priorities_and_their_random_numbers_come_back():
     one.draw(5)
     one.success["3"] = 1.0
     two.restore(State(data=json.loads(json.dumps(one.state().data))))
-    assert [[p.id for p in c.draw(6)] for c in (one, one)] == [[p.id for p in c.draw(6)] for c in (two, two)]
+    assert [[p.id for p in c.draw(6)] for c in (one, one)] == [
+        [p.id for p in c.draw(6)] for c in (two, two)
+    ]
     assert np.isclose(two.success["3"], 1.0)
 
 
@@ -189,7 +214,9 @@ def test_what_may_not_change_is_refused_in_one_line(tmp_path, recipe, capsys, wo
 
 
 def test_more_steps_at_a_constant_rate_are_the_longer_run(tmp_path, recipe):
-    longer = recipe.model_copy(update={"stage": [*recipe.stage[:-1], recipe.stage[-1].model_copy(update={"steps": 7})]})
+    longer = recipe.model_copy(
+        update={"stage": [*recipe.stage[:-1], recipe.stage[-1].model_copy(update={"steps": 7})]}
+    )
     pipeline.run(longer, tmp_path / "whole")
     stopped(recipe, tmp_path / "crash", "kimi", 4)
     resume.resume(longer, tmp_path / "crash")
@@ -200,15 +227,28 @@ def test_more_steps_at_a_constant_rate_are_the_longer_run(tmp_path, recipe):
 
 def test_ctrl_c_keeps_the_step_and_a_second_one_leaves_at_once(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE.replace("steps = 40", "steps = 4000"))
-    command = [sys.executable, "-m", "whet.cli.main", "run", str(tmp_path / "r.toml"), "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "whet.cli.main",
+        "run",
+        str(tmp_path / "r.toml"),
+        "--runs",
+        str(tmp_path),
+    ]
     for twice in (False, True):
         process = subprocess.Popen(
-            [*command, *(["--resume"] if twice else [])], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            [*command, *(["--resume"] if twice else [])],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         log = tmp_path / "crash" / "metrics.jsonl"
         before = len(log.read_text().splitlines()) if log.exists() else 0
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < before + 5):
+        while time.monotonic() < deadline and (
+            not log.exists() or len(log.read_text().splitlines()) < before + 5
+        ):
             time.sleep(0.02)
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM if twice else signal.SIGINT)
@@ -217,13 +257,20 @@ def test_ctrl_c_keeps_the_step_and_a_second_one_leaves_at_once(tmp_path):
         told = process.communicate(timeout=30)[1]
         assert process.returncode == 130 and time.monotonic() - asked < 5, told
         if not twice:
-            assert "stopped after step" in told and "--resume goes on from there" in told and "Traceback" not in told
+            assert (
+                "stopped after step" in told
+                and "--resume goes on from there" in told
+                and "Traceback" not in told
+            )
             assert len(list((tmp_path / "crash" / "base" / "checkpoints").iterdir())) == 2
 
 
 def test_half_a_line_of_the_log_is_forgotten_and_written_again(tmp_path):
     log = RunLog(tmp_path)
-    lines = [json.dumps({"stage": s, "step": i}) + "\n" for s, i in (("a", 1), ("b", 1), ("b", 2), ("b", 3))]
+    lines = [
+        json.dumps({"stage": s, "step": i}) + "\n"
+        for s, i in (("a", 1), ("b", 1), ("b", 2), ("b", 3))
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"stage": "b", "st')
     assert log.logged("b") == 3 and log.logged("a") == 1 and log.logged("c") == 0
     log.rewind("b", 1)

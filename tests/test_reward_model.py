@@ -26,7 +26,10 @@ def taught(n=60):
     rng = np.random.default_rng(4)
     found = []
     for i in range(n):
-        texts = {"".join(rng.choice(list("0123"), size=int(rng.integers(1, 6)))) for _ in range(2 + i % 2)}
+        texts = {
+            "".join(rng.choice(list("0123"), size=int(rng.integers(1, 6))))
+            for _ in range(2 + i % 2)
+        }
         ordered = sorted(texts, key=lambda t: (-t.count("1"), t))
         if len({t.count("1") for t in ordered}) == len(ordered) > 1:
             found.append(Ranking(asked(i), tuple(ordered)))
@@ -52,7 +55,11 @@ def trained(tmp_path_factory):
 def test_it_learns_what_is_better_and_says_how_sure_it_is(trained):
     _, context, told = trained
     told = told["pairs"]
-    assert told["accuracy"] > 0.9 and told["low"] < told["accuracy"] <= told["high"] <= 1 and told["n"] > 17
+    assert (
+        told["accuracy"] > 0.9
+        and told["low"] < told["accuracy"] <= told["high"] <= 1
+        and told["n"] > 17
+    )
     steps = lines(context.log.directory)
     assert (
         len(steps) == 60
@@ -99,10 +106,19 @@ def test_an_answer_that_was_cut_off_is_scored_without_an_end(trained):
     reward = load("learned", model=str(path))
     problem, (prompt,) = asked(1), context.prompts([asked(1)])
     ids = [*prompt.tokens, *context.chat.encode("11")]
-    cut = sample(ids, [0] * len(prompt.tokens) + [1] * (len(ids) - len(prompt.tokens)), finish="length", text="11")
+    cut = sample(
+        ids,
+        [0] * len(prompt.tokens) + [1] * (len(ids) - len(prompt.tokens)),
+        finish="length",
+        text="11",
+    )
     ended = reward.score([problem], ["11"], [replace(cut, finish="stop")])[0].value
     expected = scalar.last(scalar.load(path), [ids])[0]
-    assert reward.score([problem], ["11"], [cut])[0].value == pytest.approx(expected, abs=1e-6) != ended
+    assert (
+        reward.score([problem], ["11"], [cut])[0].value
+        == pytest.approx(expected, abs=1e-6)
+        != ended
+    )
     assert reward.score([problem], ["hello"])[0].status == "error"
 
 
@@ -112,12 +128,19 @@ def test_transformers_reads_the_same_score(trained):
     path, context, _ = trained
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
     ours = scalar.load(path)
-    ids = [context.example(asked(i), text).tokens.tolist() for i, text in enumerate(["1", "0123", "11"])]
+    ids = [
+        context.example(asked(i), text).tokens.tolist()
+        for i, text in enumerate(["1", "0123", "11"])
+    ]
     with torch.no_grad():
         read = [theirs(torch.tensor([row])).logits.item() for row in ids]
-    assert theirs.config.num_labels == 1 and type(theirs).__name__ == "Qwen3ForSequenceClassification"
+    assert (
+        theirs.config.num_labels == 1 and type(theirs).__name__ == "Qwen3ForSequenceClassification"
+    )
     bias = ours.value_head.bias.item()
-    assert [x + bias for x in read] == pytest.approx(scalar.last(ours, ids), abs=1e-5) and abs(bias) > 1e-3
+    assert [x + bias for x in read] == pytest.approx(scalar.last(ours, ids), abs=1e-5) and abs(
+        bias
+    ) > 1e-3
 
 
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(trained, tmp_path):
@@ -130,9 +153,14 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(trained, tmp_p
     with pytest.raises(RewardError, match="learned: there is no directory 'nowhere'"):
         load("learned", model="nowhere").score([asked(1)], ["1"])
     config_json = json.loads((path / "config.json").read_text())
-    for key, value, says in (("score_bias", "x", "finite number"), ("id2label", {"0": "a", "1": "b"}, "2 labels")):
+    for key, value, says in (
+        ("score_bias", "x", "finite number"),
+        ("id2label", {"0": "a", "1": "b"}, "2 labels"),
+    ):
         (tmp_path / "policy" / "config.json").write_text(json.dumps({**config_json, key: value}))
-        (tmp_path / "policy" / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes())
+        (tmp_path / "policy" / "model.safetensors").write_bytes(
+            (path / "model.safetensors").read_bytes()
+        )
         with pytest.raises(ModelError, match=says):
             scalar.load(tmp_path / "policy")
 
@@ -157,9 +185,12 @@ def test_too_little_to_learn_from_is_said(tmp_path):
 
 def group(*rows):
     """rows: (text, length, right or None where the verifier failed, value, finish)"""
-    samples = tuple(sample([1] * (n + 1), [0] + [1] * n, finish=f, text=t) for t, n, _, _, f in rows)
+    samples = tuple(
+        sample([1] * (n + 1), [0] + [1] * n, finish=f, text=t) for t, n, _, _, f in rows
+    )
     scores = tuple(
-        Score(v, "timeout") if r is None else Score(v, parts={"accuracy": float(r)}) for _, _, r, v, _ in rows
+        Score(v, "timeout") if r is None else Score(v, parts={"accuracy": float(r)})
+        for _, _, r, v, _ in rows
     )
     return Group(world_prompt(), samples, scores)
 
@@ -190,7 +221,9 @@ def test_by_reward_equals_say_nothing(tmp_path):
     [found] = rank.ranked(group(*rows), stage, world(tmp_path)[1], random.Random(1))
     assert found.texts in {("a", "ccc", x, "e", "dddd") for x in ("bb", "f")}
     with pytest.raises(RecipeError, match="task chain ranks nothing"):
-        rank.run(world(tmp_path)[0], config.Rank(name="r", kind="rank", problems=1), world(tmp_path)[1])
+        rank.run(
+            world(tmp_path)[0], config.Rank(name="r", kind="rank", problems=1), world(tmp_path)[1]
+        )
 
 
 # Direct preference optimization
@@ -201,7 +234,9 @@ def test_dpo_prefers_the_better_and_starts_at_log_two(tmp_path):
     context.rankings["seen"] = taught(200)
     dpo.run(
         policy,
-        config.Prefer(name="dpo", kind="prefer", data="seen", steps=40, optimizer=config.Optimizer(lr=3e-3)),
+        config.DPO(
+            name="dpo", kind="dpo", data="seen", steps=40, optimizer=config.Optimizer(lr=3e-3)
+        ),
         context,
     )
     first, last = lines(tmp_path)[0]["values"], lines(tmp_path)[-1]["values"]
@@ -215,7 +250,9 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     policy, context = world(tmp_path)
     reference = world(tmp_path, seed=9)[0]
     found = [r for r in taught(40) if len(r.texts) == 2][:6]
-    batch = dpo.rankings.ranked_batch([[context.example(r.problem, t) for t in r.texts] for r in found])
+    batch = dpo.rankings.ranked_batch(
+        [[context.example(r.problem, t) for t in r.texts] for r in found]
+    )
     batch = dpo.referred(batch, reference, micro)
 
     def logp(model, problem, text):
@@ -226,7 +263,9 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
 
     margins = []
     for r in found:
-        better, worse = (logp(policy, r.problem, t) - logp(reference, r.problem, t) for t in r.texts)
+        better, worse = (
+            logp(policy, r.problem, t) - logp(reference, r.problem, t) for t in r.texts
+        )
         margins.append(0.3 * (better - worse))
     expected = -torch.stack(margins).sigmoid().log().mean()
     wanted = torch.autograd.grad(expected, list(policy.parameters()))
@@ -250,7 +289,9 @@ def test_merging_averages_every_weight(tmp_path):
     _, context = world(tmp_path)
     context = replace(context, model=models.__getitem__)
     target = world(tmp_path, seed=5)[0]
-    merge.run(target, config.Merge(name="m", kind="merge", models={"long": 0.3, "short": 0.7}), context)
+    merge.run(
+        target, config.Merge(name="m", kind="merge", models={"long": 0.3, "short": 0.7}), context
+    )
     for merged, a, b in zip(
         target.parameters(), models["long"].parameters(), models["short"].parameters(), strict=True
     ):
@@ -260,4 +301,8 @@ def test_merging_averages_every_weight(tmp_path):
 
     models["short"] = Transformer(replace(target.config, hidden=16)).initialize(torch.Generator())
     with pytest.raises(ModelError, match="different shapes"):
-        merge.run(target, config.Merge(name="m", kind="merge", models={"long": 0.3, "short": 0.7}), context)
+        merge.run(
+            target,
+            config.Merge(name="m", kind="merge", models={"long": 0.3, "short": 0.7}),
+            context,
+        )

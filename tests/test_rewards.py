@@ -72,7 +72,9 @@ def fails(message: str, spec: str, **options: Any) -> None:
     ],
 )
 def test_format_wants_every_tag_once_and_in_order(text: str, value: int) -> None:
-    assert FormatReward().score(PROBLEMS[:1], [text]) == [Score(value, "scored" if value else "wrong")]
+    assert FormatReward().score(PROBLEMS[:1], [text]) == [
+        Score(value, "scored" if value else "wrong")
+    ]
 
 
 def test_format_options() -> None:
@@ -100,7 +102,10 @@ class Fixed:
         self.scores = list(scores)
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         return self.scores
 
@@ -110,12 +115,16 @@ def verdict(value: float, status: Status = "scored") -> Score:
 
 
 def one(*parts: tuple[str, Score, float, str | None]) -> Score:
-    return CombinedReward([Part(n, Fixed(s), w, g) for n, s, w, g in parts]).score(PROBLEMS[:1], ["4"])[0]
+    return CombinedReward([Part(n, Fixed(s), w, g) for n, s, w, g in parts]).score(
+        PROBLEMS[:1], ["4"]
+    )[0]
 
 
 def test_a_sum_weighs_and_names_its_parts() -> None:
     score = one(
-        ("format", Score(1.0), 0.25, None), ("math", verdict(1.0), 2.0, None), ("short", Score(0.4), -0.5, None)
+        ("format", Score(1.0), 0.25, None),
+        ("math", verdict(1.0), 2.0, None),
+        ("short", Score(0.4), -0.5, None),
     )
     assert score.value == pytest.approx(0.25 + 2.0 - 0.2, abs=1e-12)
     assert score.parts == {"format": 1.0, "math": 1.0, "short": 0.4, "accuracy": 1.0}
@@ -125,8 +134,16 @@ def test_a_sum_weighs_and_names_its_parts() -> None:
 def test_accuracy_is_the_verifiers_and_not_the_sums() -> None:
     score = one(("format", Score(1.0), 3.0, None), ("math", verdict(0.0, "unparsed"), 1.0, None))
     assert (score.value, score.status, score.correct) == (3.0, "unparsed", False)
-    assert one(("format", Score(1.0), 0.1, None), ("task", Score(0.0, "wrong"), 1.0, None)).parts["accuracy"] == 0.0
-    assert "accuracy" not in one(("mine", Score(0.7), 0.1, None), ("format", Score(1.0), 1.0, None)).parts
+    assert (
+        one(("format", Score(1.0), 0.1, None), ("task", Score(0.0, "wrong"), 1.0, None)).parts[
+            "accuracy"
+        ]
+        == 0.0
+    )
+    assert (
+        "accuracy"
+        not in one(("mine", Score(0.7), 0.1, None), ("format", Score(1.0), 1.0, None)).parts
+    )
 
 
 def test_a_part_of_weight_0_is_only_logged() -> None:
@@ -158,7 +175,10 @@ class Sums:
     name, modes = "sums", ()
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        return [Score(1.0) if p.answer == t else Score(0.0, "wrong") for p, t in zip(problems, texts, strict=True)]
+        return [
+            Score(1.0) if p.answer == t else Score(0.0, "wrong")
+            for p, t in zip(problems, texts, strict=True)
+        ]
 
 
 def of(*parts: tuple[str, float, Mapping[str, Any]]) -> Any:
@@ -167,12 +187,16 @@ def of(*parts: tuple[str, float, Mapping[str, Any]]) -> Any:
 
 def test_a_recipes_parts_are_combined(own: Own) -> None:
     spec = own("def brevity(prompt, sample):\n    return -len(sample.text)\n", "brevity")
-    reward = of(("task", 1.0, {"gate": "format"}), ("format", 0.5, {"answer": ""}), (spec, 0.01, {}))
+    reward = of(
+        ("task", 1.0, {"gate": "format"}), ("format", 0.5, {"answer": ""}), (spec, 0.01, {})
+    )
     scores = reward.score(PROBLEMS, ["4", "<think></think>6"])
     assert [s.value for s in scores] == [pytest.approx(-0.01), pytest.approx(0.5 - 0.16)]
     assert scores[0].parts == {"task": 1.0, "format": 0.0, "brevity": -1.0, "accuracy": 1.0}
     assert of(("task", 1.0, {})).score(PROBLEMS, ["4", "7"]) == [Score(1.0), Score(0.0, "wrong")]
-    assert of(("task", 2.0, {})).score(PROBLEMS, ["4", "7"])[0] == Score(2.0, "scored", {"task": 1.0, "accuracy": 1.0})
+    assert of(("task", 2.0, {})).score(PROBLEMS, ["4", "7"])[0] == Score(
+        2.0, "scored", {"task": 1.0, "accuracy": 1.0}
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +209,10 @@ def test_a_recipes_parts_are_combined(own: Own) -> None:
         ([("task", 1.0, {"gate": "task"})], "there is no other part"),
         ([("task", 1.0, {"seconds": 1})], "unknown option 'seconds'"),
         ([("maht", 1.0, {})], "did you mean 'math'"),
-        ([("task", 1.0, {"pays": {"unparsd": -1.0}})], "unknown status 'unparsd'; did you mean 'unparsed'?"),
+        (
+            [("task", 1.0, {"pays": {"unparsd": -1.0}})],
+            "unknown status 'unparsd'; did you mean 'unparsed'?",
+        ),
         ([("task", 1.0, {"pays": {"error": 0.0}})], "unknown status 'error'"),
         ([("task", 1.0, {"pays": {"wrong": math.inf}})], "pays.wrong = inf"),
         ([("task", 1.0, {"pays": -1})], "is no table"),
@@ -193,7 +220,9 @@ def test_a_recipes_parts_are_combined(own: Own) -> None:
         ([("task", 1.0, {"clip": 1.0})], "it must be [low, high]"),
     ],
 )
-def test_a_recipes_faults_are_one_line(parts: list[tuple[str, float, dict[str, Any]]], message: str) -> None:
+def test_a_recipes_faults_are_one_line(
+    parts: list[tuple[str, float, dict[str, Any]]], message: str
+) -> None:
     with pytest.raises(RewardError) as error:
         of(*parts)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -223,7 +252,10 @@ def test_a_recipe_says_what_each_status_is_worth_and_accuracy_stays_the_verifier
 def test_a_part_is_clipped_before_its_weight(own: Own) -> None:
     spec = own("def brevity(prompt, sample):\n    return -len(sample.text)\n", "brevity")
     reward = of(("task", 1.0, {}), (spec, 0.1, {"clip": [-3.0, 0]}))
-    assert [s.value for s in reward.score(PROBLEMS, ["4", "longer"])] == [pytest.approx(0.9), pytest.approx(-0.3)]
+    assert [s.value for s in reward.score(PROBLEMS, ["4", "longer"])] == [
+        pytest.approx(0.9),
+        pytest.approx(-0.3),
+    ]
 
 
 def test_a_part_must_score_every_response() -> None:

@@ -33,10 +33,14 @@ def test_describe_counts_failures_apart():
         sample([0, 1], [0, 1], finish="length", text="x"),
     )
     group = Group(
-        Prompt(problem, (0,)), (long, short, short), (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error"))
+        Prompt(problem, (0,)),
+        (long, short, short),
+        (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error")),
     )
     told = describe([group], Chain())
-    assert told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
+    assert (
+        told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
+    )
     assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
     assert told["share_direct"] == 0.5 and told["groups_with_signal"] == 1.0
 
@@ -52,7 +56,10 @@ def test_concerns_are_in_plain_words():
         "errors": 0.0,
     }
     assert concerns([fine] * 8) == []
-    reinforce = {"groups_with_signal": 0.0, "tokens": 90.0}  # learns all the same: its baseline is the batch's
+    reinforce = {
+        "groups_with_signal": 0.0,
+        "tokens": 90.0,
+    }  # learns all the same: its baseline is the batch's
     assert concerns([fine | reinforce] * 8) == []
     for change, word in (
         ({"groups_with_signal": 0.0, "tokens": 0.0, "reward": 0.0}, "too hard"),

@@ -21,7 +21,9 @@ def test_numbers_are_rounded_as_python_rounds_them():
 @pytest.fixture
 def words(tmp_path):
     """A tokenizer of whole words that says nothing of how they are put together."""
-    made = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "b c": 2, "<0xE2>": 3, "d": 4, "": 5}, unk_token="a"))
+    made = Tokenizer(
+        models.WordLevel({"<eos>": 0, "a": 1, "b c": 2, "<0xE2>": 3, "d": 4, "": 5}, unk_token="a")
+    )
     made.add_special_tokens([AddedToken("<eos>", normalized=False, special=True)])
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
@@ -33,4 +35,6 @@ def test_pieces_of_a_tokenizer_of_words(words):
     assert chat.pieces([1, 2, 0, 1]) == ["a", " b c", " <eos>", " a"]
     for ids in ([], [2], [5, 1, 5, 4], [1, 3, 4], [3, 3], [1, 99, 4], [99, 4]):
         pieces = chat.pieces(ids)
-        assert len(pieces) == len(ids) and "".join(pieces) == theirs.decode(ids, skip_special_tokens=False)
+        assert len(pieces) == len(ids) and "".join(pieces) == theirs.decode(
+            ids, skip_special_tokens=False
+        )

@@ -18,7 +18,11 @@ SHAPE = ModelConfig("qwen3", 30, 32, 2, 4, 2, 8, 48, qk_norm=True)
 def packed(sequences):
     lengths = [len(s) for s in sequences]
     positions = torch.cat([torch.arange(n) for n in lengths])
-    return torch.tensor([t for s in sequences for t in s]), positions, torch.tensor([0, *lengths]).cumsum(0)
+    return (
+        torch.tensor([t for s in sequences for t in s]),
+        positions,
+        torch.tensor([0, *lengths]).cumsum(0),
+    )
 
 
 def groups(seed, prompts=3, samples=4, template=2):
@@ -35,7 +39,12 @@ def model(dtype):
     made = Transformer(SHAPE).initialize(torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():
         for p in made.parameters():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=dtype) * 0.1)
+            p.add_(
+                torch.randn(
+                    p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=dtype
+                )
+                * 0.1
+            )
     return made
 
 

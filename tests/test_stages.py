@@ -20,9 +20,14 @@ from .tiny_world import lines, rl_stage, sample, sft_stage, world
 
 def test_sft_learns_and_trains_the_response_only(tmp_path):
     model, context = world(tmp_path)
-    made = context.example(Problem("p", ({"role": "user", "content": "1+1="},), "2"), "<think></think>2")
+    made = context.example(
+        Problem("p", ({"role": "user", "content": "1+1="},), "2"), "<think></think>2"
+    )
     prompt = context.prompts([Problem("p", ({"role": "user", "content": "1+1="},), "2")])[0].tokens
-    assert made.mask.tolist() == [False] * len(prompt) + [True] * 4 and made.tokens[-1] == context.chat.turn_end
+    assert (
+        made.mask.tolist() == [False] * len(prompt) + [True] * 4
+        and made.tokens[-1] == context.chat.turn_end
+    )
     sft.run(model, sft_stage(), context)
     losses = [line["values"]["loss"] for line in lines(tmp_path)]
     assert len(losses) == 60 and np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
@@ -36,7 +41,10 @@ def test_a_gate_ends_the_stage_when_it_holds_and_fails_it_when_it_never_does(tmp
     with pytest.raises(GateError, match=r"accuracy given careful is 0\.00 of 0 answers"):
         sft.run(
             model,
-            sft_stage(steps=5, gate=config.Gate(mode="careful", accuracy=0.5, every=5, samples=32, max_tokens=8)),
+            sft_stage(
+                steps=5,
+                gate=config.Gate(mode="careful", accuracy=0.5, every=5, samples=32, max_tokens=8),
+            ),
             context,
         )
 
@@ -48,7 +56,11 @@ def test_rl_raises_the_reward(tmp_path):
         return [Score(float(t.startswith("<think>"))) for t in texts]
 
     model, context = world(tmp_path, judge)
-    rl.run(model, rl_stage(steps=40, prompts=16, samples=8, optimizer=config.Optimizer(lr=1e-2)), context)
+    rl.run(
+        model,
+        rl_stage(steps=40, prompts=16, samples=8, optimizer=config.Optimizer(lr=1e-2)),
+        context,
+    )
     rewards = [line["values"]["reward"] for line in lines(tmp_path)]
     assert np.mean(rewards[:3]) < 0.3 < 0.8 < np.mean(rewards[-5:])
     assert all(line["values"].get("gap", 0) < 1e-4 for line in lines(tmp_path))
@@ -63,12 +75,16 @@ def test_every_row_trains_and_stays_near_its_sampler(tmp_path, name):
     sft.run(model, sft_stage(steps=20), context)
     before = copy.deepcopy(model.state_dict())
     cells = {"updates": 2} | ({"warmup": 1} if row.warmup else {})
-    stage = rl_stage(algorithm=name, override=cells, reference="teacher" if row.advantage == "none" else "start")
+    stage = rl_stage(
+        algorithm=name, override=cells, reference="teacher" if row.advantage == "none" else "start"
+    )
     rl.run(model, stage, context)
     assert any((before[k] != v).any() for k, v in model.state_dict().items())
     told = [line["values"] for line in lines(tmp_path) if line["stage"] == "rl"]
     assert len(told) == 3 and max(v.get("gap", 0.0) for v in told) < 1e-4
-    assert ("kl" in told[-1]) == row.has_kl and ("explained" in told[-1]) == (row.critic is not None)
+    assert ("kl" in told[-1]) == row.has_kl and ("explained" in told[-1]) == (
+        row.critic is not None
+    )
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):
@@ -110,29 +126,43 @@ def test_dynamic_sampling_draws_again_until_groups_have_signal(tmp_path):
     model, context = world(tmp_path, judge)
     rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=3), context)
     told = [line["values"] for line in lines(tmp_path)]
-    assert len(calls) == 6 and [v["samples"] for v in told] == [96, 96] and all(v["tokens"] > 0 for v in told)
+    assert (
+        len(calls) == 6
+        and [v["samples"] for v in told] == [96, 96]
+        and all(v["tokens"] > 0 for v in told)
+    )
     calls.clear()
     rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=2), context)
     assert len(calls) == 3  # two for the first step, which ends without signal; one for the second
 
 
 def test_samples_are_kept_with_what_is_needed_to_look_at_them(tmp_path):
-    model, context = world(tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))])
+    model, context = world(
+        tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))]
+    )
     rl.run(model, rl_stage(), context)
     kept = [json.loads(x) for x in (tmp_path / "samples/rl/000002.jsonl").read_text().splitlines()]
     assert len(kept) == 8 and all(len(g["samples"]) == 4 for g in kept)
     one = kept[0]["samples"][0]
-    assert len(one["ids"]) == len(one["pieces"]) == len(one["mask"]) == len(one["logp"]) and one["version"] == 1
+    assert (
+        len(one["ids"]) == len(one["pieces"]) == len(one["mask"]) == len(one["logp"])
+        and one["version"] == 1
+    )
     assert kept[0]["prompt"]["answer"] and "".join(kept[0]["prompt_tokens"]).endswith("=")
 
 
 def test_the_same_problems_are_probed_as_the_policy_changes(tmp_path):
-    model, context = world(tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))])
+    model, context = world(
+        tmp_path, judge=lambda p, t: [Score(float(i % 2)) for i in range(len(t))]
+    )
     rl.run(model, rl_stage(steps=5, probe=3, probe_every=2), context)
     files = sorted((tmp_path / "samples/rl-probe").iterdir())
     assert [f.stem for f in files] == ["000000", "000002", "000004", "000005"]
     told = [[json.loads(x) for x in f.read_text().splitlines()] for f in files]
-    assert len({tuple(g["prompt"]["id"] for g in groups) for groups in told}) == 1 and len(told[0]) == 3
+    assert (
+        len({tuple(g["prompt"]["id"] for g in groups) for groups in told}) == 1
+        and len(told[0]) == 3
+    )
     assert [groups[0]["samples"][0]["version"] for groups in told] == [0, 2, 4, 5]
     train = {p.id for p in context.task.problems("train", context.task.size("train"), 0)}
     assert not train & {g["prompt"]["id"] for g in told[0]}
@@ -142,16 +172,27 @@ def test_the_same_problems_are_probed_as_the_policy_changes(tmp_path):
 
 def test_reject_keeps_verified_finished_different_answers(tmp_path):
     problem = Problem("p", ({"role": "user", "content": "1+1="},), "2")
-    texts = ["<think>1+1=2</think>2", "<think></think>2", "<think></think>2", "<think></think>3", "<think>0</think>2"]
+    texts = [
+        "<think>1+1=2</think>2",
+        "<think></think>2",
+        "<think></think>2",
+        "<think></think>3",
+        "<think>0</think>2",
+    ]
     finish = ["stop", "stop", "stop", "stop", "length"]
     samples = tuple(
         sample([0] * (len(t) + 1), [False] + [True] * len(t), finish=f, text=t)
         for t, f in zip(texts, finish, strict=True)
     )
-    group = Group(Prompt(problem, (0,)), samples, tuple(Score(float(t.endswith("2"))) for t in texts))
+    group = Group(
+        Prompt(problem, (0,)), samples, tuple(Score(float(t.endswith("2"))) for t in texts)
+    )
     stage = config.Reject(name="r", kind="reject", problems=1, per_prompt=4)
     assert reject.kept(group, stage) == texts[:2]
-    assert reject.kept(group, stage.model_copy(update={"choose": "shortest", "per_prompt": 1})) == texts[1:2]
+    assert (
+        reject.kept(group, stage.model_copy(update={"choose": "shortest", "per_prompt": 1}))
+        == texts[1:2]
+    )
 
 
 def test_reject_hands_its_data_to_sft(tmp_path):
@@ -169,11 +210,20 @@ def test_a_reward_of_the_wrong_length_is_refused(tmp_path):
     model, context = world(tmp_path, judge=lambda p, t: [Score(1.0)] * (len(t) + 1))
     prompts = context.prompts(context.task.problems("train", 2, 0))
     with pytest.raises(ValueError, match="more scores"):
-        rollout(context.engine(model, context.chat), context.reward, prompts, Sampling(n=2, max_tokens=4))
+        rollout(
+            context.engine(model, context.chat),
+            context.reward,
+            prompts,
+            Sampling(n=2, max_tokens=4),
+        )
 
 
 def test_the_algorithm_of_a_stage_may_be_overridden(tmp_path):
     model, context = world(tmp_path)
-    rl.run(model, rl_stage(algorithm="grpo", override={"beta": 0.0, "clip_high": 0.28}, steps=1), context)
+    rl.run(
+        model,
+        rl_stage(algorithm="grpo", override={"beta": 0.0, "clip_high": 0.28}, steps=1),
+        context,
+    )
     assert "kl" not in lines(tmp_path)[0]["values"]
     assert algorithm("grpo", {"beta": 0.0}).needs_reference is False

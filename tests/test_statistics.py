@@ -32,7 +32,9 @@ def test_pass_at_k_counts_subsets(n: int):
     for c in range(n + 1):
         for k in range(1, n + 1):
             subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+            assert pass_at_k(n, c, k) == pytest.approx(
+                sum(map(any, subsets)) / len(subsets), abs=1e-12
+            )
 
 
 def test_pass_at_k_is_stable_where_binomials_overflow_floats():
@@ -47,7 +49,9 @@ def test_wilson_bounds_solve_its_equation(level: float):
     z = {0.9: 1.6448536, 0.95: 1.9599640, 0.99: 2.5758293}[level]
     for successes, n in [(8, 10), (1, 7), (0.4, 3.5), (99, 100)]:
         for bound in wilson(successes, n, level):
-            assert abs(successes / n - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), rel=1e-6)
+            assert abs(successes / n - bound) == pytest.approx(
+                z * math.sqrt(bound * (1 - bound) / n), rel=1e-6
+            )
 
 
 def test_wilson_covers_as_often_as_it_says():
@@ -56,7 +60,9 @@ def test_wilson_covers_as_often_as_it_says():
     coverage = []
     for p in np.linspace(0.05, 0.95, 91):
         mass = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
-        coverage.append(sum(m for m, (low, high) in zip(mass, intervals, strict=True) if low <= p <= high))
+        coverage.append(
+            sum(m for m, (low, high) in zip(mass, intervals, strict=True) if low <= p <= high)
+        )
     assert min(coverage) > 0.91 and 0.945 < float(np.mean(coverage)) < 0.96
 
 
@@ -79,10 +85,19 @@ def test_samples_that_agree_are_worth_one_and_samples_that_do_not_are_worth_all(
     assert same.n_effective == 4
     assert mean_with_interval([[1.0, 0.0]] * 4).n_effective == 8
     assert mean_with_interval([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0]]).n_effective == 1
-    assert mean_with_interval([[1.0] * 8] * 3).n_effective == 3 == mean_with_interval([[0.0] * 8] * 3).n_effective
-    between = mean_with_interval([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]] * 2)
+    assert (
+        mean_with_interval([[1.0] * 8] * 3).n_effective
+        == 3
+        == mean_with_interval([[0.0] * 8] * 3).n_effective
+    )
+    between = mean_with_interval(
+        [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]] * 2
+    )
     share, variance = 7 / 12, np.var([1, 1 / 4, 1 / 2] * 2, ddof=1) / 6
-    assert between.n_effective == pytest.approx(share * (1 - share) / variance) and 6 < between.n_effective < 24
+    assert (
+        between.n_effective == pytest.approx(share * (1 - share) / variance)
+        and 6 < between.n_effective < 24
+    )
 
 
 def test_problems_weigh_alike_however_many_samples_they_have():
@@ -126,7 +141,10 @@ def test_mcnemar_counts_coin_flips():
 @pytest.mark.parametrize(("b", "c"), [(40, 61), (700, 800), (1, 2000)])
 def test_mcnemar_at_counts_too_many_to_flip(b: int, c: int):
     n = b + c
-    log = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(b + 1)]
+    log = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
+        for i in range(b + 1)
+    ]
     assert mcnemar_exact(b, c) == pytest.approx(2 * sum(map(math.exp, log)), rel=1e-8)
 
 
@@ -137,7 +155,10 @@ def test_sign_flip_counts_every_pattern(differences: list[float]):
         abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
         for signs in itertools.product((1, -1), repeat=len(differences))
     ]
-    assert sign_flip(differences) == (pytest.approx(sum(s >= total for s in sums) / len(sums)), True)
+    assert sign_flip(differences) == (
+        pytest.approx(sum(s >= total for s in sums) / len(sums)),
+        True,
+    )
 
 
 def test_drawn_signs_agree_with_counted_ones_and_repeat():
@@ -146,11 +167,17 @@ def test_drawn_signs_agree_with_counted_ones_and_repeat():
     quarters = [round(4 * abs(d)) for d in differences]
     ways = Counter({0: 1})
     for q in quarters:
-        ways = Counter({s: ways[s - q] + ways[s + q] for s in {t + e for t in ways for e in (q, -q)}})
+        ways = Counter(
+            {s: ways[s - q] + ways[s + q] for s in {t + e for t in ways for e in (q, -q)}}
+        )
     seen = abs(round(4 * sum(differences)))
     exact = sum(n for s, n in ways.items() if abs(s) >= seen) / 2 ** len(quarters)
     p, counted = sign_flip(differences)
-    assert not counted and p == pytest.approx(exact, abs=0.005) and sign_flip(differences) == (p, False)
+    assert (
+        not counted
+        and p == pytest.approx(exact, abs=0.005)
+        and sign_flip(differences) == (p, False)
+    )
     assert sign_flip([1.0] * 60)[0] == pytest.approx(1 / 20_001)
 
 
@@ -198,15 +225,27 @@ def test_the_paired_interval_covers_as_often_as_it_says(problems: int, k: int):
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1), st.integers(0, 9), st.floats(0, 1)), min_size=1, max_size=5)
+    st.lists(
+        st.tuples(st.integers(0, 9), st.floats(0, 1), st.integers(0, 9), st.floats(0, 1)),
+        min_size=1,
+        max_size=5,
+    )
 )
 def test_the_parts_of_a_gain_sum_to_it(rows: list[tuple[int, float, int, float]]):
     def side(counts: list[int], accuracies: list[float]) -> dict[str, tuple[float, float | None]]:
         total = sum(counts) or 1
-        return {f"m{i}": (n / total, a if n else None) for i, (n, a) in enumerate(zip(counts, accuracies, strict=True))}
+        return {
+            f"m{i}": (n / total, a if n else None)
+            for i, (n, a) in enumerate(zip(counts, accuracies, strict=True))
+        }
 
-    before, after = side([r[0] for r in rows], [r[1] for r in rows]), side([r[2] for r in rows], [r[3] for r in rows])
-    gain = sum(s * (a or 0) for s, a in after.values()) - sum(s * (a or 0) for s, a in before.values())
+    before, after = (
+        side([r[0] for r in rows], [r[1] for r in rows]),
+        side([r[2] for r in rows], [r[3] for r in rows]),
+    )
+    gain = sum(s * (a or 0) for s, a in after.values()) - sum(
+        s * (a or 0) for s, a in before.values()
+    )
     split = decompose(before, after)
     assert split.choosing + split.reasoning == pytest.approx(gain, abs=1e-12)
 
@@ -281,5 +320,7 @@ def test_problems_that_do_not_differ_cost_no_exactness():
 def test_many_discordant_problems_are_counted_exactly_and_quickly():
     began = time.perf_counter()
     p = mcnemar_exact(9_800, 10_200)
-    assert p == pytest.approx(2 * NormalDist().cdf(-(10_200 - 10_000 - 0.5) / math.sqrt(5_000)), rel=1e-3)
+    assert p == pytest.approx(
+        2 * NormalDist().cdf(-(10_200 - 10_000 - 0.5) / math.sqrt(5_000)), rel=1e-3
+    )
     assert time.perf_counter() - began < 5

@@ -17,13 +17,26 @@ from whet.tasks.countdown import Countdown, canonical, read
 from whet.tasks.expression import Inexact, Malformed, Reach, at_random, parse
 from whet.tasks.split import is_test
 
-HEAVY = ("torch", "transformers", "reasoning_gym", "math_verify", "sympy", "pyarrow", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "transformers",
+    "reasoning_gym",
+    "math_verify",
+    "sympy",
+    "pyarrow",
+    "huggingface_hub",
+)
 
 
 def test_every_name_is_described_and_listing_loads_nothing_heavy():
     assert {"chain", "countdown", "files", "gym:NAME"} <= {name for name, about in names() if about}
     script = f"import sys, whet.tasks; whet.tasks.names(); print([m for m in {HEAVY} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +72,15 @@ def test_is_test_takes_its_share_and_one_side_only():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("7", 7), ("2+3*4", 14), ("(2+3)*4", 20), ("9-3-2", 4), ("16/4/2", 2), ("8/(4/2)", 4), (" 6 × 7 ÷ 2 ", 21)],
+    [
+        ("7", 7),
+        ("2+3*4", 14),
+        ("(2+3)*4", 20),
+        ("9-3-2", 4),
+        ("16/4/2", 2),
+        ("8/(4/2)", 4),
+        (" 6 × 7 ÷ 2 ", 21),
+    ],
 )
 def test_parse_values(text: str, value: int):
     assert parse(text).value == value
@@ -94,7 +115,10 @@ def test_parse_agrees_with_python_or_refuses(text: str):
 
 
 def _tokens(text: str) -> list[str]:
-    return ["".join(run) for _, run in itertools.groupby(text, key=lambda c: c if not c.isdecimal() else "0")]
+    return [
+        "".join(run)
+        for _, run in itertools.groupby(text, key=lambda c: c if not c.isdecimal() else "0")
+    ]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers())
@@ -121,13 +145,21 @@ def test_reach_finds_exactly_what_can_be_made():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_all": False}, {"numbers": 2, "high": 12}, {"numbers": 4, "high": 25}, {"numbers": 5, "use_all": False}],
+    [
+        {},
+        {"use_all": False},
+        {"numbers": 2, "high": 12},
+        {"numbers": 4, "high": 25},
+        {"numbers": 5, "use_all": False},
+    ],
     ids=str,
 )
 def test_countdown_splits_are_disjoint_and_solvable(options: dict):
     task = Countdown(**options)
     train, test = ({p.id: p for p in task.problems(split, 15, 3)} for split in ("train", "test"))
-    assert all(is_test(p.question) for p in test.values()) and not any(is_test(p.question) for p in train.values())
+    assert all(is_test(p.question) for p in test.values()) and not any(
+        is_test(p.question) for p in train.values()
+    )
     for problem in train.values():
         numbers, target = read(problem.question)
         assert problem.id == f"countdown:{canonical(numbers, target)}"
@@ -184,7 +216,11 @@ def test_countdown_verdict_and_mode(text: str, status: str, mode: str):
     task = Countdown()
     problem = task._problem("3,5,7:22")
     (score,) = task.score([problem], [text])
-    assert (score.status, score.value, task.mode(problem, text)) == (status, float(status == "scored"), mode)
+    assert (score.status, score.value, task.mode(problem, text)) == (
+        status,
+        float(status == "scored"),
+        mode,
+    )
 
 
 def test_at_most_once_is_an_option():
@@ -193,7 +229,8 @@ def test_at_most_once_is_an_option():
         task = Countdown(use_all=use_all)
         assert task.score([task._problem("3,5,7:15")], [text])[0].correct is right
     assert all(
-        p.answer not in p.question.split(":")[0].split(",") for p in Countdown(use_all=False).problems("test", 300, 0)
+        p.answer not in p.question.split(":")[0].split(",")
+        for p in Countdown(use_all=False).problems("test", 300, 0)
     )
 
 
@@ -202,12 +239,19 @@ def test_countdown_corpus():
     pairs = task.corpus({"direct": 0.25, "search": 0.75}, 2000, 1)
     assert pairs == Countdown(attempts=3).corpus({"direct": 0.25, "search": 0.75}, 2000, 1)
     shares = Counter(task.mode(p, text) for p, text in pairs)
-    assert shares["search"] / 2000 == pytest.approx(0.75, abs=0.04) and shares["direct"] + shares["search"] == 2000
+    assert (
+        shares["search"] / 2000 == pytest.approx(0.75, abs=0.04)
+        and shares["direct"] + shares["search"] == 2000
+    )
     lengths = Counter(text.count("≠") for p, text in pairs if task.mode(p, text) == "search")
     assert set(lengths) == {0, 1, 2, 3}
-    assert set().union(*(p.question + text for p, text in pairs)) - set("<think></think>") <= set(task.alphabet())
+    assert set().union(*(p.question + text for p, text in pairs)) - set("<think></think>") <= set(
+        task.alphabet()
+    )
     for problem, text in pairs:
-        for attempt in filter(None, text.removeprefix("<think>").partition("</think>")[0].split(";")):
+        for attempt in filter(
+            None, text.removeprefix("<think>").partition("</think>")[0].split(";")
+        ):
             expression, _, claim = attempt.partition("=")
             value, missed, target = claim.partition("≠")
             assert parse(expression).value == int(value)

@@ -13,7 +13,9 @@ from whet.types import Problem, Ranker
 
 
 def asked(letters: str, answer: str = "ab") -> Problem:
-    return Problem(f"taste:{letters}", ({"role": "user", "content": letters + ":"},), answer, "taste")
+    return Problem(
+        f"taste:{letters}", ({"role": "user", "content": letters + ":"},), answer, "taste"
+    )
 
 
 def test_utility_by_hand():
@@ -29,7 +31,10 @@ def test_utility_by_hand():
 @pytest.mark.parametrize("text", ["", "abz", "ab c", "АБ", "ab\n", "<think>"])
 def test_what_the_rule_does_not_know_is_unparsed_comes_last_and_has_no_utility(text: str):
     task, problem = Taste(), asked("abc")
-    assert task.score([problem], [text])[0].status == "unparsed" and not task.score([problem], [text])[0].correct
+    assert (
+        task.score([problem], [text])[0].status == "unparsed"
+        and not task.score([problem], [text])[0].correct
+    )
     assert all(task.rank(problem, [text, "a"], random.Random(i)) == [1, 0] for i in range(50))
     with pytest.raises(DataError, match="has no utility"):
         task.utility(problem, text)
@@ -44,7 +49,9 @@ def test_a_score_is_the_probability_of_being_preferred_to_the_demonstration():
         score = task.score([problem], [text])[0]
         margin = task.utility(problem, text) - task.utility(problem, problem.answer)
         assert score.value == pytest.approx(1 / (1 + math.exp(-margin / NOISE)))
-        assert score.correct == (margin > 0) and score.parts["utility"] == task.utility(problem, text)
+        assert score.correct == (margin > 0) and score.parts["utility"] == task.utility(
+            problem, text
+        )
     assert task.score([problem], ["a" * 4000])[0].value < 1e-9  # and no overflow
 
 
@@ -78,13 +85,20 @@ def test_rules_differ_and_are_fixed():
 def test_splits_share_nothing_and_the_corpus_is_of_middling_taste_with_spread():
     task = Taste()
     sizes = [task.size(split) for split in ("train", "test")]
-    train, test = ({p.id for p in task.problems(s, n or 0, 3)} for s, n in zip(("train", "test"), sizes, strict=True))
+    train, test = (
+        {p.id for p in task.problems(s, n or 0, 3)}
+        for s, n in zip(("train", "test"), sizes, strict=True)
+    )
     assert len(train | test) == sum(n or 0 for n in sizes) == 12 * 11 * 10
     pairs = task.corpus({}, 2000, 5)
     assert pairs == task.corpus({}, 2000, 5) != task.corpus({}, 2000, 6)
-    assert {p.id for p, _ in pairs} <= train and all(legible(text) and 4 <= len(text) <= 12 for _, text in pairs)
+    assert {p.id for p, _ in pairs} <= train and all(
+        legible(text) and 4 <= len(text) <= 12 for _, text in pairs
+    )
     won = [task.score([p], [text])[0].value for p, text in pairs]
-    assert 0.45 < sum(won) / len(won) < 0.55  # no better than the demonstrations, being others like them
+    assert (
+        0.45 < sum(won) / len(won) < 0.55
+    )  # no better than the demonstrations, being others like them
     assert sum(0.1 < v < 0.9 for v in won) > 400 and sum(v > 0.9 for v in won) > 200
     with pytest.raises(RecipeError, match="no modes"):
         task.corpus({"careful": 1.0}, 2, 1)
@@ -131,7 +145,10 @@ def test_a_proxy_that_is_right_on_the_corpus_is_wrong_beyond_it():
     weights = proxy(task, rng)
     problems = task.problems("test", 100, 1)
     pairs = [(p, *(task.written(p.question[:3], rng) for _ in range(2))) for p in problems * 3]
-    told = [(task.utility(p, a) > task.utility(p, b)) == (paid(weights, a) > paid(weights, b)) for p, a, b in pairs]
+    told = [
+        (task.utility(p, a) > task.utility(p, b)) == (paid(weights, a) > paid(weights, b))
+        for p, a, b in pairs
+    ]
     assert sum(told) / len(told) > 0.8
     true, learned = [], []
     for edits in (0, 15, 1000):
@@ -139,4 +156,6 @@ def test_a_proxy_that_is_right_on_the_corpus_is_wrong_beyond_it():
         true.append(sum(task.utility(p, text) for p, text in now) / len(now))
         learned.append(sum(paid(weights, text) for _, text in now) / len(now))
     assert learned[0] < learned[1] < learned[2]
-    assert true[0] + 1 < true[1] and true[2] < true[0] - 5  # a little optimisation helps, much of it ruins
+    assert (
+        true[0] + 1 < true[1] and true[2] < true[0] - 5
+    )  # a little optimisation helps, much of it ruins

@@ -26,7 +26,11 @@ DEAF = "{% for m in messages %}{{ m.content }}{% endfor %}"
 def sized(tmp_path, thinking, template=None):
     """The tiny world, asked with this setting of the switch, a template of its own in place of the built-in one."""
     model, context = world(tmp_path)
-    chat = context.chat if template is None else Chat.from_characters(ALPHABET + "\n", template=template)
+    chat = (
+        context.chat
+        if template is None
+        else Chat.from_characters(ALPHABET + "\n", template=template)
+    )
     return model, dataclasses.replace(context, ask=config.Ask(thinking=thinking), chat=chat)
 
 
@@ -47,23 +51,35 @@ def qwen(tmp_path_factory):
 def test_a_share_is_decided_by_problem_and_seed(tmp_path):
     _, context = sized(tmp_path, 0.3)
     problems = Chain(operations=3).problems("train", 1000, 0)
-    asked = {seed: [p.problem.meta["thinking"] for p in context.prompts(problems, seed)] for seed in (1, 2)}
+    asked = {
+        seed: [p.problem.meta["thinking"] for p in context.prompts(problems, seed)]
+        for seed in (1, 2)
+    }
     assert asked[1] == [p.problem.meta["thinking"] for p in context.prompts(problems, 1)]
     both = sum(a and b for a, b in zip(asked[1], asked[2], strict=True))
-    assert 0.25 < sum(asked[1]) / 1000 < 0.35 and 0.05 < both / 1000 < 0.13  # 0.3 x 0.3: the epochs are independent
+    assert (
+        0.25 < sum(asked[1]) / 1000 < 0.35 and 0.05 < both / 1000 < 0.13
+    )  # 0.3 x 0.3: the epochs are independent
     for prompt, thinking in zip(context.prompts(problems, 1), asked[1], strict=True):
         plain = context.chat.render(prompt.problem.messages)
-        assert list(prompt.tokens) == (plain if thinking else [*plain, *context.chat.encode("<think></think>")])
+        assert list(prompt.tokens) == (
+            plain if thinking else [*plain, *context.chat.encode("<think></think>")]
+        )
         assert prompt.begun == ("" if thinking else "<think></think>")
 
 
 @pytest.mark.parametrize(
     ("setting", "expected"), [(True, True), (False, False), (1.0, True), (0.0, False), (None, None)]
 )
-def test_what_is_given_comes_before_the_problem_and_the_problem_before_the_recipe(tmp_path, setting, expected):
+def test_what_is_given_comes_before_the_problem_and_the_problem_before_the_recipe(
+    tmp_path, setting, expected
+):
     _, context = sized(tmp_path, setting)
     assert context.prompts([problem()])[0].problem.meta.get("thinking") is expected
-    assert context.prompts([problem(False), problem(True)])[0].begun and not context.prompts([problem(True)])[0].begun
+    assert (
+        context.prompts([problem(False), problem(True)])[0].begun
+        and not context.prompts([problem(True)])[0].begun
+    )
     assert context.prompts([problem(False)], thinking=True)[0].problem.meta["thinking"] is True
 
 
@@ -91,13 +107,18 @@ def test_ids_equal_transformers_prompt_and_trained_response(qwen, tmp_path, thin
     made = context.example(asked, response)
     said = response if thinking else "It is 8."
     assert list(context.prompts([asked])[0].tokens) == prompt == made.tokens[: len(prompt)].tolist()
-    assert made.tokens[made.mask].tolist() == [*theirs(said)["input_ids"], theirs.eos_token_id] and made.text == said
+    assert (
+        made.tokens[made.mask].tolist() == [*theirs(said)["input_ids"], theirs.eos_token_id]
+        and made.text == said
+    )
     assert not made.mask[: len(prompt)].any()
     assert theirs.decode(prompt).endswith("assistant\n" if thinking else EMPTY)
     whole = theirs.apply_chat_template(
         [*asked.messages, {"role": "assistant", "content": f"{EMPTY}It is 8."}], tokenize=False
     )
-    if not thinking:  # the template leaves empty thinking out of a finished turn, so the ids are compared as text
+    if (
+        not thinking
+    ):  # the template leaves empty thinking out of a finished turn, so the ids are compared as text
         assert theirs.decode(made.tokens).replace(EMPTY, "") == whole.rstrip("\n")
 
 
@@ -118,10 +139,14 @@ def test_ids_equal_transformers_prompt_and_trained_response(qwen, tmp_path, thin
         (OPEN, None, "3+5=8</think>8", "3+5=8</think>8"),
     ],
 )
-def test_what_is_trained_follows_what_the_prompt_has_begun(tmp_path, template, thinking, response, trained_on):
+def test_what_is_trained_follows_what_the_prompt_has_begun(
+    tmp_path, template, thinking, response, trained_on
+):
     _, context = sized(tmp_path, thinking, template)
     made = context.example(problem(), response)
-    assert made.text == trained_on and made.tokens[made.mask].tolist() == context.chat.response(trained_on)
+    assert made.text == trained_on and made.tokens[made.mask].tolist() == context.chat.response(
+        trained_on
+    )
 
 
 @pytest.mark.parametrize("response", ["<think>3+5=8", "<think>3+5=8</think>", ""])
@@ -144,9 +169,13 @@ def test_sft_and_rl_see_both_and_a_group_one(tmp_path):
 
     inner = context.engine(model, context.chat)
     sft.run(model, sft_stage(steps=2), context)
-    rl.run(model, rl_stage(steps=2), dataclasses.replace(context, engine=lambda policy, chat: Spy()))
+    rl.run(
+        model, rl_stage(steps=2), dataclasses.replace(context, engine=lambda policy, chat: Spy())
+    )
     assert {p.begun for p in seen} == {"", "<think></think>"} and len(seen) == 16
-    logged = [json.loads(x) for x in (tmp_path / "samples/rl/000001.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(x) for x in (tmp_path / "samples/rl/000001.jsonl").read_text().splitlines()
+    ]
     assert {"</think>" in "".join(g["prompt_tokens"]) for g in logged} == {True, False}
 
 
@@ -161,12 +190,17 @@ def test_an_epoch_asks_otherwise(tmp_path, monkeypatch):
 
     real = sft.pack
     monkeypatch.setattr(sft, "pack", packed)
-    monkeypatch.setattr(sft, "documents", lambda stage, context: iter([(problem(), "<think></think>8")] * 8))
+    monkeypatch.setattr(
+        sft, "documents", lambda stage, context: iter([(problem(), "<think></think>8")] * 8)
+    )
     sft.run(model, sft_stage(steps=8, batch=1), context)
     assert set(trained_on) == {2, 4}  # the digit and the end of the turn, after thinking or with it
     monkeypatch.setattr(rl, "curriculum", lambda stage, row, context: Same())
     rl.run(model, rl_stage(steps=8, prompts=1), context)
-    logged = [json.loads(path.read_text())["prompt_tokens"] for path in sorted((tmp_path / "samples/rl").iterdir())]
+    logged = [
+        json.loads(path.read_text())["prompt_tokens"]
+        for path in sorted((tmp_path / "samples/rl").iterdir())
+    ]
     assert {"</think>" in tokens for tokens in logged} == {True, False}
 
 

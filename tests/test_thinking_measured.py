@@ -58,7 +58,9 @@ def answered(text, begun=SHUT, thinking=False, given=None):
         (Knights(people=2, terse=True), None, EMPTY, None, "scored", "direct"),
     ],
 )
-def test_what_the_prompt_has_begun_is_judged_with_the_answer(task, asked, begun, text, status, mode):
+def test_what_the_prompt_has_begun_is_judged_with_the_answer(
+    task, asked, begun, text, status, mode
+):
     asked = asked or task.problems("train", 1, 0)[0]
     prompt, drawn = answered(text or asked.answer, begun, given=asked)
 
@@ -81,7 +83,9 @@ def test_format_and_maths_read_the_whole_answer():
     ):
         prompt, drawn = answered(text, begun)
         assert score_groups(load("format"), [prompt], [[drawn]])[0].scores[0].value == value
-    prompt, drawn = answered("3+5 makes 8, or does it", "<think>\n")  # cut off while thinking: nothing is answered yet
+    prompt, drawn = answered(
+        "3+5 makes 8, or does it", "<think>\n"
+    )  # cut off while thinking: nothing is answered yet
     assert score_groups(load("math"), [prompt], [[drawn]])[0].scores[0].status == "unparsed"
 
 
@@ -108,45 +112,69 @@ def test_kept_samples_are_whole_answers_and_are_asked_the_same_way_again(tmp_pat
     made = [context.example(*pair, seed) for seed in range(4) for pair in again]
     assert [m.text for m in made] == ["8", "<think>3+5=8</think>8"] * 4
     task = Files(str(tmp_path / "data.jsonl"), messages="messages", test_share=0.0)
-    assert sorted(context.example(*pair).text for pair in task.corpus({}, 2, 0)) == ["8", "<think>3+5=8</think>8"]
+    assert sorted(context.example(*pair).text for pair in task.corpus({}, 2, 0)) == [
+        "8",
+        "<think>3+5=8</think>8",
+    ]
 
 
 def test_rankings_keep_how_they_were_asked(tmp_path):
     _, context = sized(tmp_path, 0.5)
     prompt, drawn = answered("8")
-    group = Group(prompt, (drawn, dataclasses.replace(drawn, text="7")), (Score(1.0), Score(0.0, "wrong")))
+    group = Group(
+        prompt, (drawn, dataclasses.replace(drawn, text="7")), (Score(1.0), Score(0.0, "wrong"))
+    )
     stage = config.Rank(name="rank", kind="rank", problems=1, by="reward")
     (found,) = rank.ranked(group, stage, context, random.Random(0))
     assert found.texts == ("<think></think>8", "<think></think>7")
     preferences.write([found], tmp_path / "rankings.jsonl")
     (again,) = preferences.read(str(tmp_path / "rankings.jsonl"))
-    assert isinstance(again, Ranking) and again.problem.meta == {"thinking": False} and again.texts == found.texts
+    assert (
+        isinstance(again, Ranking)
+        and again.problem.meta == {"thinking": False}
+        and again.texts == found.texts
+    )
     assert [context.example(again.problem, text).text for text in again.texts] == ["8", "7"]
 
 
 def test_a_learned_reward_reads_what_the_policy_read(tmp_path):
     _, context = sized(tmp_path, 0.5)
     told = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 1 if enable_thinking else '0<think></think>' }}"
-    context = dataclasses.replace(context, chat=Chat.from_characters("0123456789+-*=;", template=told))
+    context = dataclasses.replace(
+        context, chat=Chat.from_characters("0123456789+-*=;", template=told)
+    )
     judge = LearnedReward("nowhere", thinking=True)
     judge.__dict__["held"] = context.chat, None
     off, on = (context.prompts([problem(thinking)])[0] for thinking in (False, True))
     assert judge.tokens(off.problem, off.begun + "8") == [*off.tokens, *context.chat.response("8")]
-    assert judge.tokens(on.problem, "<think></think>8") == [*on.tokens, *context.chat.response("<think></think>8")]
+    assert judge.tokens(on.problem, "<think></think>8") == [
+        *on.tokens,
+        *context.chat.response("<think></think>8"),
+    ]
 
 
 def test_rows_that_say_so_are_asked_and_taught_without_thinking(tmp_path):
     rows = [{"question": f"{i}+1=", "answer": "1", "r": f"<think>{i}</think>1"} for i in range(4)]
     rows = [{**row, "thinking": thinking} for row in rows for thinking in (True, False)]
     rows += [{"question": "9+1=", "answer": "0", "r": "0", "thinking": "First, …"}]
-    for number, path in enumerate((write(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", rows[:8]))):
-        task = Files(path, response="r", test=write(tmp_path / "test.jsonl", [{**rows[0], "thinking": None}]))
-        assert task.size("train") == 7 - number and task.size("test") == 1  # 0+1= left train both ways
+    for number, path in enumerate(
+        (write(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", rows[:8]))
+    ):
+        task = Files(
+            path, response="r", test=write(tmp_path / "test.jsonl", [{**rows[0], "thinking": None}])
+        )
+        assert (
+            task.size("train") == 7 - number and task.size("test") == 1
+        )  # 0+1= left train both ways
         assert "2 training questions are in the test file" in task.note
         said = {(p.question, p.meta.get("thinking")) for p in task.problems("train", 7 - number, 0)}
         assert said >= {(f"{i}+1=", thinking) for i in (1, 2, 3) for thinking in (True, False)}
         _, context = sized(tmp_path, True)
-        texts = {context.example(*pair).text for pair in task.corpus({}, 6, 0) if pair[0].meta.get("thinking") is False}
+        texts = {
+            context.example(*pair).text
+            for pair in task.corpus({}, 6, 0)
+            if pair[0].meta.get("thinking") is False
+        }
         assert texts <= {"1"} and texts
 
 
@@ -157,11 +185,24 @@ def parquet(path, rows):
 
 
 def test_a_question_asked_both_ways_is_on_one_side_and_tested_once(tmp_path):
-    rows = [{"question": f"{i}+1=", "answer": "1", "thinking": t} for i in range(200) for t in (True, False)]
+    rows = [
+        {"question": f"{i}+1=", "answer": "1", "thinking": t}
+        for i in range(200)
+        for t in (True, False)
+    ]
     task = Files(write(tmp_path / "a.jsonl", rows), test_share=0.2)
-    sides = {side: [p.question for p in task.problems(side, task.size(side), 0)] for side in ("train", "test")}
-    assert not set(sides["train"]) & set(sides["test"]) and len(set(sides["test"])) == len(sides["test"]) > 20
-    assert len(sides["train"]) == 2 * len(set(sides["train"])) and len(set(sides["train"])) + len(sides["test"]) == 200
+    sides = {
+        side: [p.question for p in task.problems(side, task.size(side), 0)]
+        for side in ("train", "test")
+    }
+    assert (
+        not set(sides["train"]) & set(sides["test"])
+        and len(set(sides["test"])) == len(sides["test"]) > 20
+    )
+    assert (
+        len(sides["train"]) == 2 * len(set(sides["train"]))
+        and len(set(sides["train"])) + len(sides["test"]) == 200
+    )
 
 
 # ---- measuring
@@ -177,34 +218,58 @@ class Thinker:
 
     def said(self, prompt):
         thought = f"<think>{prompt.problem.question}{prompt.problem.answer}</think>"
-        text = f"{min(int(prompt.problem.answer), 4)}" if prompt.begun else thought + prompt.problem.answer
+        text = (
+            f"{min(int(prompt.problem.answer), 4)}"
+            if prompt.begun
+            else thought + prompt.problem.answer
+        )
         return sample([0] * (len(text) + 2), [0] + [1] * (len(text) + 1), text=text)
 
 
-@pytest.mark.parametrize(("setting", "spec"), [(0.5, None), (None, "both"), (True, "both"), (0.1, "both")])
+@pytest.mark.parametrize(
+    ("setting", "spec"), [(0.5, None), (None, "both"), (True, "both"), (0.1, "both")]
+)
 def test_both_ways_on_the_same_problems(tmp_path, setting, spec):
     _, context = sized(tmp_path, setting)
     context = dataclasses.replace(context, engine=lambda policy, chat: Thinker())
     found = measure(None, context, config.Evaluation(problems=20, thinking=spec))
     both = found.figures["thinking"]
-    assert found.off is not None and [g.prompt.id for g in found.groups] == [g.prompt.id for g in found.off.groups]
+    assert found.off is not None and [g.prompt.id for g in found.groups] == [
+        g.prompt.id for g in found.off.groups
+    ]
     below = sum(int(g.prompt.problem.answer) < 5 for g in found.groups) / 20
-    assert both["on"]["accuracy"] == found.figures["accuracy"] == 1.0 and both["off"]["accuracy"] == below < 1
+    assert (
+        both["on"]["accuracy"] == found.figures["accuracy"] == 1.0
+        and both["off"]["accuracy"] == below < 1
+    )
     assert both["off"]["low"] < below < both["off"]["high"] and both["off"]["n"] == 20
     assert both["on"]["length"] > both["off"]["length"] == 2.0
-    assert both["off"]["modes"]["direct"]["share"] == 1.0 and both["on"]["modes"]["careful"]["share"] == 1.0
+    assert (
+        both["off"]["modes"]["direct"]["share"] == 1.0
+        and both["on"]["modes"]["careful"]["share"] == 1.0
+    )
 
 
-@pytest.mark.parametrize(("setting", "spec", "begun"), [(False, None, True), (0.5, "on", False), (True, "off", True)])
+@pytest.mark.parametrize(
+    ("setting", "spec", "begun"), [(False, None, True), (0.5, "on", False), (True, "off", True)]
+)
 def test_one_way_is_measured_once(tmp_path, setting, spec, begun):
     _, context = sized(tmp_path, setting)
     context = dataclasses.replace(context, engine=lambda policy, chat: Thinker())
     found = measure(None, context, config.Evaluation(problems=20, thinking=spec))
-    assert "thinking" not in found.figures and found.off is None and bool(found.groups[0].prompt.begun) == begun
+    assert (
+        "thinking" not in found.figures
+        and found.off is None
+        and bool(found.groups[0].prompt.begun) == begun
+    )
 
 
 def recipe(directory, **keys):
-    data = {"name": "t", "task": {"name": "chain", "operations": 1}, "model": {"path": str(directory)}}
+    data = {
+        "name": "t",
+        "task": {"name": "chain", "operations": 1},
+        "model": {"path": str(directory)},
+    }
     data |= {"stage": [{"name": "last", "kind": "evaluate", "problems": 20, "max_tokens": 8}]}
     data["evaluation"] = {"problems": 10, "max_tokens": 8}
     return recipes.parse({**data, **keys})
@@ -259,14 +324,38 @@ def test_summary_table_and_report_show_both(tmp_path):
     page = report.write(tmp_path / "run").read_text()
     for figure in ("thinking on", "thinking off", "75.0\u00a0%", "25.0\u00a0%", "31.5", "2.5"):
         assert figure in page
-    begun = ["</think>" in line for line in (tmp_path / "run/samples/last-test/000000.jsonl").read_text().splitlines()]
+    begun = [
+        "</think>" in line
+        for line in (tmp_path / "run/samples/last-test/000000.jsonl").read_text().splitlines()
+    ]
     assert begun.count(True) >= 20
 
 
 def test_eval_prints_a_column_for_each(capsys):
-    figures = {"accuracy": 0.75, "low": 0.7, "high": 0.8, "n": 9, "truncated": 0.0, "unparsed": 0.0, "length": 31.5}
-    figures |= {"length_right": 3.0, "length_wrong": 4.0, "modes": {}, "pass_at": {"1": 0.75}, "sampling": {"n": 1}}
+    figures = {
+        "accuracy": 0.75,
+        "low": 0.7,
+        "high": 0.8,
+        "n": 9,
+        "truncated": 0.0,
+        "unparsed": 0.0,
+        "length": 31.5,
+    }
+    figures |= {
+        "length_right": 3.0,
+        "length_wrong": 4.0,
+        "modes": {},
+        "pass_at": {"1": 0.75},
+        "sampling": {"n": 1},
+    }
     off = {**figures, "accuracy": 0.25}
-    print_evaluation({"model": "m", "task": "chain", **figures, "thinking": {"on": figures, "off": off}})
+    print_evaluation(
+        {"model": "m", "task": "chain", **figures, "thinking": {"on": figures, "off": off}}
+    )
     said = capsys.readouterr().out
-    assert "m, thinking on" in said and "m, thinking off" in said and "75.0 %" in said and "25.0 %" in said
+    assert (
+        "m, thinking on" in said
+        and "m, thinking off" in said
+        and "75.0 %" in said
+        and "25.0 %" in said
+    )

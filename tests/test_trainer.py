@@ -27,7 +27,13 @@ def test_a_sampler_that_differs_is_corrected(tmp_path):
     shift = 0.4
 
     def moved(s):
-        return Sample(s.tokens, s.mask, np.where(s.mask, s.logp - shift, 0).astype(np.float32), s.text, s.finish)
+        return Sample(
+            s.tokens,
+            s.mask,
+            np.where(s.mask, s.logp - shift, 0).astype(np.float32),
+            s.text,
+            s.finish,
+        )
 
     off = [Group(g.prompt, tuple(moved(s) for s in g.samples), g.scores) for g in groups]
 
@@ -41,17 +47,25 @@ def test_a_sampler_that_differs_is_corrected(tmp_path):
     for cap, factor in ((2.0, np.exp(shift)), (1.2, 1.2)):
         told = gradient({"correction": "token", "cap": cap}, off)
         assert told["grad_norm"] == pytest.approx(plain * factor, rel=1e-3)
-        assert told["sampler_gap"] == pytest.approx(shift, abs=1e-3) and told["corrected"] == float(cap < 1.4)
+        assert told["sampler_gap"] == pytest.approx(shift, abs=1e-3) and told["corrected"] == float(
+            cap < 1.4
+        )
         assert told["gap"] < 1e-4
-    assert gradient({"correction": "sequence", "cap": 2.0}, off)["grad_norm"] == pytest.approx(plain, rel=1e-3)
+    assert gradient({"correction": "sequence", "cap": 2.0}, off)["grad_norm"] == pytest.approx(
+        plain, rel=1e-3
+    )
     assert gradient({"correction": "sequence", "cap": 1.2}, off)["grad_norm"] == 0.0
 
 
 def test_a_rollouts_mini_batches_are_its_groups_in_turn(tmp_path):
-    assert [list(s) for s in shares(5, 2)] == [[0, 1], [2, 3, 4]] and [list(s) for s in shares(2, 4)] == [[0], [1]]
+    assert [list(s) for s in shares(5, 2)] == [[0, 1], [2, 3, 4]] and [
+        list(s) for s in shares(2, 4)
+    ] == [[0], [1]]
     model, _, groups = drawn(tmp_path, count=5)
     learner = Learner(model, config.Optimizer(lr=1e-4), 4)
-    _, advantages = Trainer(learner, algorithm("rloo", {"updates": 2}), SAMPLING, 1000).update(groups)
+    _, advantages = Trainer(learner, algorithm("rloo", {"updates": 2}), SAMPLING, 1000).update(
+        groups
+    )
     assert learner.done == 2 and [len(a) for a in advantages] == [4] * 5
     want = algorithm("rloo").advantages([g.rewards for g in groups])
     assert all(a == pytest.approx(w.tolist()) for a, w in zip(advantages, want, strict=True))
@@ -79,7 +93,9 @@ def group(problem, right):
 def test_prompts_come_in_proportion_to_failure():
     problems = [Problem(str(i), ({"role": "user", "content": str(i)},)) for i in range(4)]
     pool = Prioritised(iter(problems), 4, seed=0)
-    pool.learn([group(p, r) for p, r in zip(problems, ([1, 1], [1, 0], [0, 0], [1, 1]), strict=True)])
+    pool.learn(
+        [group(p, r) for p, r in zip(problems, ([1, 1], [1, 0], [0, 0], [1, 1]), strict=True)]
+    )
     counts = [0] * 4
     for _ in range(4000):
         counts[int(pool.draw(1)[0].id)] += 1
@@ -104,7 +120,9 @@ def test_keys_that_a_row_does_not_read_are_refused(tmp_path):
     other.config = replace(other.config, vocab=99)
     with pytest.raises(ModelError, match="the same tokens"):
         rl.run(
-            model, rl_stage(algorithm="distil_on_policy", reference="big"), replace(context, model=lambda name: other)
+            model,
+            rl_stage(algorithm="distil_on_policy", reference="big"),
+            replace(context, model=lambda name: other),
         )
 
 
@@ -116,7 +134,11 @@ def test_a_teachers_distribution_is_learnt_from_own_samples(tmp_path):
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.15)
     context = replace(context, model=lambda name: teacher)
     stage = rl_stage(
-        algorithm="distil_on_policy", reference="teacher", steps=30, prompts=16, optimizer=config.Optimizer(lr=5e-3)
+        algorithm="distil_on_policy",
+        reference="teacher",
+        steps=30,
+        prompts=16,
+        optimizer=config.Optimizer(lr=5e-3),
     )
     rl.run(model, stage, context)
     kl = [line["values"]["kl"] for line in lines(tmp_path)]

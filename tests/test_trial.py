@@ -79,7 +79,11 @@ def test_an_own_function_that_hangs_or_dies_is_told_with_its_reason(tmp_path, ca
     assert code == 1 and found["timeouts"] == 1 and found["errors"] == 2
     assert found["false_accepts"] == found["false_rejects"] == 0
     reasons = [c["reason"] for c in found["cases_wrong"]]
-    assert "limit 0.3 s" in reasons[0] and "exit code 3" in reasons[1] and "KeyError: 'level' (mine.py:8)" in reasons[2]
+    assert (
+        "limit 0.3 s" in reasons[0]
+        and "exit code 3" in reasons[1]
+        and "KeyError: 'level' (mine.py:8)" in reasons[2]
+    )
 
 
 def test_a_recipes_whole_reward(tmp_path, capsys):
@@ -89,7 +93,8 @@ def test_a_recipes_whole_reward(tmp_path, capsys):
         '[[stage]]\nkind = "sft"\nname = "s"\nsteps = 1\n'
     )
     file = written(
-        tmp_path / "cases.jsonl", [{"answer": "7", "right": ["7"], "wrong": ["<think></think><answer>8</answer>"]}]
+        tmp_path / "cases.jsonl",
+        [{"answer": "7", "right": ["7"], "wrong": ["<think></think><answer>8</answer>"]}],
     )
     assert told(capsys, str(recipe), file)[0] == 0
 

@@ -36,7 +36,10 @@ ROWS = {
     ),
     "dapo": ({}, {"loss_type": "dapo"}),
     "dapo with KL": ({"kl": "k3", "beta": BETA}, {"loss_type": "dapo", "beta": BETA}),
-    "gspo": ({}, {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
+    "gspo": (
+        {},
+        {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
+    ),
     "cispo": ({}, {"loss_type": "cispo", "epsilon_high": 5.0}),
 }
 
@@ -69,7 +72,11 @@ def ours(row, w, advantages=None, weights=None):
 def their_zscored(w):
     """The deviation with Bessel's correction, and 1e-4 beside it."""
     groups = [torch.tensor(r, dtype=torch.float64) for r in w.rewards]
-    return [x / (r.std() + 1e-4) for r, a in zip(groups, centred(groups), strict=True) for x in a.tolist()]
+    return [
+        x / (r.std() + 1e-4)
+        for r, a in zip(groups, centred(groups), strict=True)
+        for x in a.tolist()
+    ]
 
 
 def alike(a, b):
@@ -85,7 +92,9 @@ def test_the_version_compared_with_is_the_one_named(trl):
 def test_the_case_is_a_hard_one():
     w, row = world(), algorithm("dapo")
     samples = w.samples
-    batch = pack(samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64)
+    batch = pack(
+        samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64
+    )
     bound = row.clipped(w.now[batch.tokens[batch.chosen]], batch)
     assert 5 < bound.sum() < len(bound) / 2
     assert len({s.length for s in samples}) > 5 and min(s.length for s in samples) == 0
@@ -122,11 +131,15 @@ def test_equal_rewards_leave_nothing_here_and_a_residue_there(trl):
     """Choice: float64, and exactly 0. TRL's rewards are float32, and rounding divided by 1e-4 is an advantage."""
     w = world()
     w.rewards = [[0.1] * 10] * 2
-    made = trainer(trl, "GRPOTrainer", w, 1, {"num_generations": 10, "reward_weights": torch.ones(1)})
+    made = trainer(
+        trl, "GRPOTrainer", w, 1, {"num_generations": 10, "reward_weights": torch.ones(1)}
+    )
     del made._calculate_rewards
     there = made._prepare_inputs([{"prompt": ""}] * COUNT)["advantages"].abs()
     assert there.min() > 7e-5 and there.max() < 8e-5
-    assert torch.equal(torch.cat(algorithm("grpo").advantages(w.rewards)), torch.zeros(COUNT, dtype=torch.float64))
+    assert torch.equal(
+        torch.cat(algorithm("grpo").advantages(w.rewards)), torch.zeros(COUNT, dtype=torch.float64)
+    )
 
 
 def test_groups_without_signal_stay_in_the_denominator_there(trl):
@@ -158,12 +171,17 @@ def test_bnpo_is_the_token_mean_of_each_micro_batch(trl):
 def test_dapo_over_several_updates_divides_by_their_mean(trl):
     """Choice: each update's own tokens. Theirs: a rollout's tokens / its updates, so an update of short answers weighs less."""
     w, row = world(), algorithm("dapo")
-    loss, there, *_ = theirs(trl, w, loss_type="dapo", steps_per_generation=2, gradient_accumulation_steps=1)
+    loss, there, *_ = theirs(
+        trl, w, loss_type="dapo", steps_per_generation=2, gradient_accumulation_steps=1
+    )
     torch.manual_seed(0)
     part = torch.randperm(COUNT)[: COUNT // 2].tolist()
     lengths = [sum(c) for c in w.chosen]
     here, total = sum(lengths[i] for i in part), sum(lengths)
-    weights = [row.weights([lengths[j] for j in part], LIMIT)[0] if i in part else 0.0 for i in range(COUNT)]
+    weights = [
+        row.weights([lengths[j] for j in part], LIMIT)[0] if i in part else 0.0
+        for i in range(COUNT)
+    ]
     mine = ours(row, w, their_zscored(w), weights)
     assert here * 2 != total
     factor = here / (total / 2)
@@ -183,10 +201,17 @@ def test_the_first_update_has_ratio_1_there_whatever_the_sampler_said(trl):
 def test_their_entropy_bonus_is_a_token_mean_whatever_the_loss(trl):
     """Choice: the bonus has the row's own weights. Theirs is the mean over a micro-batch's tokens."""
     w, cells = world(), {"entropy_coef": 0.03}
-    dapo, grpo = (algorithm(n, {"entropy": 0.03, "kl": "none", "beta": 0.0}) for n in ("dapo", "grpo"))
+    dapo, grpo = (
+        algorithm(n, {"entropy": 0.03, "kl": "none", "beta": 0.0}) for n in ("dapo", "grpo")
+    )
     alike(ours(dapo, w, their_zscored(w)), theirs(trl, w, loss_type="dapo", **cells))
     there = theirs(trl, w, loss_type="grpo", **cells)
-    assert (ours(dapo, w)[2] - there[2]).abs().max() < EXACT < 1e-4 < (ours(grpo, w)[2] - there[2]).abs().max()
+    assert (
+        (ours(dapo, w)[2] - there[2]).abs().max()
+        < EXACT
+        < 1e-4
+        < (ours(grpo, w)[2] - there[2]).abs().max()
+    )
 
 
 # --- RLOO -------------------------------------------------------------------------------------------------------------
@@ -213,7 +238,10 @@ def test_rloo_off_policy_has_a_clipped_ratio_of_whole_answers_there(trl):
     ids, now = batch.tokens[batch.chosen], w.now.clone().requires_grad_()
     moved = sequence_sum(log_ratio(now[ids], batch.logp_old), batch.sequence)
     built = (clipped(moved, batch.advantage, 0.2, 0.28) * batch.weight).sum()
-    alike((built.item(), torch.autograd.grad(built, now)[0], torch.zeros(1)), (loss, there, torch.zeros(1)))
+    alike(
+        (built.item(), torch.autograd.grad(built, now)[0], torch.zeros(1)),
+        (loss, there, torch.zeros(1)),
+    )
     rho = moved.exp().detach()
     held = ((rho > 1.28) & (batch.advantage > 0)) | ((rho < 0.8) & (batch.advantage < 0))
     assert 0 < held.sum() < len(held)
@@ -225,7 +253,9 @@ def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl
     w, beta = world(tools=False), 0.05
     row = algorithm("rloo", {"kl": "k1", "kl_in": "reward", "beta": beta})
     advantages = theirs(trl, w, "RLOOTrainer", beta=beta)[3]
-    batch = pack(w.samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64)
+    batch = pack(
+        w.samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64
+    )
     ids, s = batch.tokens[batch.chosen], batch.sequence
     kl = w.old[ids] - w.ref[ids]
     whole = torch.zeros(COUNT, dtype=torch.float64).index_add(0, s, kl)
@@ -255,9 +285,16 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
 
     torch.manual_seed(3)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    size = {"vocab_size": TOKENS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    size = {
+        "vocab_size": TOKENS,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
     there = Qwen3ForCausalLM(Qwen3Config(**size, **heads, initializer_range=0.4)).double()
-    here = Adapter(copy.deepcopy(there), ModelConfig("qwen3", TOKENS, 16, 2, 4, 2, 8, 24, qk_norm=True))
+    here = Adapter(
+        copy.deepcopy(there), ModelConfig("qwen3", TOKENS, 16, 2, 4, 2, 8, 24, qk_norm=True)
+    )
     add_fused_lm_head(there.eval(), temperature=0.6, outputs=("log_probs", "entropy"))
     w, row, sampling = world(), algorithm("dapo"), Sampling(temperature=0.6)
     lengths, advantages = [s.length for s in w.samples], their_zscored(w)
@@ -267,7 +304,9 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
         return batch, *policy_logprobs(here, batch, sampling)
 
     batch, logp, _ = logprobs()
-    w.old[batch.tokens[batch.chosen]] = (logp.detach() - 0.3 * torch.rand(len(logp)).double()).float().double()
+    w.old[batch.tokens[batch.chosen]] = (
+        (logp.detach() - 0.3 * torch.rand(len(logp)).double()).float().double()
+    )
     batch, logp, entropy = logprobs()
     mine = (row.loss(logp, entropy, batch) * batch.weight).sum()
     mine.backward()
@@ -281,8 +320,15 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
 
 def test_defaults_that_differ(trl):
     """Choice: a row is its paper's. Theirs, for every loss: no KL for GRPO, KL for RLOO, DAPO's aggregation."""
-    grpo, rloo = ({f.name: f.default for f in fields(getattr(trl, k))} for k in ("GRPOConfig", "RLOOConfig"))
-    assert (grpo["loss_type"], grpo["beta"], grpo["scale_rewards"], grpo["epsilon"]) == ("dapo", 0.0, "group", 0.2)
+    grpo, rloo = (
+        {f.name: f.default for f in fields(getattr(trl, k))} for k in ("GRPOConfig", "RLOOConfig")
+    )
+    assert (grpo["loss_type"], grpo["beta"], grpo["scale_rewards"], grpo["epsilon"]) == (
+        "dapo",
+        0.0,
+        "group",
+        0.2,
+    )
     assert (rloo["beta"], rloo["epsilon"], rloo["normalize_advantages"]) == (0.05, 0.2, False)
     assert algorithm("grpo").beta == BETA and algorithm("grpo").aggregation == "sequence_mean"
     assert algorithm("rloo").beta == 0 and algorithm("rloo").ratio == "none"

@@ -21,7 +21,12 @@ def model():
     made = Transformer(shape).initialize(torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
         for p in made.parameters():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype) * 0.1)
+            p.add_(
+                torch.randn(
+                    p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype
+                )
+                * 0.1
+            )
     return made
 
 
@@ -34,13 +39,19 @@ def groups(seed):
         prompt = begin + word(rng.randrange(1, 12))
         rows += [prompt + word(rng.randrange(1, 9)) for _ in range(4)]
     positions = torch.cat([torch.arange(len(row)) for row in rows])
-    return torch.tensor([t for row in rows for t in row]), positions, torch.tensor([0, *map(len, rows)]).cumsum(0)
+    return (
+        torch.tensor([t for row in rows for t in row]),
+        positions,
+        torch.tensor([0, *map(len, rows)]).cumsum(0),
+    )
 
 
 def drawn(heads=4, kv=2, n=27):
     rng = torch.Generator().manual_seed(heads)
     shapes = (heads, kv, kv, heads)
-    return [torch.randn(n, h, 8, dtype=torch.float64, generator=rng).requires_grad_() for h in shapes]
+    return [
+        torch.randn(n, h, 8, dtype=torch.float64, generator=rng).requires_grad_() for h in shapes
+    ]
 
 
 @pytest.mark.parametrize("reads", [(), READS])
@@ -77,7 +88,10 @@ def test_the_reference_s_gradient_is_that_of_its_values():
 
 def test_keys_that_are_not_used_are_not_read():
     q, k, v, _ = (x.detach() for x in drawn(4, 2, 12))
-    queries, keys = torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([0, 6, 12], dtype=torch.int32)
+    queries, keys = (
+        torch.tensor([0, 1, 3], dtype=torch.int32),
+        torch.tensor([0, 6, 12], dtype=torch.int32),
+    )
     used = torch.tensor([2, 5], dtype=torch.int32)
     out, size = Plain().forward((q[:3], k, v), Spans(queries, keys, (2, 6), used=used))
     for row, (begin, end) in enumerate([(0, 2), (6, 11), (6, 11)]):
@@ -91,7 +105,8 @@ def test_two_sets_of_keys_are_one():
     q, k, v, _ = (x.detach() for x in drawn(4, 2, 10))
     bounds = lambda n: torch.tensor([0, n], dtype=torch.int32)  # noqa: E731
     parts = [
-        Plain().forward((q, k[a:b], v[a:b]), Spans(bounds(10), bounds(b - a), (10, 9))) for a, b in ((0, 3), (3, 10))
+        Plain().forward((q, k[a:b], v[a:b]), Spans(bounds(10), bounds(b - a), (10, 9)))
+        for a, b in ((0, 3), (3, 10))
     ]
     whole = Plain().forward((q, k, v), Spans(bounds(10), bounds(10), (10, 10)))
     for ours, exact in zip(weighed(*parts), whole, strict=True):
@@ -102,7 +117,9 @@ def test_two_sets_of_keys_are_one():
 def test_a_model_through_a_kernel_is_the_model(monkeypatch, seed):
     pack = groups(seed)
     assert shared(*pack) is not None
-    weigh = torch.randn(len(pack[0]), 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weigh = torch.randn(
+        len(pack[0]), 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     told, made = [], []
 
     def spied(*given):
@@ -116,22 +133,29 @@ def test_a_model_through_a_kernel_is_the_model(monkeypatch, seed):
         hidden = one.packed(*pack)
         (hidden * weigh).sum().backward()
         told.append([hidden, *(p.grad for p in one.parameters() if p.grad is not None)])
-    assert isinstance(made[0], Packed) and isinstance(made[1], Ragged) and made[1].before is not None
+    assert (
+        isinstance(made[0], Packed) and isinstance(made[1], Ragged) and made[1].before is not None
+    )
     for exact, ours in zip(*told, strict=True):
-        assert torch.allclose(exact, ours, rtol=0, atol=1e-10 * max(1, exact.detach().abs().max().item()))
+        assert torch.allclose(
+            exact, ours, rtol=0, atol=1e-10 * max(1, exact.detach().abs().max().item())
+        )
 
 
 def test_where_torch_has_no_kernel_the_pack_is_padded():
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.zeros(1, dtype=dtype)
         assert kernel_for(weight, 64) is None and isinstance(within(STARTS, weight, 64), Packed)
-    assert varlen.shares(torch.zeros(1), 64) and not varlen.shares(torch.zeros(1, dtype=torch.bfloat16), 64)
+    assert varlen.shares(torch.zeros(1), 64) and not varlen.shares(
+        torch.zeros(1, dtype=torch.bfloat16), 64
+    )
 
 
 def test_the_binding_names_an_operator_of_this_torch():
     """Arguments in the places that torch's own schema gives them: a kernel of another form is told apart without a GPU."""
     forward, backward = (
-        getattr(torch.ops.aten, f"_flash_attention_{way}").default._schema.arguments for way in ("forward", "backward")
+        getattr(torch.ops.aten, f"_flash_attention_{way}").default._schema.arguments
+        for way in ("forward", "backward")
     )
     names = [a.name for a in forward]
     assert names[:10] == [

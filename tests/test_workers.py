@@ -122,7 +122,9 @@ def test_one_item_fails_alone(pool: Pool, item: list[Any], status: str, message:
     items = [["value", n] for n in range(20)]
     items[3] = item
     results = pool.map(items)
-    if item == ["nested", 990] and results[3].status == "ok":  # within what this Python can read back
+    if (
+        item == ["nested", 990] and results[3].status == "ok"
+    ):  # within what this Python can read back
         status = "ok"
     assert results[3].status == status
     assert message in results[3].message
@@ -131,7 +133,15 @@ def test_one_item_fails_alone(pool: Pool, item: list[Any], status: str, message:
 
 def test_several_failures_in_one_call(pool: Pool) -> None:
     items = [["spin"], ["crash"], ["value", 1], ["sleep", 9], ["exit"], ["value", 2], ["spin"]]
-    assert [r.status for r in pool.map(items)] == ["timeout", "error", "ok", "timeout", "error", "ok", "timeout"]
+    assert [r.status for r in pool.map(items)] == [
+        "timeout",
+        "error",
+        "ok",
+        "timeout",
+        "error",
+        "ok",
+        "timeout",
+    ]
 
 
 def test_time_is_counted_per_item_not_per_queue() -> None:

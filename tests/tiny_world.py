@@ -29,10 +29,14 @@ class Verifier:
 def world(tmp_path, judge=None, seed=3):
     task = Chain(operations=1)
     chat = Chat.from_characters(task.alphabet())
-    shape = ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True, max_positions=64, eos=chat.eos)
+    shape = ModelConfig(
+        "qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True, max_positions=64, eos=chat.eos
+    )
     model = Transformer(shape).initialize(torch.Generator().manual_seed(seed))
     log = RunLog(tmp_path)
-    return model, Context(task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, lambda name: model)
+    return model, Context(
+        task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, lambda name: model
+    )
 
 
 def sft_stage(**keys):
@@ -64,4 +68,10 @@ def lines(tmp_path):
 
 def sample(tokens, mask, logp=None, finish="stop", text=""):
     chosen = np.array(mask, bool)
-    return Sample(np.array(tokens), chosen, np.array(logp or [-0.1 * m for m in mask], np.float32), text, finish)
+    return Sample(
+        np.array(tokens),
+        chosen,
+        np.array(logp or [-0.1 * m for m in mask], np.float32),
+        text,
+        finish,
+    )

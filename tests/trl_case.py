@@ -82,7 +82,9 @@ class Table(nn.Module):
         self.logp, self.entropy = nn.Parameter(logp.clone()), nn.Parameter(entropy.clone())
 
     def forward(self, input_ids, attention_mask, labels, fused_lm_head):
-        return SimpleNamespace(log_probs=self.logp[input_ids[:, 1:]], entropy=self.entropy[input_ids[:, 1:]])
+        return SimpleNamespace(
+            log_probs=self.logp[input_ids[:, 1:]], entropy=self.entropy[input_ids[:, 1:]]
+        )
 
 
 def trainer(trl, kind, w, steps, cells):
@@ -138,7 +140,9 @@ def theirs(trl, w, kind="GRPOTrainer", steps=1, **cells):
             loss = loss / steps  # by transformers' Trainer
         loss.backward()
         total += loss.item()
-        for token, advantage in zip(inputs["completion_ids"][:, 0].tolist(), inputs["advantages"], strict=True):
+        for token, advantage in zip(
+            inputs["completion_ids"][:, 0].tolist(), inputs["advantages"], strict=True
+        ):
             advantages[first[token]] = advantage
     zero = torch.zeros_like(w.now)
     return total, now.logp.grad, zero if now.entropy.grad is None else now.entropy.grad, advantages

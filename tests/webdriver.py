@@ -27,10 +27,15 @@ class Browser:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.driver = subprocess.Popen(
+            [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.base = f"http://127.0.0.1:{port}"
         self._wait()
-        options: dict[str, Any] = {"binary": BROWSER, "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options: dict[str, Any] = {
+            "binary": BROWSER,
+            "args": [*FLAGS, f"--user-data-dir={profile}"],
+        }
         if dark:
             options["args"].append("--blink-settings=preferredColorScheme=0")
         wanted = {
@@ -38,9 +43,7 @@ class Browser:
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        self.session = (
-            f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
-        )
+        self.session = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
 
     def __enter__(self) -> "Browser":
         return self
@@ -63,26 +66,42 @@ class Browser:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body if body is not None else {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=60
+        ) as reply:
             return json.load(reply)["value"]
 
     def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
         self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         self.call("POST", f"{self.session}/url", {"url": "about:blank"})
         self.call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
 
     def devtools(self, command: str, **parameters: Any) -> Any:
-        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+        return self.call(
+            "POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters}
+        )
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
+        return self.call(
+            "POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)}
+        )
 
     def find(self, css: str) -> str:
         return next(
-            iter(self.call("POST", f"{self.session}/element", {"using": "css selector", "value": css}).values())
+            iter(
+                self.call(
+                    "POST", f"{self.session}/element", {"using": "css selector", "value": css}
+                ).values()
+            )
         )
 
     def click(self, css: str) -> None:
@@ -95,7 +114,9 @@ class Browser:
         return self.call("GET", f"{self.session}/element/{self.find(css)}/text")
 
     def texts(self, css: str) -> list[str]:
-        return self.run("return [...document.querySelectorAll(arguments[0])].map(n => n.textContent)", css)
+        return self.run(
+            "return [...document.querySelectorAll(arguments[0])].map(n => n.textContent)", css
+        )
 
     def count(self, css: str) -> int:
         return self.run("return document.querySelectorAll(arguments[0]).length", css)
@@ -110,7 +131,11 @@ class Browser:
         """
         events = [json.loads(e["message"])["message"] for e in self.log("performance")]
         sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return [e["request"]["url"] for e in sent if not e.get("documentURL", "").startswith("chrome://")]
+        return [
+            e["request"]["url"]
+            for e in sent
+            if not e.get("documentURL", "").startswith("chrome://")
+        ]
 
     def screenshot(self, path: Path, whole: bool = False) -> Path:
         """A PNG of the window, or of the whole page."""

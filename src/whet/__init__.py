@@ -3,4 +3,15 @@
 from whet.errors import WhetError
 from whet.types import Group, Message, Problem, Prompt, Sample, Sampling, Score, Task, Update
 
-__all__ = ["Group", "Message", "Problem", "Prompt", "Sample", "Sampling", "Score", "Task", "Update", "WhetError"]
+__all__ = [
+    "Group",
+    "Message",
+    "Problem",
+    "Prompt",
+    "Sample",
+    "Sampling",
+    "Score",
+    "Task",
+    "Update",
+    "WhetError",
+]

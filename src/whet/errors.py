@@ -41,7 +41,9 @@ def one_line(error: BaseException | str) -> str:
     'a \\\\x1b[31mb'
     """
     said = " ".join(str(error).split())
-    said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
+    said = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said
+    )
     return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
 
 

@@ -77,12 +77,18 @@ class Sample:
     def __post_init__(self) -> None:
         lengths = len(self.tokens), len(self.mask), len(self.logp)
         if len(set(lengths)) > 1:
-            raise ValueError(f"Sample: tokens, mask and logp have lengths {lengths}; they must be equal")
+            raise ValueError(
+                f"Sample: tokens, mask and logp have lengths {lengths}; they must be equal"
+            )
         if len(self.mask) and self.mask[0]:
-            raise ValueError("Sample: the first token has no predecessor, so no policy can have chosen it")
+            raise ValueError(
+                "Sample: the first token has no predecessor, so no policy can have chosen it"
+            )
         chosen = self.logp[self.mask]
         if not np.isfinite(chosen).all() or (chosen > 1e-4).any():
-            raise ValueError("Sample: log-probabilities of chosen tokens must be finite and not above 0")
+            raise ValueError(
+                "Sample: log-probabilities of chosen tokens must be finite and not above 0"
+            )
 
     @property
     def length(self) -> int:
@@ -132,7 +138,9 @@ class Group:
         keep = [i for i, s in enumerate(self.scores) if s.usable]
         if len(keep) == len(self.scores):
             return self
-        return Group(self.prompt, tuple(self.samples[i] for i in keep), tuple(self.scores[i] for i in keep))
+        return Group(
+            self.prompt, tuple(self.samples[i] for i in keep), tuple(self.scores[i] for i in keep)
+        )
 
     @property
     def has_signal(self) -> bool:

@@ -32,7 +32,10 @@ def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
     >>> [[round(x, 4) for x in a.tolist()] for a in zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])]
     [[1.732, -0.5773, -0.5773, -0.5773]]
     """
-    return [a if _equal(r) else a / (r.std(correction=0) + eps) for r, a in zip(groups, centred(groups), strict=True)]
+    return [
+        a if _equal(r) else a / (r.std(correction=0) + eps)
+        for r, a in zip(groups, centred(groups), strict=True)
+    ]
 
 
 def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
@@ -41,7 +44,9 @@ def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
     >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
     """
-    return [torch.zeros_like(r) if _equal(r) else (len(r) * r - r.sum()) / (len(r) - 1) for r in groups]
+    return [
+        torch.zeros_like(r) if _equal(r) else (len(r) * r - r.sum()) / (len(r) - 1) for r in groups
+    ]
 
 
 def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:

@@ -32,12 +32,12 @@ class Critic:
 
     lam: float = 0.95  # of the policy's advantages
     lam_critic: float = 0.95  # of the returns that the critic learns
-    stretch: float = (
-        0.0  # alpha of a lambda that grows with the answer, 1 - 1 / (alpha length), in place of lam; 0: lam
-    )
+    stretch: float = 0.0  # alpha of a lambda that grows with the answer, 1 - 1 / (alpha length), in place of lam; 0: lam
     value_clip: float = 0.2  # 0: none
     updates: int = 4  # mini-batches of a rollout
-    bootstrap: bool = True  # a cut-off answer's value goes on beyond its last token; false: it ends there
+    bootstrap: bool = (
+        True  # a cut-off answer's value goes on beyond its last token; false: it ends there
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,16 @@ class Algorithm:
     gamma: float = 1.0  # discount of what tokens earn: the KL in the reward, and GAE
     critic: Critic | None = None
     token_reward: bool = False  # tokens weighted by a learned reward model of their own
-    warmup: int = 0  # rollouts that train the critic or that reward model alone, before the policy moves
+    warmup: int = (
+        0  # rollouts that train the critic or that reward model alone, before the policy moves
+    )
     normalise: bool = False  # whiten the advantages over all tokens of the rollout
     entropy: float = 0.0  # coefficient of the entropy bonus
     clone: float = 0.0  # coefficient of the log-likelihood of right answers
     tau: float = 0.0  # of the squared log-ratio of whole answers
-    correction: Literal["none", "token", "sequence"] = "none"  # of a sampler that differs from the trainer
+    correction: Literal["none", "token", "sequence"] = (
+        "none"  # of a sampler that differs from the trainer
+    )
     cap: float = 2.0  # of the correction
     sampling: Literal["all", "dynamic", "prioritised"] = "all"
     updates: int = 1  # optimizer steps a rollout
@@ -98,7 +102,8 @@ class Algorithm:
         tokens = sum(n for n, r in zip(lengths, right, strict=True) if r)
         weights = self.weights(lengths, limit)
         return [
-            self.clone / max(tokens, 1) / w if r and self.clone else 0.0 for r, w in zip(right, weights, strict=True)
+            self.clone / max(tokens, 1) / w if r and self.clone else 0.0
+            for r, w in zip(right, weights, strict=True)
         ]
 
     @property
@@ -135,12 +140,18 @@ class Algorithm:
         if self.ratio == "none":
             loss = policy_gradient(logp, batch.advantage)
         elif self.ratio == "weight":
-            loss = weighted(logp, self.log_ratio(logp, batch), batch.advantage, self.clip_low, self.clip_high)
+            loss = weighted(
+                logp, self.log_ratio(logp, batch), batch.advantage, self.clip_low, self.clip_high
+            )
         else:
-            loss = clipped(self.log_ratio(logp, batch), batch.advantage, self.clip_low, self.clip_high)
+            loss = clipped(
+                self.log_ratio(logp, batch), batch.advantage, self.clip_low, self.clip_high
+            )
         if self.needs_reference:
             if logp_ref is None:
-                raise ValueError(f"{self.name}: beta = {self.beta} needs the reference's log-probabilities")
+                raise ValueError(
+                    f"{self.name}: beta = {self.beta} needs the reference's log-probabilities"
+                )
             loss = loss + self.beta * KL[self.kl](logp, logp_ref)
         if self.tau:
             loss = loss + self.tau * proximal(logp, batch.logp_old, batch.sequence)
@@ -198,11 +209,15 @@ def _changed(row: str, cells: Cells, new: dict[str, Any], prefix: str = "") -> C
     known = {f.name: f for f in fields(cells) if f.name not in ("name", "source")}
     for key in new:
         if key not in known:
-            raise RecipeError(f"algorithm {row}: unknown key {prefix + key!r}{did_you_mean(key, known)}")
+            raise RecipeError(
+                f"algorithm {row}: unknown key {prefix + key!r}{did_you_mean(key, known)}"
+            )
     return replace(cells, **new)
 
 
-def _check(row: str, cells: Algorithm | Critic, choices: Mapping[str, tuple[str, ...]], prefix: str = "") -> None:
+def _check(
+    row: str, cells: Algorithm | Critic, choices: Mapping[str, tuple[str, ...]], prefix: str = ""
+) -> None:
     """Every cell holds what its kind may hold. Raises RecipeError."""
     for cell in (f.name for f in fields(cells) if f.name not in ("name", "source")):
         value = getattr(cells, cell)
@@ -219,7 +234,11 @@ def _check(row: str, cells: Algorithm | Critic, choices: Mapping[str, tuple[str,
         elif cell in COUNTS:
             if type(value) is not int or value < COUNTS[cell]:
                 raise RecipeError(f"{said}; it must be a whole number, {COUNTS[cell]} or more")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < float("inf")
+        ):
             raise RecipeError(f"{said}; it must be a number, 0 or more")
         elif cell in SHARES and value > 1:
             raise RecipeError(f"{said}; it must be a number from 0 to 1")
@@ -242,7 +261,9 @@ def _contradiction(row: Algorithm) -> str:
     if row.advantage == "none" and not row.rewards_kl:
         return "without a reward (advantage = 'none') something must teach: give kl, beta and kl_in = 'reward'"
     if row.correction != "none" and row.cap < 1:
-        return f"cap = {row.cap} would bound the correction below 1, where sampler and trainer agree"
+        return (
+            f"cap = {row.cap} would bound the correction below 1, where sampler and trainer agree"
+        )
     if row.ratio in ("none", "weight") and row.tau and row.updates == 1:
         return "tau acts only once the policy has moved: it needs updates above 1"
     return ""

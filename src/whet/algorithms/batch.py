@@ -31,7 +31,9 @@ class Pack:
     starts: Int[Tensor, " s1"]
     chosen: Int[Tensor, " m"]
     sequence: Int[Tensor, " m"]
-    weight: Float[Tensor, " m"]  # of the token in the loss: the denominator, fixed before anything is split
+    weight: Float[
+        Tensor, " m"
+    ]  # of the token in the loss: the denominator, fixed before anything is split
 
     @property
     def sequences(self) -> int:
@@ -87,7 +89,9 @@ class PolicyBatch(Pack):
 
     logp_old: Float[Tensor, " m"]  # under the distribution sampled from
     advantage: Float[Tensor, " m"]
-    clone: Float[Tensor, " m"]  # of the token's own likelihood, times `weight`; 0 where it is not imitated
+    clone: Float[
+        Tensor, " m"
+    ]  # of the token's own likelihood, times `weight`; 0 where it is not imitated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +112,11 @@ class RankedBatch(Pack):
 
     def seams(self) -> list[int]:
         group = self.of_sequence(self.group).cpu().numpy()
-        return [0, *(i for i in range(1, self.sequences) if group[i] != group[i - 1]), self.sequences]
+        return [
+            0,
+            *(i for i in range(1, self.sequences) if group[i] != group[i - 1]),
+            self.sequences,
+        ]
 
     def of_sequence(self, numbers: Tensor) -> Tensor:
         """[M], equal for all tokens of a sequence -> [S]."""

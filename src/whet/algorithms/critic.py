@@ -11,7 +11,14 @@ from torch import Tensor
 M = Float[Tensor, " m"]
 
 
-def gae(rewards: M, values: M, after: Float[Tensor, " s"], sequence: Int[Tensor, " m"], gamma: float, lam: Tensor) -> M:
+def gae(
+    rewards: M,
+    values: M,
+    after: Float[Tensor, " s"],
+    sequence: Int[Tensor, " m"],
+    gamma: float,
+    lam: Tensor,
+) -> M:
     """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t. GAE, arXiv:1506.02438, eq. 16.
 
     `after` [S] is the value of the state behind each sequence's last token: 0 where the answer ended, the critic's word where it was
@@ -27,7 +34,9 @@ def gae(rewards: M, values: M, after: Float[Tensor, " s"], sequence: Int[Tensor,
     lengths = torch.bincount(sequence, minlength=len(after))
     first = lengths.cumsum(0) - lengths
     at = torch.arange(len(rewards), device=rewards.device) - first[sequence]
-    back = lengths[sequence] - 1 - at  # 0 at each sequence's last token, so that all ends stand in one column
+    back = (
+        lengths[sequence] - 1 - at
+    )  # 0 at each sequence's last token, so that all ends stand in one column
     shape = (len(after), int(lengths.max()))
 
     def aligned(x: Tensor) -> Tensor:
@@ -91,7 +100,9 @@ def explained_variance(values: M, target: M) -> float:
     return 1 - float((target - values).double().var(correction=0)) / spread if spread > 0 else 0.0
 
 
-def token_reward_loss(w: M, sequence: Int[Tensor, " m"], right: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+def token_reward_loss(
+    w: M, sequence: Int[Tensor, " m"], right: Float[Tensor, " s"]
+) -> Float[Tensor, " s"]:
     """Binary cross-entropy of sigmoid(mean_t w_t) [S] against whether the answer was right. OREAL, arXiv:2502.06781.
 
     >>> token_reward_loss(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.0])).tolist()
@@ -99,7 +110,9 @@ def token_reward_loss(w: M, sequence: Int[Tensor, " m"], right: Float[Tensor, " 
     """
     total = w.new_zeros(len(right)).index_add(0, sequence, w)
     mean = total / torch.bincount(sequence, minlength=len(right)).clamp(min=1)
-    return torch.nn.functional.binary_cross_entropy_with_logits(mean, right.to(w.dtype), reduction="none")
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        mean, right.to(w.dtype), reduction="none"
+    )
 
 
 def token_weights(w: M, right: M) -> M:

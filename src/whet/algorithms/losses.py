@@ -94,7 +94,9 @@ def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
     return sequence_sum(moved, sequence) * moved / 2
 
 
-def pairs(group: Int[Tensor, " s"], rank: Int[Tensor, " s"]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+def pairs(
+    group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """(better, worse): the indices of all P pairs of one group and unequal rank, K (K - 1) / 2 of K ranked responses.
 
     >>> [x.tolist() for x in pairs(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 0, 1, 0, 0]))]
@@ -105,7 +107,9 @@ def pairs(group: Int[Tensor, " s"], rank: Int[Tensor, " s"]) -> tuple[Int[Tensor
     return found[:, 0], found[:, 1]
 
 
-def bradley_terry(score: Float[Tensor, " s"], group: Int[Tensor, " s"], rank: Int[Tensor, " s"]) -> Float[Tensor, " s"]:
+def bradley_terry(
+    score: Float[Tensor, " s"], group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
+) -> Float[Tensor, " s"]:
     """-log sigmoid(score of the better - score of the worse), each pair shared out over its better response [S]; a group's pairs are
     averaged, so that K ranked responses weigh as much as two. InstructGPT, arXiv:2203.02155, eq. 1.
 
@@ -118,5 +122,8 @@ def bradley_terry(score: Float[Tensor, " s"], group: Int[Tensor, " s"], rank: In
     better, worse = pairs(group, rank)
     if not len(better):
         return score * 0
-    loss = torch.nn.functional.softplus(score[worse] - score[better]) / torch.bincount(group[better])[group[better]]
+    loss = (
+        torch.nn.functional.softplus(score[worse] - score[better])
+        / torch.bincount(group[better])[group[better]]
+    )
     return torch.zeros_like(score).index_add(0, better, loss)

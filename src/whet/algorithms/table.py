@@ -64,7 +64,9 @@ def shown(row: Algorithm) -> dict[str, str]:
         )
         if value != (1.0 if name == "gamma" else 0)
     ]
-    also += [name for name in ("normalise", "token_reward", "fresh_optimizer") if getattr(row, name)]
+    also += [
+        name for name in ("normalise", "token_reward", "fresh_optimizer") if getattr(row, name)
+    ]
     if row.correction != "none":
         also.append(f"correction {row.correction} ≤ {row.cap:g}")
     critic = "–"
@@ -72,7 +74,9 @@ def shown(row: Algorithm) -> dict[str, str]:
         c = row.critic
         lam = f"1 − 1/({c.stretch:g} l)" if c.stretch else f"{c.lam:g}"
         critic = (
-            f"λ {lam}, {c.lam_critic:g}" + (f"; clip {c.value_clip:g}" if c.value_clip else "") + f"; × {c.updates}"
+            f"λ {lam}, {c.lam_critic:g}"
+            + (f"; clip {c.value_clip:g}" if c.value_clip else "")
+            + f"; × {c.updates}"
         )
         critic += "" if c.bootstrap else "; cut = end"
     return {

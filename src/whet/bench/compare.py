@@ -68,7 +68,10 @@ def compare(plan: Plan, told: Told) -> dict[str, Any]:
             for each in reports.values():
                 found["versions"] |= each[0]["versions"]
     found["machine"] = {"processor": processor(), "threads": plan.cores, **middle(rates)}
-    return found | {"size": plan.size, "ratios": {name: w["ratio"] for name, w in found["works"].items()}}
+    return found | {
+        "size": plan.size,
+        "ratios": {name: w["ratio"] for name, w in found["works"].items()},
+    }
 
 
 def middle(rates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -88,7 +91,8 @@ def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, An
         told["positions"] = work.prompt + work.cap + 1
         told["lengths"] = [work.lengths(step).tolist() for step in range(plan.steps)]
         told["prompts"] = [
-            [[int(w[1:]) for w in q.split()] for q in work.questions(step)] for step in range(plan.steps)
+            [[int(w[1:]) for w in q.split()] for q in work.questions(step)]
+            for step in range(plan.steps)
         ]
     order.write_text(json.dumps(told | {"scratch": str(folder / side)}), encoding="utf-8")
     python = plan.vllm if side == "vllm" and plan.vllm else sys.executable
@@ -103,7 +107,9 @@ def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, An
     }
     if plan.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
+    )
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
         raise WhetError(f"bench: {side} failed on {work.name}: {last}")
@@ -125,7 +131,9 @@ def summarised(
     made["limit"] = lowest
     made["sampling_share"] = lowest["sample"] / sides["whet-sample"]["sample"]["median"]
     made["sampling"] = {
-        s: tokens / sides[s]["sample"]["median"] for s in ("whet-sample", "generate", "vllm") if s in sides
+        s: tokens / sides[s]["sample"]["median"]
+        for s in ("whet-sample", "generate", "vllm")
+        if s in sides
     }
     made["ratio"] = _ratio(sides, "trl", "whet", "step")
     made["memory_ratio"] = _ratio(sides, "whet", "trl", "memory")
@@ -157,4 +165,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
+    return next(
+        (x.partition(":")[2].strip() for x in lines if x.startswith("model name")),
+        platform.processor(),
+    )

@@ -18,7 +18,10 @@ def measured() -> dict[str, float]:
     """FLOP/s of a large float32 product, and bytes/s of reading more than a cache holds; medians."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     long = torch.ones(NUMBERS)
-    return {"flops": 2 * SIDE**3 / _median(lambda: a @ b, 9), "bytes": WIDTH * NUMBERS / _median(long.sum, 9)}
+    return {
+        "flops": 2 * SIDE**3 / _median(lambda: a @ b, 9),
+        "bytes": WIDTH * NUMBERS / _median(long.sum, 9),
+    }
 
 
 def _median(call: Callable[[], object], times: int) -> float:
@@ -62,7 +65,9 @@ def update(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
     lengths = work.lengths(step).reshape(work.prompts, work.samples)
     lengths = lengths[round(work.silent * work.prompts) :] if not work.beta else lengths
     chosen, tokens = int(lengths.sum()), int(lengths.sum()) + len(lengths) * work.prompt
-    pairs = float(np.sum(lengths * work.prompt + lengths**2 / 2) + len(lengths) * work.prompt**2 / 2)
+    pairs = float(
+        np.sum(lengths * work.prompt + lengths**2 / 2) + len(lengths) * work.prompt**2 / 2
+    )
     attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
     forward = 2 * layers(shape) * tokens + 2 * shape.hidden * shape.vocab * chosen + attention
     weights = layers(shape) + shape.hidden * shape.vocab

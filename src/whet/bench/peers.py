@@ -58,7 +58,11 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     model.eval().to(there)
     seconds = timed_generate(model, work, tokenizer.eos_token_id)
     for step in range(steps):
-        ids = torch.tensor(tokenizer(work.questions(step))["input_ids"]).repeat_interleave(work.samples, 0).to(there)
+        ids = (
+            torch.tensor(tokenizer(work.questions(step))["input_ids"])
+            .repeat_interleave(work.samples, 0)
+            .to(there)
+        )
         torch.manual_seed(step)
         with torch.inference_mode():
             drawn = model.generate(

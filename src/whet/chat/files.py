@@ -30,16 +30,24 @@ class Files:
     @property
     def named(self) -> dict[str, str]:
         """{"eos_token": "</s>", …}: the special tokens that have a role."""
-        return {role: text for role in NAMED if (text := token_text(self.config.get(role))) is not None}
+        return {
+            role: text for role in NAMED if (text := token_text(self.config.get(role))) is not None
+        }
 
     @property
     def special(self) -> set[str]:
         """The texts that the configuration calls special."""
         found = set(self.named.values())
         for key in ("additional_special_tokens", "extra_special_tokens"):
-            found |= {text for v in _values(self.config, key) if (text := token_text(v)) is not None}
+            found |= {
+                text for v in _values(self.config, key) if (text := token_text(v)) is not None
+            }
         for token in _values(self.config, "added_tokens_decoder"):
-            if isinstance(token, dict) and token.get("special") and (text := token_text(token)) is not None:
+            if (
+                isinstance(token, dict)
+                and token.get("special")
+                and (text := token_text(token)) is not None
+            ):
                 found.add(text)
         return found
 
@@ -63,7 +71,9 @@ class Files:
         value = self.generation.get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(i) is int and i >= 0 for i in ids):
-            raise ModelError(f"{GENERATION}: eos_token_id is {value!r}; it must be a token id or a list of them")
+            raise ModelError(
+                f"{GENERATION}: eos_token_id is {value!r}; it must be a token id or a list of them"
+            )
         return ids
 
 
@@ -77,7 +87,9 @@ def token_text(value: object) -> str | None:
 def read(directory: Path) -> Files:
     """The tokenizer's files of a directory. Raises ModelError for one that is missing or broken."""
     if not directory.is_dir():
-        raise ModelError(f"{directory} is not a directory; give a model's directory in Hugging Face's format")
+        raise ModelError(
+            f"{directory} is not a directory; give a model's directory in Hugging Face's format"
+        )
     texts: dict[str, str] = {}
     for name in (TOKENIZER, CONFIG, GENERATION, SPECIALS, JINJA, JINJA_JSON):
         path = directory / name
@@ -91,7 +103,11 @@ def read(directory: Path) -> Files:
         if name not in texts:
             cure = "save it with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             raise ModelError(f"{directory} has no {name}; {cure}")
-    held = {name: _object(directory / name, texts[name]) for name in texts if name not in (TOKENIZER, JINJA)}
+    held = {
+        name: _object(directory / name, texts[name])
+        for name in texts
+        if name not in (TOKENIZER, JINJA)
+    }
     roles = {k: v for k, v in held.get(SPECIALS, {}).items() if k in NAMED}
     config = roles | {k: v for k, v in held[CONFIG].items() if v is not None}
     return Files(texts, config, held.get(GENERATION, {}))
@@ -117,14 +133,20 @@ def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -
     if not alphabet:
         raise DataError("a tokenizer of characters needs an alphabet; the task's is empty")
     if half := next((c for c in alphabet + "".join(words) if "\ud800" <= c <= "\udfff"), ""):
-        raise DataError(f"the alphabet holds {half!r}, half of a surrogate pair; it is not valid Unicode")
+        raise DataError(
+            f"the alphabet holds {half!r}, half of a surrogate pair; it is not valid Unicode"
+        )
     for word in words:
         if not word or word in (BOS, EOS) or words.count(word) > 1:
-            raise DataError(f"the word {word!r} cannot be a token: it is empty, a special token, or given twice")
+            raise DataError(
+                f"the word {word!r} cannot be a token: it is empty, a special token, or given twice"
+            )
     order = list(dict.fromkeys([BOS, EOS, *words, *alphabet]))
     tokenizer = Tokenizer(BPE(vocab={text: i for i, text in enumerate(order)}, merges=[]))
     tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.add_special_tokens([AddedToken(w, normalized=False, special=True) for w in (BOS, EOS)])
+    tokenizer.add_special_tokens(
+        [AddedToken(w, normalized=False, special=True) for w in (BOS, EOS)]
+    )
     tokenizer.add_tokens([AddedToken(w, normalized=False) for w in words])
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",

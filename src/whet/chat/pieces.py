@@ -31,12 +31,16 @@ class Pieces:
         if self._plain or self._spaced:
             alone = list(map(self._by_itself, tokens))
             if None not in alone:
-                return _joined([text for text in alone if text is not None], " " if self._spaced else "")
+                return _joined(
+                    [text for text in alone if text is not None], " " if self._spaced else ""
+                )
         if self._plain:
             return self._by_bytes(tokens)
         pieces = self._by_prefix(tokens)
         whole = self._text(tokens)
-        if "".join(pieces) != whole:  # a decoder that revises earlier text: exact in sum, at the last token
+        if (
+            "".join(pieces) != whole
+        ):  # a decoder that revises earlier text: exact in sum, at the last token
             pieces = [*[""] * (len(pieces) - 1), whole] if pieces else []
         return pieces
 
@@ -115,4 +119,6 @@ def _byte_of() -> dict[str, int]:
     """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in plain}
-    return table | {chr(0x100 + n): b for n, b in enumerate(b for b in range(256) if b not in set(plain))}
+    return table | {
+        chr(0x100 + n): b for n, b in enumerate(b for b in range(256) if b not in set(plain))
+    }

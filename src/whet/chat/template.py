@@ -55,7 +55,9 @@ class _Generation(Extension):
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+        return nodes.Scope(
+            parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        ).set_lineno(line)
 
 
 class _Names(Namespace):
@@ -73,10 +75,16 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
         self.filters["tojson"] = _to_json
         self.globals.update(
-            raise_exception=_raise, strftime_now=_now, range=_range, dict=lambda **items: items, namespace=_Names
+            raise_exception=_raise,
+            strftime_now=_now,
+            range=_range,
+            dict=lambda **items: items,
+            namespace=_Names,
         )
         del self.globals["lipsum"]
 
@@ -105,9 +113,15 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:
@@ -169,7 +183,15 @@ def render(source: str, messages: Sequence[Message], names: dict[str, Any]) -> s
     """
     try:
         return "".join(
-            _pieces(source, {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **names})
+            _pieces(
+                source,
+                {
+                    "messages": [dict(m) for m in messages],
+                    "tools": None,
+                    "documents": None,
+                    **names,
+                },
+            )
         )
     except _FAILURES as failure:
         reason = " ".join(str(failure).split()) or type(failure).__name__

@@ -13,7 +13,9 @@ from whet.errors import DataError, ModelError
 
 Json = dict[str, Any]
 
-_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # turn markers that some models forget to call special
+_CONTROL = re.compile(
+    r"<[|｜].*[|｜]>", re.DOTALL
+)  # turn markers that some models forget to call special
 _TAG = r"/?[A-Za-z][A-Za-z0-9_-]*"
 
 
@@ -24,18 +26,28 @@ class Vocabulary:
     Nothing in it changes after construction, so threads may share it.
     """
 
-    def __init__(self, source: str, named: Iterable[str] = (), where: str = "tokenizer.json") -> None:
+    def __init__(
+        self, source: str, named: Iterable[str] = (), where: str = "tokenizer.json"
+    ) -> None:
         """`source` is tokenizer.json's text; `named` further texts that are special. Raises ModelError."""
         layout = _parsed(source, where)
         self._first = _tokenizer(layout, named, where)
-        self._rest = _tokenizer(inner, named, where) if (inner := _without_prefix(layout)) else self._first
+        self._rest = (
+            _tokenizer(inner, named, where) if (inner := _without_prefix(layout)) else self._first
+        )
         added = self._first.get_added_tokens_decoder()
-        self.special: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        self.special: dict[str, int] = {
+            token.content: i for i, token in added.items() if token.special
+        }
         self._added: dict[str, AddedToken] = {token.content: token for token in added.values()}
         self.size = max(self._first.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if not self.size:
             raise ModelError(f"{where} has no vocabulary")
-        words = sorted((w for w, t in self._added.items() if t.special or not t.normalized), key=len, reverse=True)
+        words = sorted(
+            (w for w, t in self._added.items() if t.special or not t.normalized),
+            key=len,
+            reverse=True,
+        )
         self._found = re.compile("|".join(map(re.escape, words))) if words else None
         self._hazard = _hazard(self.special)
         self._closed = _closed(layout)
@@ -55,11 +67,17 @@ class Vocabulary:
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError:
             half = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
-            raise DataError(f"the text holds {half!r}, half of a surrogate pair; it is not valid Unicode") from None
+            raise DataError(
+                f"the text holds {half!r}, half of a surrogate pair; it is not valid Unicode"
+            ) from None
         if self._closed and tokenizer.decode(ids, skip_special_tokens=False) != text:
-            lost = next((c for c in text if not tokenizer.encode(c, add_special_tokens=False).ids), None)
+            lost = next(
+                (c for c in text if not tokenizer.encode(c, add_special_tokens=False).ids), None
+            )
             if lost is not None:
-                raise DataError(f"the tokenizer has no token for the character {lost!r}; its alphabet must hold it")
+                raise DataError(
+                    f"the tokenizer has no token for the character {lost!r}; its alphabet must hold it"
+                )
         return ids
 
     def encode_rendered(self, text: str, originals: Mapping[int, str]) -> list[int]:
@@ -103,7 +121,11 @@ class Vocabulary:
         if self._hazard is None or not any(self._hazard.search(t) for t in texts):
             return list(texts), {}
         used = set(template).union(*texts, *self._added)
-        free = (chr(c) for c in chain(range(0xE000, 0xF900), range(0xF0000, 0x10FFFE)) if chr(c) not in used)
+        free = (
+            chr(c)
+            for c in chain(range(0xE000, 0xF900), range(0xF0000, 0x10FFFE))
+            if chr(c) not in used
+        )
         standin: dict[str, str] = {}
 
         def hide(match: re.Match[str]) -> str:
@@ -132,7 +154,9 @@ def _parsed(source: str, where: str) -> Json:
     if not isinstance(layout, dict) or not isinstance(layout.get("model"), dict):
         raise ModelError(f"{where} is not a tokenizer: it has no `model`")
     added = layout.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
+    if not isinstance(added, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("content"), str) for t in added
+    ):
         raise ModelError(f"{where}: its added_tokens are not a list of objects with `content`")
     return layout
 
@@ -150,7 +174,9 @@ def _tokenizer(layout: Json, named: Iterable[str], where: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_special_tokens([AddedToken(w, normalized=False, special=True) for w in sorted(wanted - known)])
+    tokenizer.add_special_tokens(
+        [AddedToken(w, normalized=False, special=True) for w in sorted(wanted - known)]
+    )
     tokenizer.encode_special_tokens = True
     return tokenizer
 

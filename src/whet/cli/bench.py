@@ -21,7 +21,9 @@ def bench(given: Namespace) -> int:
     if min(given.rounds, given.steps) < 1 or given.threads < 0:
         raise WhetError("rounds and steps are 1 or more, threads 0 (all cores) or more")
     works = [work.work(name) for name in given.works or USUAL]
-    plan = compare.Plan(works, given.size, given.rounds, given.steps, given.threads, given.device, given.vllm)
+    plan = compare.Plan(
+        works, given.size, given.rounds, given.steps, given.threads, given.device, given.vllm
+    )
     progress = Console(stderr=True)
     found = compare.compare(plan, lambda text: progress.print(text, style="dim", highlight=False))
     if given.json:
@@ -45,23 +47,41 @@ def _about(found: dict[str, Any]) -> list[str]:
     ]
     absent = [compare.NEEDS[side] for side in found["missing"]]
     if absent:
-        lines.append(f"not installed, so not measured: {', '.join(absent)} (pip install 'whet[dev]' brings them)")
+        lines.append(
+            f"not installed, so not measured: {', '.join(absent)} (pip install 'whet[dev]' brings them)"
+        )
     return lines
 
 
 def _table(found: dict[str, Any]) -> Table:
     table = Table(title=f"{found['size']} parameters, float32; medians, ranges in brackets")
-    for column in ("work", "side", "step (s)", "sampling (s)", "update (s)", "memory (MiB)", "tokens/s"):
+    for column in (
+        "work",
+        "side",
+        "step (s)",
+        "sampling (s)",
+        "update (s)",
+        "memory (MiB)",
+        "tokens/s",
+    ):
         table.add_column(column, justify="left" if column in ("work", "side") else "right")
     for name, told in found["works"].items():
         for side, each in told["sides"].items():
             cells = [_spread(each.get(key)) for key in ("step", "sample", "update")]
             speed = told["sampling"].get(side)
             table.add_row(
-                name, side, *cells, f"{each['memory']['median']:,.0f}", "" if speed is None else f"{speed:,.0f}"
+                name,
+                side,
+                *cells,
+                f"{each['memory']['median']:,.0f}",
+                "" if speed is None else f"{speed:,.0f}",
             )
-        limits = [f"{told['limit'][k]:.2f}" if k in told["limit"] else "" for k in ("sample", "update")]
-        table.add_row(name, "limit", "", *limits, "", f"{told['tokens'] / told['limit']['sample']:,.0f}")
+        limits = [
+            f"{told['limit'][k]:.2f}" if k in told["limit"] else "" for k in ("sample", "update")
+        ]
+        table.add_row(
+            name, "limit", "", *limits, "", f"{told['tokens'] / told['limit']['sample']:,.0f}"
+        )
         table.add_row(name, "whet / peer", *_verdict(told), end_section=True)
     return table
 
@@ -77,4 +97,6 @@ def _verdict(told: dict[str, Any]) -> list[str]:
 
 
 def _spread(given: dict[str, float] | None) -> str:
-    return "" if given is None else f"{given['median']:.2f} ({given['least']:.2f}-{given['most']:.2f})"
+    return (
+        "" if given is None else f"{given['median']:.2f} ({given['least']:.2f}-{given['most']:.2f})"
+    )

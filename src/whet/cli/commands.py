@@ -38,7 +38,9 @@ class Way(NamedTuple):
 def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
     """One run, or one a seed where an override says seed=1..5."""
     if way.resume and (way.overwrite or way.only is not None):
-        raise RecipeError("--resume goes on with a run; drop " + ("--overwrite" if way.overwrite else "--only"))
+        raise RecipeError(
+            "--resume goes on with a run; drop " + ("--overwrite" if way.overwrite else "--only")
+        )
     ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
     plain = [o for o in overrides if not SEEDS.fullmatch(o)]
     if not ranges:
@@ -54,7 +56,9 @@ def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
     summaries: list[Mapping[str, Any]] = []
     for recipe in loaded:
         directory = runs / f"{recipe.name}-seed{recipe.seed}"
-        there = way.resume and (directory / "recipe.toml").is_file()  # of a range some may not have begun
+        there = (
+            way.resume and (directory / "recipe.toml").is_file()
+        )  # of a range some may not have begun
         summaries.append(one_run(recipe, directory, way if there else way._replace(resume=False)))
     Console().print(terminal.seeds_table(summaries))
     return 0
@@ -68,15 +72,15 @@ def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
     console = Console()
     if way.only is None and not way.resume:
         pipeline.prepare(directory, way.overwrite)
-    terminal = terminal.Terminal(console)
+    shown = terminal.Terminal(console)
     try:
         with stopping() as stop:
             if way.only is not None:
-                run = rerun(recipe, directory, way.only, terminal)
+                run = rerun(recipe, directory, way.only, shown)
             else:
-                run = (resume if way.resume else pipeline.run)(recipe, directory, terminal, stop)
+                run = (resume if way.resume else pipeline.run)(recipe, directory, shown, stop)
     finally:
-        terminal.end()
+        shown.end()
     report.write(directory)
     terminal.closing(console, run, directory)
     return run
@@ -91,9 +95,17 @@ def stopping() -> Iterator[Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nwhet: stopping after this step; once more to leave at once", file=sys.stderr, flush=True)
+        print(
+            "\nwhet: stopping after this step; once more to leave at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    numbers = (
+        (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()
+        else ()
+    )
     before = [signal.signal(number, asked) for number in numbers]
     try:
         yield stop
@@ -111,7 +123,10 @@ def show(path: Path, overrides: Sequence[str]) -> int:
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
             resolved = tomli_w.dumps(cells(algorithm(stage.algorithm, stage.override)))
-            print(f"\n# stage {stage.name}: {stage.algorithm}, every cell\n# " + resolved.strip().replace("\n", "\n# "))
+            print(
+                f"\n# stage {stage.name}: {stage.algorithm}, every cell\n# "
+                + resolved.strip().replace("\n", "\n# ")
+            )
     return 0
 
 
@@ -124,7 +139,9 @@ def check(path: Path, overrides: Sequence[str], offline: bool = False) -> int:
         bad += not finding.ok
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
         console.print(
-            f"{mark} [bold]{escape(finding.name)}[/]  {escape(finding.told)}", highlight=False, soft_wrap=True
+            f"{mark} [bold]{escape(finding.name)}[/]  {escape(finding.told)}",
+            highlight=False,
+            soft_wrap=True,
         )
     if bad:
         console.print(f"\n{bad} of these would make the run fail or mislead.", highlight=False)
@@ -147,14 +164,20 @@ def algorithms() -> int:
 
     rows = {name: shown(row) for name, row in TABLE.items()}
     console = Console(width=max(110, Console().width))
-    for columns in (("advantage", "ratio", "clip", "aggregation", "KL"), ("critic", "groups", "updates", "also")):
+    for columns in (
+        ("advantage", "ratio", "clip", "aggregation", "KL"),
+        ("critic", "groups", "updates", "also"),
+    ):
         table = Table("", *columns, box=None, padding=(0, 2, 0, 0))
         for name, cells in rows.items():
             table.add_row(f"[bold]{name}[/]", *(cells[c] for c in columns))
         console.print(table, "")
-    console.print("\n".join(f"{row.name:<17} {row.source}" for row in TABLE.values()), highlight=False)
     console.print(
-        "\nA recipe's rl stage names a row (algorithm) and may override any cell (override).", highlight=False
+        "\n".join(f"{row.name:<17} {row.source}" for row in TABLE.values()), highlight=False
+    )
+    console.print(
+        "\nA recipe's rl stage names a row (algorithm) and may override any cell (override).",
+        highlight=False,
     )
     return 0
 
@@ -169,7 +192,9 @@ def evaluate(a: argparse.Namespace) -> int:
     try:
         spec = config.Evaluation(**given)
     except ValidationError as error:
-        faults = "; ".join(f"{f['loc'][0]}: {f['msg']} (given: {f['input']!r})" for f in error.errors())
+        faults = "; ".join(
+            f"{f['loc'][0]}: {f['msg']} (given: {f['input']!r})" for f in error.errors()
+        )
         raise RecipeError(faults) from None
     ask = config.Ask(system=a.system)
     task = config.Task(name=a.task, **options(a.pairs))
@@ -215,7 +240,10 @@ def print_evaluation(told: dict[str, Any]) -> None:
         table.add_row(label, *(cell(side) for side in sides))
 
     row("pass@1", lambda s: terminal.percent(s["accuracy"]))
-    row("95 % interval", lambda s: "–" if s["low"] is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f} %")
+    row(
+        "95 % interval",
+        lambda s: "–" if s["low"] is None else f"{100 * s['low']:.1f} – {100 * s['high']:.1f} %",
+    )
     row("problems × samples", lambda s: f"{s['n']} × {s['sampling']['n']}")
     for k in sides[0]["pass_at"]:
         if k != "1":
@@ -226,7 +254,9 @@ def print_evaluation(told: dict[str, Any]) -> None:
     row("unparsed", lambda s: terminal.percent(s["unparsed"]))
     row(
         "length, all · right · wrong",
-        lambda s: " · ".join(terminal.number(s[k]) for k in ("length", "length_right", "length_wrong")),
+        lambda s: " · ".join(
+            terminal.number(s[k]) for k in ("length", "length_right", "length_wrong")
+        ),
     )
     for name in sides[0].get("by_task", {}):
 
@@ -235,12 +265,16 @@ def print_evaluation(told: dict[str, Any]) -> None:
 
         row(
             f"{name}: pass@1 · length",
-            lambda s, of=of: f"{display.percent(of(s, 'accuracy'))} · {display.number(of(s, 'length'))}",
+            lambda s, of=of: (
+                f"{terminal.percent(of(s, 'accuracy'))} · {terminal.number(of(s, 'length'))}"
+            ),
         )
     for mode in sides[0]["modes"]:
         row(
             f"{mode}: share · accuracy",
-            lambda s, m=mode: " · ".join(terminal.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")),
+            lambda s, m=mode: " · ".join(
+                terminal.percent(s["modes"].get(m, {}).get(k)) for k in ("share", "accuracy")
+            ),
         )
     sampling = ", ".join(f"{k} {v}" for k, v in sides[0]["sampling"].items())
     console = Console()
@@ -248,6 +282,9 @@ def print_evaluation(told: dict[str, Any]) -> None:
     console.print(f"sampling: {sampling}", highlight=False)
     if "paired" in told:
         off = told.get("thinking", {}).get("off")
-        console.print(f"{'thinking on: ' if off else ''}{display.paired_line(told['paired'])}", highlight=False)
+        console.print(
+            f"{'thinking on: ' if off else ''}{terminal.paired_line(told['paired'])}",
+            highlight=False,
+        )
         if off:
-            console.print(f"thinking off: {display.paired_line(off['paired'])}", highlight=False)
+            console.print(f"thinking off: {terminal.paired_line(off['paired'])}", highlight=False)

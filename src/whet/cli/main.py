@@ -29,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if arguments.debug:
             raise
-        cure = "; make room, and go on with --resume" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        cure = (
+            "; make room, and go on with --resume"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else ""
+        )
         where = f"{error.filename}: " if error.filename else ""
         print(f"whet: {one_line(f'{where}{error.strerror or error}{cure}')}", file=sys.stderr)
         return 2
@@ -37,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug or not _out_of_memory(error):
             raise
         cure = "a smaller model, batch or micro_tokens, or fewer prompts and samples at once, need less"
-        print(f"whet: {one_line(f'the memory does not hold this ({error}); {cure}')}", file=sys.stderr)
+        print(
+            f"whet: {one_line(f'the memory does not hold this ({error}); {cure}')}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("whet: interrupted", file=sys.stderr)
@@ -47,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _out_of_memory(error: Exception) -> bool:
     """torch has no class of its own for a CPU's memory, and is not imported only to ask for the GPU's."""
     return (
-        isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+        isinstance(error, MemoryError)
+        or "allocate memory" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"
     )
 
 
@@ -57,7 +65,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, left = root.parse_known_args(argv)
     pairs = [word for word in left if "=" in word and not word.startswith("-")]
     if len(pairs) < len(left) or (pairs and not hasattr(arguments, "pairs")):
-        root.error(f"unrecognized arguments: {' '.join(word for word in left if word not in pairs) or pairs[0]}")
+        root.error(
+            f"unrecognized arguments: {' '.join(word for word in left if word not in pairs) or pairs[0]}"
+        )
     if pairs:
         arguments.pairs = [*arguments.pairs, *pairs]
     return arguments
@@ -65,7 +75,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
-        prog="whet", description="Sharpens a language model's reasoning with reinforcement learning."
+        prog="whet",
+        description="Sharpens a language model's reasoning with reinforcement learning.",
     )
     root.add_argument("--version", action="version", version=f"whet {metadata.version('whet')}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -78,9 +89,15 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_command, "Run a recipe's stages into runs/NAME/.")
     run.add_argument("recipe", type=Path)
-    run.add_argument("pairs", nargs="*", metavar="key=value", help="stage.rl.steps=10; seed=1..5 runs five seeds")
-    run.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
-    run.add_argument("--only", metavar="STAGE", help="run this stage of a finished run once more, alone")
+    run.add_argument(
+        "pairs", nargs="*", metavar="key=value", help="stage.rl.steps=10; seed=1..5 runs five seeds"
+    )
+    run.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)"
+    )
+    run.add_argument(
+        "--only", metavar="STAGE", help="run this stage of a finished run once more, alone"
+    )
     run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     run.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
 
@@ -93,7 +110,11 @@ def parser() -> argparse.ArgumentParser:
     check = add("check", check_command, "Look for what would make a recipe fail, before it runs.")
     check.add_argument("recipe", type=Path)
     check.add_argument("pairs", nargs="*", metavar="key=value")
-    check.add_argument("--offline", action="store_true", help="with tiny stand-ins for the Hub's models and data sets")
+    check.add_argument(
+        "--offline",
+        action="store_true",
+        help="with tiny stand-ins for the Hub's models and data sets",
+    )
 
     reward = commands.add_parser(
         "reward", help="Try a reward, or list them.", description="Try a reward, or list them."
@@ -101,12 +122,17 @@ def parser() -> argparse.ArgumentParser:
     rewards = reward.add_subparsers(dest="action", required=True, metavar="test|list")
     test = add("test", reward_command, "Try a reward on answers whose verdict is known.", rewards)
     test.add_argument(
-        "reward", help="a built-in, module:function, path/to/file.py:function, or RECIPE.toml for all of its parts"
+        "reward",
+        help="a built-in, module:function, path/to/file.py:function, or RECIPE.toml for all of its parts",
     )
     test.add_argument(
-        "file", type=Path, help="a row: question, answer, and right and wrong (lists), or response and correct"
+        "file",
+        type=Path,
+        help="a row: question, answer, and right and wrong (lists), or response and correct",
     )
-    test.add_argument("pairs", nargs="*", metavar="key=value", help="options of the reward, or keys of the recipe")
+    test.add_argument(
+        "pairs", nargs="*", metavar="key=value", help="options of the reward, or keys of the recipe"
+    )
     test.add_argument("--json", action="store_true", help="print one JSON object")
     add("list", rewards_command, "List the built-in rewards.", rewards)
 
@@ -136,9 +162,13 @@ def evaluation_arguments(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--max-tokens", type=int, default=128)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--system", help="a system message before each problem")
-    evaluate.add_argument("--thinking", choices=("on", "off", "both"), help="the chat template's switch")
     evaluate.add_argument(
-        "--against", metavar="MODEL2", help="measure a second model on the same problems, and test the difference"
+        "--thinking", choices=("on", "off", "both"), help="the chat template's switch"
+    )
+    evaluate.add_argument(
+        "--against",
+        metavar="MODEL2",
+        help="measure a second model on the same problems, and test the difference",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -151,11 +181,22 @@ def bench_arguments(bench: argparse.ArgumentParser) -> None:
         help="worst, typical, vocabulary, vocabulary-152k, ppo, sampling (default: all but 152k)",
     )
     bench.add_argument("--size", default="5M", help="of the model: 0.2M, 5M, 50M (default 5M)")
-    bench.add_argument("--rounds", type=int, default=2, help="processes of each side, in turn (default 2)")
-    bench.add_argument("--steps", type=int, default=3, help="of each process; the first is left out (default 3)")
+    bench.add_argument(
+        "--rounds", type=int, default=2, help="processes of each side, in turn (default 2)"
+    )
+    bench.add_argument(
+        "--steps", type=int, default=3, help="of each process; the first is left out (default 3)"
+    )
     bench.add_argument("--threads", type=int, default=0, help="0: one for each core")
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU, bfloat16 (default cpu)")
-    bench.add_argument("--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only")
+    bench.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: one GPU, bfloat16 (default cpu)",
+    )
+    bench.add_argument(
+        "--vllm", metavar="PYTHON", help="the Python of an environment with vLLM; sampling only"
+    )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -163,7 +204,10 @@ def run_command(arguments: argparse.Namespace) -> int:
     from whet.cli.commands import Way, run
 
     return run(
-        arguments.recipe, arguments.pairs, arguments.runs, Way(arguments.overwrite, arguments.resume, arguments.only)
+        arguments.recipe,
+        arguments.pairs,
+        arguments.runs,
+        Way(arguments.overwrite, arguments.resume, arguments.only),
     )
 
 

@@ -34,11 +34,18 @@ def test(name: str, path: Path, pairs: Sequence[str], as_json: bool) -> int:
     told = figures(tried)
     if as_json:
         cases = [
-            {"id": t.case.problem.id, "verdict": t.verdict, "status": t.score.status, "value": t.score.value}
+            {
+                "id": t.case.problem.id,
+                "verdict": t.verdict,
+                "status": t.score.status,
+                "value": t.score.value,
+            }
             | {"reason": t.score.reason, "seconds": t.seconds, "text": t.case.text}
             for t in wrong
         ]
-        print(json.dumps({"reward": name, "file": str(path), **told, "cases_wrong": cases}, indent=1))
+        print(
+            json.dumps({"reward": name, "file": str(path), **told, "cases_wrong": cases}, indent=1)
+        )
         return int(bool(wrong))
     table = Table(
         title=f"reward {escape(name)} · {told['cases']} answers, {told['right']} of them right",

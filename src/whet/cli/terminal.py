@@ -6,7 +6,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from whet.evaluation import statistics
@@ -23,7 +30,7 @@ SHOWN = {
     "reject": (("kept", "kept", "{:.0f}"),),
     "rank": (("kept", "kept", "{:.0f}"),),
     "reward_model": (("loss", "loss", "{:.3f}"), ("pairs_right", "pairs right", "{:.0%}")),
-    "prefer": (("loss", "loss", "{:.3f}"), ("pairs_right", "pairs right", "{:.0%}")),
+    "dpo": (("loss", "loss", "{:.3f}"), ("pairs_right", "pairs right", "{:.0%}")),
 }
 
 
@@ -50,7 +57,9 @@ class Terminal:
 
     def step(self, done: int, values: Mapping[str, float]) -> None:
         shown = SHOWN.get(self.kind, ())
-        numbers = "  ".join(f"{label} {form.format(values[key])}" for key, label, form in shown if key in values)
+        numbers = "  ".join(
+            f"{label} {form.format(values[key])}" for key, label, form in shown if key in values
+        )
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, numbers=numbers)
         elif self.total and (done == self.total or done % max(1, self.total // 10) == 0):
@@ -86,14 +95,24 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     both = any(switch for _, switch, _ in rows)
     for column in ("stage", *(["thinking"] if both else [])):
         table.add_column(column, no_wrap=True)
-    tasks = list(dict.fromkeys(name for s in summary["stages"] for name in s.get("by_task") or ()))  # of a mix
+    tasks = list(
+        dict.fromkeys(name for s in summary["stages"] for name in s.get("by_task") or ())
+    )  # of a mix
     last = ("length", "seconds") if tasks else ("problems", "length", "cut off", "seconds")
     for column in ("accuracy", "95 % interval", *tasks, *last):
         table.add_column(column, justify="right", no_wrap=True)
     for s, switch, figures in rows:
         told = s.get("pairs") or figures  # a reward model is measured on pairs of responses
-        interval = "–" if told.get("low") is None else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
-        name = f"[bold]{escape(s['name'])}[/]" if s["name"] == summary.get("result") else escape(s["name"])
+        interval = (
+            "–"
+            if told.get("low") is None
+            else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
+        )
+        name = (
+            f"[bold]{escape(s['name'])}[/]"
+            if s["name"] == summary.get("result")
+            else escape(s["name"])
+        )
         cells = {
             "problems": str(told.get("n") or "–") + " pairs" * ("pairs" in s),
             "length": number(figures.get("length")),
@@ -148,7 +167,10 @@ def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
     columns = [[row[n] for row in rows] for n in names]
     table.add_section()
     table.add_row(
-        "mean ± sd", *(mean_sd(c) for c in columns), mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]), ""
+        "mean ± sd",
+        *(mean_sd(c) for c in columns),
+        mean_sd([s["gain"]["total"] for s in summaries if s["gain"]]),
+        "",
     )
     return table
 

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from whet.config.stages import (
+    DPO,
     RL,
     SFT,
     AnyStage,
@@ -13,7 +14,6 @@ from whet.config.stages import (
     Evaluate,
     Makes,
     Merge,
-    Prefer,
     Rank,
     Reject,
     RewardModel,
@@ -39,6 +39,7 @@ from whet.config.tables import (
 from whet.errors import did_you_mean
 
 __all__ = [
+    "DPO",
     "RL",
     "SFT",
     "AnyStage",
@@ -54,7 +55,6 @@ __all__ = [
     "Merge",
     "Model",
     "Optimizer",
-    "Prefer",
     "Rank",
     "Recipe",
     "Reject",
@@ -73,7 +73,9 @@ class Recipe(Table):
     name: Annotated[str, Field(pattern=NAME)]
     about: str = ""
     seed: Seed = 1
-    result: str | None = None  # the stage whose model becomes model/; the last trained one where not given
+    result: str | None = (
+        None  # the stage whose model becomes model/; the last trained one where not given
+    )
     model: Model = Model()
     task: Task
     ask: Ask = Ask()
@@ -94,16 +96,25 @@ class Recipe(Table):
             if stage.name in kinds:
                 raise ValueError(f"two stages are named {stage.name!r}")
             if stage.name in ("samples", "model", "previous", "new", "corpus"):
-                raise ValueError(f"a stage cannot be named {stage.name!r}: the word has a meaning of its own")
+                raise ValueError(
+                    f"a stage cannot be named {stage.name!r}: the word has a meaning of its own"
+                )
             for data in stage.shares if isinstance(stage, SFT) else ():
                 if data != "corpus" and kinds.get(data) != "reject":
-                    known = did_you_mean(data, ["corpus", *(name for name, kind in kinds.items() if kind == "reject")])
+                    known = did_you_mean(
+                        data,
+                        ["corpus", *(name for name, kind in kinds.items() if kind == "reject")],
+                    )
                     raise ValueError(
                         f"stage {stage.name}: data = {data!r} is neither corpus nor an earlier reject stage{known}"
                     )
             if isinstance(stage, SFT) and stage.mix and not stage.shares.get("corpus"):
-                raise ValueError(f"stage {stage.name}: mix is of the corpus, and data takes nothing from it; drop mix")
+                raise ValueError(
+                    f"stage {stage.name}: mix is of the corpus, and data takes nothing from it; drop mix"
+                )
             kinds[stage.name] = stage.kind
         if self.result is not None and self.result not in self.trained:
-            raise ValueError(f"result = {self.result!r} makes no policy{did_you_mean(self.result, self.trained)}")
+            raise ValueError(
+                f"result = {self.result!r} makes no policy{did_you_mean(self.result, self.trained)}"
+            )
         return self

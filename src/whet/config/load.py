@@ -20,7 +20,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {path}") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number beyond all bounds
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: no UTF-8, no TOML, a number beyond all bounds
         raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
     for text in overrides:
         override(data, text)
@@ -48,7 +52,9 @@ def override(data: dict[str, Any], text: str) -> None:
     """Sets one dotted key of a recipe's data; stages are addressed by name. Raises RecipeError."""
     key, equals, raw = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
-        raise RecipeError(f"override {text!r}: write key=value, such as seed=3 or stage.rl.steps=10")
+        raise RecipeError(
+            f"override {text!r}: write key=value, such as seed=3 or stage.rl.steps=10"
+        )
     value = told(raw)
     at: Any = data
     *path, last = key.split(".")
@@ -60,7 +66,9 @@ def override(data: dict[str, Any], text: str) -> None:
         if not isinstance(at, (dict, list)):
             raise RecipeError(f"override {text!r}: {word!r} is a value, not a table")
     if not isinstance(at, dict):
-        raise RecipeError(f"override {text!r}: name a key of one stage, such as {key}.NAME.steps=10")
+        raise RecipeError(
+            f"override {text!r}: name a key of one stage, such as {key}.NAME.steps=10"
+        )
     at[last] = value
 
 
@@ -92,7 +100,9 @@ def _faults(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
             yield f"unknown key {dotted!r}{did_you_mean(where[-1], _keys_beside(fault['loc']))}"
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
+            given = (
+                "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
+            )
             yield f"{dotted}: {message}{given}" if dotted else message
 
 
@@ -101,7 +111,9 @@ def _readable(loc: tuple[int | str, ...], data: dict[str, Any]) -> list[str]:
     words = [str(part) for part in loc]
     if len(loc) > 1 and loc[0] == "stage" and isinstance(loc[1], int):
         words[1] = (
-            str(data["stage"][loc[1]].get("name", loc[1])) if isinstance(data["stage"][loc[1]], dict) else words[1]
+            str(data["stage"][loc[1]].get("name", loc[1]))
+            if isinstance(data["stage"][loc[1]], dict)
+            else words[1]
         )
         del words[2:3]
     return words
@@ -110,7 +122,10 @@ def _readable(loc: tuple[int | str, ...], data: dict[str, Any]) -> list[str]:
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     """The fields of the table in which an unknown key stands."""
     table: type[BaseModel] = Recipe
-    kinds = {get_args(k.model_fields["kind"].annotation)[0]: k for k in get_args(get_args(config.AnyStage)[0])}
+    kinds = {
+        get_args(k.model_fields["kind"].annotation)[0]: k
+        for k in get_args(get_args(config.AnyStage)[0])
+    }
     tables: dict[str, type[BaseModel]] = {
         "model": config.Model, "shape": config.Shape, "ask": config.Ask, "evaluation": config.Evaluation,
         "optimizer": config.Optimizer, "critic": config.Critic, "lora": config.Lora, "gate": config.Gate,

@@ -54,7 +54,9 @@ class Draws(Asks):
 class SFT(Trained, Makes, Asks):
     kind: Literal["sft"]
     shape: Shape | None = None  # a model of its own, made from nothing
-    data: str | dict[str, Share] = "corpus"  # corpus (the task's) | a reject stage's name | the share of each
+    data: str | dict[str, Share] = (
+        "corpus"  # corpus (the task's) | a reject stage's name | the share of each
+    )
     mix: dict[str, Share] = {}  # share of each mode in the corpus
     steps: Positive
     batch: Positive = 16
@@ -63,9 +65,13 @@ class SFT(Trained, Makes, Asks):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.shape is not None and self.start not in ("previous", "new"):
-            raise ValueError(f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one")
+            raise ValueError(
+                f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one"
+            )
         if self.lora is not None and (self.shape is not None or self.start == "new"):
-            raise ValueError("lora adapts a model that has been trained, and this stage makes a new one; drop one")
+            raise ValueError(
+                "lora adapts a model that has been trained, and this stage makes a new one; drop one"
+            )
         if not sum(self.shares.values()) > 0:
             raise ValueError("data holds no share above 0")
         return self
@@ -82,7 +88,9 @@ class RL(Trained, Makes, Draws):
     override: dict[str, Any] = {}  # cells of the algorithm's row
     reference: str = "start"  # what a KL holds the policy to, or the teacher: start | a stage | a directory or Hub id
     critic: Critic | None = None  # the policy's settings where not given
-    pool: Positive | None = None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
+    pool: Positive | None = (
+        None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
+    )
     steps: Positive
     prompts: Positive = 32
     samples: Positive = 8
@@ -108,7 +116,7 @@ class Reject(Draws):
 
 
 class Rank(Draws):
-    """Draws samples and ranks them, as data for a later reward_model or prefer stage.
+    """Draws samples and ranks them, as data for a later reward_model or dpo stage.
 
     by task: its rule, a labeller's noise included; reward: the reward's value; length: each problem's shortest right answer before
     its wrong answers that are longer and its right ones of at least `longer` times the length (Kimi k1.5, arXiv:2501.12599, sec. 2.4).
@@ -128,19 +136,23 @@ class RewardModel(Trained):
     data: str  # a rank stage's name | a JSONL or Parquet file | hf:OWNER/NAME
     steps: Positive
     batch: Positive = 16  # rankings a step
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the prompts whose pairs are for measuring only
+    held_out: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # share of the prompts whose pairs are for measuring only
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.lora is not None and not self.lora.merge:
-            raise ValueError("a reward model's head is no adapter, so it is kept whole; drop lora.merge = false")
+            raise ValueError(
+                "a reward model's head is no adapter, so it is kept whole; drop lora.merge = false"
+            )
         return self
 
 
-class Prefer(Trained, Makes):
+class DPO(Trained, Makes):
     """Direct preference optimization on ranked responses (DPO, arXiv:2305.18290)."""
 
-    kind: Literal["prefer"]
+    kind: Literal["dpo"]
     data: str
     reference: str = "start"
     beta: Rate = 0.1
@@ -152,12 +164,16 @@ class Merge(Makes):
     """The weighted average of several models' weights."""
 
     kind: Literal["merge"]
-    models: Annotated[dict[str, Share], Field(min_length=2)]  # a stage's name, a directory or Hub id -> its share
+    models: Annotated[
+        dict[str, Share], Field(min_length=2)
+    ]  # a stage's name, a directory or Hub id -> its share
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if abs(sum(self.models.values()) - 1) > 1e-6:
-            raise ValueError(f"the shares of models sum to {sum(self.models.values()):g}; they must sum to 1")
+            raise ValueError(
+                f"the shares of models sum to {sum(self.models.values()):g}; they must sum to 1"
+            )
         if self.start != "previous":
             raise ValueError("merge starts from the models that it names; drop start")
         return self
@@ -169,4 +185,6 @@ class Evaluate(Evaluation):
     start: str = "previous"
 
 
-AnyStage = Annotated[SFT | RL | Reject | Rank | RewardModel | Prefer | Merge | Evaluate, Field(discriminator="kind")]
+AnyStage = Annotated[
+    SFT | RL | Reject | Rank | RewardModel | DPO | Merge | Evaluate, Field(discriminator="kind")
+]

@@ -7,7 +7,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from whet.config.thinking import Switch, Thinking
 from whet.errors import did_you_mean
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder's layer
+PROJECTIONS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)  # of a decoder's layer
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -123,7 +131,9 @@ class Optimizer(Table):
     @model_validator(mode="after")
     def _read(self) -> Self:
         if self.kind == "adamw" and self.lr_rest is not None:
-            raise ValueError("lr_rest is of what Muon leaves over, and kind = 'adamw' would not read it; drop it")
+            raise ValueError(
+                "lr_rest is of what Muon leaves over, and kind = 'adamw' would not read it; drop it"
+            )
         return self
 
 

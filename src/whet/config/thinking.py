@@ -1,15 +1,9 @@
-"""The chat template's thinking switch: how a recipe sets it, what a prompt has begun because of it, what is left to say then."""
+"""The chat template's thinking switch, as a recipe sets it and as a measurement asks for it."""
 
 import hashlib
-import re
 from typing import Annotated, Literal
 
 from pydantic import PlainValidator
-
-from whet.errors import DataError
-from whet.types import Prompt
-
-_BEGUN = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
 def _setting(value: object) -> bool | float | None:
@@ -20,7 +14,9 @@ def _setting(value: object) -> bool | float | None:
     raise ValueError("must be true, false or a share from 0 to 1")
 
 
-Thinking = Annotated[bool | float | None, PlainValidator(_setting)]  # a number: the share that is asked with it on
+Thinking = Annotated[
+    bool | float | None, PlainValidator(_setting)
+]  # a number: the share that is asked with it on
 Switch = Literal["on", "off", "both"] | None  # None: as prompts are asked
 
 
@@ -45,30 +41,3 @@ def measured(how: Switch, setting: bool | float | None) -> tuple[bool | None, ..
     if how is None:
         return (True, False) if isinstance(setting, float) else (None,)
     return {"on": (True,), "off": (False,), "both": (True, False)}[how]
-
-
-def begun(rendered: str) -> str:
-    """The thinking with which a rendered prompt ends, open or shut and empty; "" where it ends otherwise.
-
-    >>> begun("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"), begun("2+2=<think>"), begun("<think>2</think>")
-    ('<think>\\n\\n</think>\\n\\n', '<think>', '')
-    """
-    found = _BEGUN.search(rendered)
-    return found.group() if found else ""
-
-
-def left(prompt: Prompt, response: str) -> str:
-    """What of a whole answer follows the prompt: all but what the prompt has begun; with thinking off all but the thinking.
-
-    An answer that does not repeat what the prompt has opened is what follows it already. Raises DataError where nothing
-    follows the thinking.
-    """
-    if prompt.begun and response.startswith(prompt.begun):
-        return response[len(prompt.begun) :]
-    if "</think>" not in prompt.begun and prompt.problem.meta.get("thinking") is not False:
-        return response.removeprefix("<think>") if prompt.begun else response
-    thought, end, after = response.rpartition("</think>")
-    said = after.lstrip() if end else thought + after
-    if not said or said.startswith("<think>"):
-        raise DataError(f"{prompt.id}: nothing follows the thinking, so with thinking off there is nothing to train on")
-    return said

@@ -25,13 +25,18 @@ def download(spec: str) -> tuple[list[Path], list[Path]]:
     try:
         train, test = choose(_listed(repo), folder, spec)
         paths = {
-            file: Path(huggingface_hub.hf_hub_download(repo, file, repo_type="dataset")) for file in (*train, *test)
+            file: Path(huggingface_hub.hf_hub_download(repo, file, repo_type="dataset"))
+            for file in (*train, *test)
         }
         return [paths[file] for file in train], [paths[file] for file in test]
     except GatedRepoError:
-        raise DataError(f"{spec}: the data set is gated; accept its terms on the Hub and run `hf auth login`") from None
+        raise DataError(
+            f"{spec}: the data set is gated; accept its terms on the Hub and run `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
-        raise DataError(f"{spec}: the Hub has no such data set, or it is private (`hf auth login`)") from None
+        raise DataError(
+            f"{spec}: the Hub has no such data set, or it is private (`hf auth login`)"
+        ) from None
     except (*_network_errors(), EntryNotFoundError, ValueError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DataError(
@@ -52,10 +57,14 @@ def _listed(repo: str) -> list[str]:
         raise
     except _network_errors() as error:
         try:
-            root = Path(huggingface_hub.snapshot_download(repo, repo_type="dataset", local_files_only=True))
+            root = Path(
+                huggingface_hub.snapshot_download(repo, repo_type="dataset", local_files_only=True)
+            )
         except LocalEntryNotFoundError:
             raise error from None
-        return [str(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
+        return [
+            str(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()
+        ]
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
@@ -72,7 +81,9 @@ def choose(files: Sequence[str], folder: str, spec: str) -> tuple[list[str], lis
     (['main/train-0.parquet'], ['main/test-0.parquet'])
     """
     inside = [
-        f for f in sorted(files) if f.endswith(SUFFIXES) and (not folder or f == folder or f.startswith(f"{folder}/"))
+        f
+        for f in sorted(files)
+        if f.endswith(SUFFIXES) and (not folder or f == folder or f.startswith(f"{folder}/"))
     ]
     if not inside:
         where = f"in {folder!r}" if folder else "there"
@@ -82,7 +93,9 @@ def choose(files: Sequence[str], folder: str, spec: str) -> tuple[list[str], lis
     repo = "/".join(spec.split("/")[:2])
     folders = sorted({f.rpartition("/")[0] for f in inside})
     if len(folders) > 1:
-        raise DataError(f"{spec}: several configurations ({', '.join(folders[:8])}); write {repo}/{folders[-1]}")
+        raise DataError(
+            f"{spec}: several configurations ({', '.join(folders[:8])}); write {repo}/{folders[-1]}"
+        )
     test = [f for f in inside if "test" in f.rpartition("/")[2].lower()]
     train = [f for f in inside if "train" in f.rpartition("/")[2].lower()]
     if train:

@@ -11,8 +11,8 @@ import torch
 
 from whet.algorithms.batch import RankedBatch, pack
 from whet.data.rows import Row, asked, read_rows
+from whet.data.sources import ROLES, sources
 from whet.errors import DataError
-from whet.tasks.files import ROLES, sources
 from whet.types import Message, Problem, Ranking, Sample
 
 
@@ -41,7 +41,12 @@ def of_row(row: Row) -> Ranking | None:
     different = tuple(dict.fromkeys(texts))
     if not prompt or prompt[-1]["role"] == "assistant":
         raise DataError(f"{row.where}: no prompt before the responses")
-    problem = Problem(str(row.values.get("id") or row.where), tuple(prompt), row.text("answer"), meta=asked(row.values))
+    problem = Problem(
+        str(row.values.get("id") or row.where),
+        tuple(prompt),
+        row.text("answer"),
+        meta=asked(row.values),
+    )
     return Ranking(problem, different) if len(different) > 1 else None
 
 
@@ -55,7 +60,9 @@ def _pair(row: Row) -> tuple[list[Message], list[str]]:
             continue
         said = _messages(row, column)
         if not said or said[-1]["role"] != "assistant":
-            raise DataError(f"{row.where}: column {column!r} does not end with the assistant's message")
+            raise DataError(
+                f"{row.where}: column {column!r} does not end with the assistant's message"
+            )
         texts.append(said.pop()["content"])
         prompt = prompt or said
     return prompt, texts
@@ -66,9 +73,12 @@ def _messages(row: Row, column: str) -> list[Message]:
     if isinstance(cell, str) and cell.strip():
         return [{"role": "user", "content": cell}]
     if not isinstance(cell, list) or not all(
-        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str) for m in cell
+        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+        for m in cell
     ):
-        raise DataError(f"{row.where}: column {column!r} must be a text, or a list of {{role, content}}")
+        raise DataError(
+            f"{row.where}: column {column!r} must be a text, or a list of {{role, content}}"
+        )
     return [{"role": m["role"], "content": m["content"]} for m in cell]
 
 
@@ -77,17 +87,26 @@ def write(rankings: Sequence[Ranking], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for ranking in rankings:
             problem = ranking.problem
-            line = {"id": problem.id, "prompt": list(problem.messages), "ranked": list(ranking.texts)} | asked(
-                problem.meta
+            line = {
+                "id": problem.id,
+                "prompt": list(problem.messages),
+                "ranked": list(ranking.texts),
+            } | asked(problem.meta)
+            file.write(
+                json.dumps(line if problem.answer is None else {**line, "answer": problem.answer})
+                + "\n"
             )
-            file.write(json.dumps(line if problem.answer is None else {**line, "answer": problem.answer}) + "\n")
 
 
-def split(rankings: Sequence[Ranking], share: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
+def split(
+    rankings: Sequence[Ranking], share: float, seed: int
+) -> tuple[list[Ranking], list[Ranking]]:
     """(for training, held out): `share` of the prompts, at least one, and no prompt on both sides. Raises DataError where there is only one."""
     prompts = sorted({json.dumps(r.problem.messages) for r in rankings})
     if len(prompts) < 2:
-        raise DataError("there is only one prompt with ranked responses; a reward model needs others to be measured on")
+        raise DataError(
+            "there is only one prompt with ranked responses; a reward model needs others to be measured on"
+        )
     random.Random(seed).shuffle(prompts)
     held = set(prompts[: max(1, round(share * len(prompts)))])
     sides: tuple[list[Ranking], list[Ranking]] = ([], [])
@@ -118,7 +137,13 @@ def ranked_batch(examples: Sequence[Sequence[Sample]]) -> RankedBatch:
     packed = pack(flat, [0.0] * len(flat), weights)
     group = torch.tensor([i for i, ranked in enumerate(examples) for _ in ranked])
     rank = torch.tensor([k for ranked in examples for k in range(len(ranked))])
-    layout = {name: getattr(packed, name) for name in ("tokens", "positions", "starts", "chosen", "sequence", "weight")}
+    layout = {
+        name: getattr(packed, name)
+        for name in ("tokens", "positions", "starts", "chosen", "sequence", "weight")
+    }
     return RankedBatch(
-        **layout, group=group[packed.sequence], rank=rank[packed.sequence], reference=torch.zeros_like(packed.weight)
+        **layout,
+        group=group[packed.sequence],
+        rank=rank[packed.sequence],
+        reference=torch.zeros_like(packed.weight),
     )

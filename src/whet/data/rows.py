@@ -43,7 +43,9 @@ def valid_text(text: str, where: str, column: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} is not valid Unicode (half of a surrogate pair)") from None
+        raise DataError(
+            f"{where}: column {column!r} is not valid Unicode (half of a surrogate pair)"
+        ) from None
     return text if text.strip() else None
 
 
@@ -56,8 +58,14 @@ def read_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str]
     if path.is_dir():
         raise DataError(f"{path} is a directory; name one of its .jsonl or .parquet files")
     if path.suffix not in (*LINES, ".parquet"):
-        raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give .jsonl or .parquet")
-    rows = _parquet(path, columns, optional) if path.suffix == ".parquet" else _lines(path, columns or [])
+        raise DataError(
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give .jsonl or .parquet"
+        )
+    rows = (
+        _parquet(path, columns, optional)
+        if path.suffix == ".parquet"
+        else _lines(path, columns or [])
+    )
     if not rows:
         raise DataError(f"{path}: it is empty; there is not one row")
     return rows
@@ -86,9 +94,13 @@ def _row(line: bytes, where: str) -> Row:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: JSON beyond all bounds ({' '.join(str(error).split())[:80]})") from None
+        raise DataError(
+            f"{where}: JSON beyond all bounds ({' '.join(str(error).split())[:80]})"
+        ) from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: a row must be a JSON object, one a line, not {type(values).__name__}")
+        raise DataError(
+            f"{where}: a row must be a JSON object, one a line, not {type(values).__name__}"
+        )
     return Row(where, values)
 
 
@@ -97,16 +109,24 @@ def _parquet(path: Path, columns: Sequence[str] | None, optional: Sequence[str])
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'whet[data]'") from None
+        raise DataError(
+            f"{path}: reading Parquet needs pyarrow: pip install 'whet[data]'"
+        ) from None
     try:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
         _demand_columns(path, columns or [], names)
-        wanted = None if columns is None else [*columns, *(c for c in optional if c in names and c not in columns)]
+        wanted = (
+            None
+            if columns is None
+            else [*columns, *(c for c in optional if c in names and c not in columns)]
+        )
         cells = file.read(columns=wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: no readable Parquet file ({reason}); was it copied whole?") from None
+        raise DataError(
+            f"{path}: no readable Parquet file ({reason}); was it copied whole?"
+        ) from None
     return [Row(f"{path}, row {number}", values) for number, values in enumerate(cells, start=1)]
 
 

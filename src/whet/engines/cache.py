@@ -51,7 +51,9 @@ class Cache:
         new = max(0, wanted - len(free))
         if new or longest > width:
             c = self.config
-            grown = self.like.new_zeros(c.layers, 2, seats + new, c.kv_heads, max(width, longest, LEAST), c.head_dim)
+            grown = self.like.new_zeros(
+                c.layers, 2, seats + new, c.kv_heads, max(width, longest, LEAST), c.head_dim
+            )
             grown[:, :, :seats, :, :width] = self.prompt
             self.prompt = grown
         given = np.array([*free[:wanted], *range(seats, seats + new)], dtype=np.int64)
@@ -86,19 +88,29 @@ class Cache:
         if len(used) * 4 <= len(self.lengths) * 3:
             self.seat, self.lengths = seat, self.lengths[used]
             width = max(int(self.lengths.max()), LEAST)
-            self.prompt = self.prompt[..., :width, :].index_select(2, torch.from_numpy(used).to(self.own.device))
+            self.prompt = self.prompt[..., :width, :].index_select(
+                2, torch.from_numpy(used).to(self.own.device)
+            )
 
     def arrange(self) -> None:
         """Views and masks for the rows and seats there are."""
         c, device = self.config, self.own.device
-        self.order = torch.from_numpy(np.argsort(self.seat, kind="stable"))  # rows, those of a seat behind one another
+        self.order = torch.from_numpy(
+            np.argsort(self.seat, kind="stable")
+        )  # rows, those of a seat behind one another
         if self.compiled:
             return self._views()
         counts = np.bincount(self.seat, minlength=len(self.lengths))
         members = int(counts.max())
         order = self.order.numpy()
-        place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) + self.seat[order] * members
-        table = np.zeros(len(counts) * members, dtype=np.int64)  # [seats * members] a row; row 0 where there is none
+        place = (
+            np.arange(len(order))
+            - np.repeat(np.cumsum(counts) - counts, counts)
+            + self.seat[order] * members
+        )
+        table = np.zeros(
+            len(counts) * members, dtype=np.int64
+        )  # [seats * members] a row; row 0 where there is none
         table[place] = order
         back = np.empty_like(place)
         back[order] = place
@@ -156,7 +168,11 @@ class Cache:
         return Prefill(self, starts, seats)
 
     def __call__(
-        self, layer: int, q: Float[Tensor, "r h d"], k: Float[Tensor, "r kv d"], v: Float[Tensor, "r kv d"]
+        self,
+        layer: int,
+        q: Float[Tensor, "r h d"],
+        k: Float[Tensor, "r kv d"],
+        v: Float[Tensor, "r kv d"],
     ) -> Float[Tensor, "r h d"]:
         """One new token a row: it reads its own past and itself, and its prompt beside its group; the two are then weighed.
 
@@ -170,39 +186,74 @@ class Cache:
         self.own_keys[layer].select(2, self.column).copy_(k)
         self.own_values[layer].select(2, self.column).copy_(v)
         q = q * d**-0.5
-        scores = torch.bmm(q.reshape(rows * kv, repeat, d), self.flat_keys[layer].narrow(2, first, span))
+        scores = torch.bmm(
+            q.reshape(rows * kv, repeat, d), self.flat_keys[layer].narrow(2, first, span)
+        )
         if first < self.newest:
             scores = scores + self.own_mask.narrow(2, first, span)
         own, own_size = _read(scores, self.flat_values[layer].narrow(1, first, span), span - 1)
-        asked = (q if self.table is None else q.index_select(0, self.table)).view(seats, members, kv, repeat, d)
+        asked = (q if self.table is None else q.index_select(0, self.table)).view(
+            seats, members, kv, repeat, d
+        )
         asked = asked.transpose(1, 2).reshape(seats * kv, members * repeat, d)
         scores = torch.bmm(asked, self.prompt_keys[layer])
         if self.prompt_mask is not None:
             scores = scores + self.prompt_mask
         prompt, prompt_size = (
-            x.view(seats, kv, members, repeat, -1).transpose(1, 2).reshape(seats * members, kv * repeat, -1)
+            x.view(seats, kv, members, repeat, -1)
+            .transpose(1, 2)
+            .reshape(seats * members, kv * repeat, -1)
             for x in _read(scores, self.prompt_values[layer], 0)
         )
         if self.back is not None:
-            prompt, prompt_size = prompt.index_select(0, self.back), prompt_size.index_select(0, self.back)
+            prompt, prompt_size = (
+                prompt.index_select(0, self.back),
+                prompt_size.index_select(0, self.back),
+            )
         share = (prompt_size - own_size.view(rows, kv * repeat, 1)).sigmoid_()
         return torch.lerp(own.view(rows, kv * repeat, d), prompt, share.to(own.dtype))
 
-    def _read_compiled(self, compiled: Kernels, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _read_compiled(
+        self, compiled: Kernels, layer: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         """The same in one pass: a softmax over a query's prompt and own columns together."""
         out, own, prompt = torch.empty_like(q), self.own[layer], self.prompt[layer]
-        sizes = *q.shape[:2], k.shape[1], q.shape[2], own.shape[3], prompt.shape[3], self.column, self.scores.shape[1]
-        tensors = (q, k, v, own[0], own[1], prompt[0], prompt[1], self.order, *self.told, out, self.scores)
+        sizes = (
+            *q.shape[:2],
+            k.shape[1],
+            q.shape[2],
+            own.shape[3],
+            prompt.shape[3],
+            self.column,
+            self.scores.shape[1],
+        )
+        tensors = (
+            q,
+            k,
+            v,
+            own[0],
+            own[1],
+            prompt[0],
+            prompt[1],
+            self.order,
+            *self.told,
+            out,
+            self.scores,
+        )
         compiled.call("decode", tensors, *sizes, work=q.numel() * (self.column + prompt.shape[3]))
         return out
 
 
-def _read(scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int) -> tuple[Tensor, Tensor]:
+def _read(
+    scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int
+) -> tuple[Tensor, Tensor]:
     """What attention reads [b, m, d], and the log-sum-exp of its scores [b, m, 1]: a score less its log-weight.
 
     Column `seen` is one that no mask hides.
     """
-    logs = scores.log_softmax(-1, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32)
+    logs = scores.log_softmax(
+        -1, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32
+    )
     size = scores.narrow(-1, seen, 1) - logs.narrow(-1, seen, 1)
     return torch.bmm(logs.exp_().to(values.dtype), values), size
 

@@ -94,7 +94,9 @@ class Replayed:
                 self.fresh = self.again = self.captures.captured(
                     self._run
                 )  # what `again` was keeps the memory until here
-            except RuntimeError:  # a driver or a kernel that cannot be captured: the same step, launched bit by bit
+            except (
+                RuntimeError
+            ):  # a driver or a kernel that cannot be captured: the same step, launched bit by bit
                 self.captures = None
                 return self._run()
         self.fresh()

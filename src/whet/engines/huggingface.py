@@ -35,16 +35,26 @@ class HuggingFaceEngine:
     generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not finite.
     """
 
-    def __init__(self, model: Adapted, chat: Decoder, eos: Sequence[int], rows: int = ROWS, version: int = 0) -> None:
+    def __init__(
+        self, model: Adapted, chat: Decoder, eos: Sequence[int], rows: int = ROWS, version: int = 0
+    ) -> None:
         if rows < 1:
             raise ValueError(f"HuggingFaceEngine: rows is {rows}; at least one is needed")
-        self.model, self.chat, self.eos, self.rows, self.version = model, chat, tuple(eos), rows, version
+        self.model, self.chat, self.eos, self.rows, self.version = (
+            model,
+            chat,
+            tuple(eos),
+            rows,
+            version,
+        )
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
         """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended samples."""
-        requests = Requests(prompts, sampling, self.model.config.vocab, self.model.config.max_positions)
+        requests = Requests(
+            prompts, sampling, self.model.config.vocab, self.model.config.max_positions
+        )
         if not requests.total:
             return []
         notes, queue = Notes(requests), requests.queue()
@@ -59,7 +69,9 @@ class HuggingFaceEngine:
 class _Batch:
     """R samples drawn side by side; `numbers` [R] says which."""
 
-    def __init__(self, hf: nn.Module, requests: Requests, numbers: NDArray[np.int64], eos: Sequence[int]) -> None:
+    def __init__(
+        self, hf: nn.Module, requests: Requests, numbers: NDArray[np.int64], eos: Sequence[int]
+    ) -> None:
         from transformers import DynamicCache
 
         self.hf, self.requests, self.numbers = hf, requests, numbers
@@ -93,17 +105,27 @@ class _Batch:
     def select(self, rows: Tensor) -> None:
         """The batch becomes these of its rows, each as often as it is named."""
         self.past.batch_select_indices(rows)
-        self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
+        self.mask, self.positions, self.logits = (
+            self.mask[rows],
+            self.positions[rows],
+            self.logits[rows],
+        )
 
     def run(self, notes: Notes) -> None:
         most = self.requests.sampling.max_tokens
         ended = torch.zeros(len(self.numbers), dtype=torch.bool, device=self.device)
         notes.rows(self.numbers)
         for step in range(most):
-            u = uniforms(self.requests.keys[self.numbers], np.full(len(self.numbers), step), 1)[:, 0]
-            tokens, logp, bad = draw(self.logits, torch.from_numpy(u).to(self.device), self.requests.sampling)
+            u = uniforms(self.requests.keys[self.numbers], np.full(len(self.numbers), step), 1)[
+                :, 0
+            ]
+            tokens, logp, bad = draw(
+                self.logits, torch.from_numpy(u).to(self.device), self.requests.sampling
+            )
             if bool((bad & ~ended).any()):
-                raise self.requests.not_finite(int(self.numbers[int((bad & ~ended).nonzero()[0])]), step)
+                raise self.requests.not_finite(
+                    int(self.numbers[int((bad & ~ended).nonzero()[0])]), step
+                )
             notes.add(tokens, logp)
             ended |= torch.isin(tokens, self.eos)
             over = int(ended.sum())

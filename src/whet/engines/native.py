@@ -31,11 +31,22 @@ class NativeEngine:
     """
 
     def __init__(
-        self, model: Transformer, chat: Decoder, eos: Sequence[int], rows: int = ROWS, version: int = 0
+        self,
+        model: Transformer,
+        chat: Decoder,
+        eos: Sequence[int],
+        rows: int = ROWS,
+        version: int = 0,
     ) -> None:
         if rows < 1:
             raise ValueError(f"NativeEngine: rows is {rows}; at least one is needed")
-        self.model, self.chat, self.eos, self.rows, self.version = model, chat, tuple(eos), rows, version
+        self.model, self.chat, self.eos, self.rows, self.version = (
+            model,
+            chat,
+            tuple(eos),
+            rows,
+            version,
+        )
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
@@ -56,7 +67,9 @@ class NativeEngine:
 class _Sampler:
     """One call of `generate`. R rows are alive or have just ended; row r draws sample number `numbers[r]`."""
 
-    def __init__(self, model: Transformer, requests: Requests, eos: Sequence[int], rows: int) -> None:
+    def __init__(
+        self, model: Transformer, requests: Requests, eos: Sequence[int], rows: int
+    ) -> None:
         weight = model.embed.weight
         self.model, self.requests, self.sampling = model, requests, requests.sampling
         self.device = weight.device
@@ -74,8 +87,12 @@ class _Sampler:
         self.step = 0  # that is taken now; a row's token index is this less its `begun`
         self.numbers = np.zeros(0, dtype=np.int64)  # [R]
         self.begun = np.zeros(0, dtype=np.int64)  # [R]
-        self.hidden = weight.new_zeros(0, model.config.hidden)  # [R, hidden] that the next token is drawn from
-        self.positions = torch.zeros(0, dtype=torch.int64, device=self.device)  # [R] of the next token
+        self.hidden = weight.new_zeros(
+            0, model.config.hidden
+        )  # [R, hidden] that the next token is drawn from
+        self.positions = torch.zeros(
+            0, dtype=torch.int64, device=self.device
+        )  # [R] of the next token
         self.ended = torch.zeros(0, dtype=torch.bool, device=self.device)  # [R]
         self.admit(np.arange(min(rows, requests.total)))
         self.settle()
@@ -150,7 +167,11 @@ class _Sampler:
         old, new = (torch.from_numpy(x).to(self.device) for x in (sources, targets))
         for state in (self.hidden, self.positions, self.ended):
             state[new] = state[old]
-        self.hidden, self.positions, self.ended = self.hidden[:stay], self.positions[:stay], self.ended[:stay]
+        self.hidden, self.positions, self.ended = (
+            self.hidden[:stay],
+            self.positions[:stay],
+            self.ended[:stay],
+        )
 
     def settle(self) -> None:
         """Follows a change of rows."""
@@ -176,14 +197,21 @@ class _Sampler:
         self.cache.admit_rows(rows, seat)
         positions = torch.from_numpy(self.requests.lengths[prompts]).to(self.device)
         if not len(self.numbers):
-            self.numbers, self.begun, self.hidden, self.positions = numbers, np.zeros_like(numbers), hidden, positions
+            self.numbers, self.begun, self.hidden, self.positions = (
+                numbers,
+                np.zeros_like(numbers),
+                hidden,
+                positions,
+            )
             self.ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
             return
         self.numbers[rows], self.begun[rows] = numbers, self.step
         index = torch.from_numpy(rows).to(self.device)
         self.hidden[index], self.positions[index], self.ended[index] = hidden, positions, False
 
-    def read(self, prompts: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
+    def read(
+        self, prompts: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], Tensor]:
         """The seat [k] of each prompt [k] and the hidden state [k, hidden] after its last token, read now unless it is there.
 
         `rows` are about to be given up by whoever had them.
@@ -194,14 +222,21 @@ class _Sampler:
             known, seats, ends = order[:1], [np.array([self.partial[1]])], [self.partial[2][None]]
         new = order[len(known) :]
         if new:
-            used = np.append(np.delete(self.cache.seat, rows[rows < len(self.cache.seat)]), [int(s[0]) for s in seats])
+            used = np.append(
+                np.delete(self.cache.seat, rows[rows < len(self.cache.seat)]),
+                [int(s[0]) for s in seats],
+            )
             free = np.setdiff1d(np.arange(len(self.cache.lengths)), used).tolist()
-            given = self.cache.admit_prompts([len(self.requests.prompts[i].tokens) for i in new], free)
+            given = self.cache.admit_prompts(
+                [len(self.requests.prompts[i].tokens) for i in new], free
+            )
             seats.append(given)
             ends += self.prefill(new, given)
         place = {prompt: i for i, prompt in enumerate(order)}
         which = np.array([place[i] for i in prompts.tolist()], dtype=np.int64)
-        return np.concatenate(seats)[which], torch.cat(ends)[torch.from_numpy(which).to(self.device)]
+        return np.concatenate(seats)[which], torch.cat(ends)[
+            torch.from_numpy(which).to(self.device)
+        ]
 
     def prefill(self, prompts: Sequence[int], seats: NDArray[np.int64]) -> list[Tensor]:
         """Reads prompts in packs of about PREFILL tokens; the hidden states after their last tokens."""
@@ -211,11 +246,14 @@ class _Sampler:
         for i in np.unique(pack).tolist():
             inside = np.flatnonzero(pack == i)
             starts = torch.from_numpy(np.append(0, np.cumsum(lengths[inside]))).to(self.device)
-            tokens = np.concatenate([self.requests.prompts[prompts[j]].tokens for j in inside.tolist()]).astype(
-                np.int64
-            )
+            tokens = np.concatenate(
+                [self.requests.prompts[prompts[j]].tokens for j in inside.tolist()]
+            ).astype(np.int64)
             positions = np.concatenate([np.arange(n) for n in lengths[inside]])
-            flat, at = torch.from_numpy(tokens).to(self.device), torch.from_numpy(positions).to(self.device)
+            flat, at = (
+                torch.from_numpy(tokens).to(self.device),
+                torch.from_numpy(positions).to(self.device),
+            )
             hidden = self.model(flat, at, self.cache.prefill(starts, seats[inside]))
             ends.append(hidden[starts[1:] - 1])
         return ends

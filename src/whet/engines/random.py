@@ -19,7 +19,9 @@ from whet.kernels import BLOCK, kernels, usable
 from whet.model.logprobs import processed
 from whet.types import Prompt, Sampling
 
-GOLDEN, MIX_1, MIX_2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GOLDEN, MIX_1, MIX_2 = (
+    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint64]:
@@ -27,7 +29,9 @@ def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint
     seen: Counter[str] = Counter()
     keys = np.empty(len(prompts) * n, dtype=np.uint64)
     for i, prompt in enumerate(prompts):
-        stem = blake2b(f"{seed}/{seen[prompt.id]}/{prompt.id}".encode("utf-8", "surrogatepass"), digest_size=8)
+        stem = blake2b(
+            f"{seed}/{seen[prompt.id]}/{prompt.id}".encode("utf-8", "surrogatepass"), digest_size=8
+        )
         seen[prompt.id] += 1
         for j in range(n):
             whole = stem.copy()
@@ -59,11 +63,17 @@ def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tenso
     vocabulary = logp.shape[1]
     likely, missing = logp.exp(), -vocabulary % BLOCK
     blocks = (F.pad(likely, (0, missing)) if missing else likely).unflatten(1, (-1, BLOCK))
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, B] of the distribution, where each block ends
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(
+        -1
+    )  # [R, B] of the distribution, where each block ends
     target, zero = u[:, None] * ends[:, -1:], ends.new_zeros(())
     block = _slice(ends, target)
     begin = ends.gather(1, (block - 1).clamp_min(0)).where(block > 0, zero)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    inside = (
+        blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))
+        .squeeze(1)
+        .cumsum(-1, dtype=torch.float64)
+    )
     return (block * BLOCK + _slice(inside, target - begin)).squeeze(1).clamp_max_(vocabulary - 1)
 
 
@@ -81,12 +91,20 @@ def draw(
 
     The last says that the other two mean nothing in that row. temperature 0 takes the most likely token.
     """
-    plain = sampling.temperature > 0 and sampling.top_p >= 1.0 and not 0 < sampling.top_k < logits.shape[1]
+    plain = (
+        sampling.temperature > 0
+        and sampling.top_p >= 1.0
+        and not 0 < sampling.top_k < logits.shape[1]
+    )
     if plain and usable(logits) and logits.is_contiguous():
         return _drawn(logits, u, sampling.temperature)
     logp = processed(logits, sampling.temperature, sampling.top_p, sampling.top_k)
     tokens = logp.argmax(-1) if sampling.temperature == 0 else inverse_cdf(logp, u)
-    return tokens, logp.gather(1, tokens[:, None]).squeeze(1), ~logits.sum(-1, dtype=logp.dtype).isfinite()
+    return (
+        tokens,
+        logp.gather(1, tokens[:, None]).squeeze(1),
+        ~logits.sum(-1, dtype=logp.dtype).isfinite(),
+    )
 
 
 def _drawn(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

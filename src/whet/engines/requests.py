@@ -28,7 +28,9 @@ class Requests:
     and for a prompt that with `max_tokens` is longer than the model's positions.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], sampling: Sampling, vocab: int, max_positions: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], sampling: Sampling, vocab: int, max_positions: int
+    ) -> None:
         _check_sampling(sampling)
         for prompt in prompts:
             _check_prompt(prompt, sampling, vocab, max_positions)
@@ -70,7 +72,9 @@ def _check_sampling(s: Sampling) -> None:
 
 def _check_prompt(prompt: Prompt, sampling: Sampling, vocab: int, max_positions: int) -> None:
     if not prompt.tokens:
-        raise DataError(f"prompt {prompt.id!r} has no tokens; a model needs at least one to go on from")
+        raise DataError(
+            f"prompt {prompt.id!r} has no tokens; a model needs at least one to go on from"
+        )
     if min(prompt.tokens) < 0 or max(prompt.tokens) >= vocab:
         unknown = next(t for t in prompt.tokens if not 0 <= t < vocab)
         raise DataError(
@@ -103,7 +107,11 @@ class Notes:
 
     def samples(self, eos: Sequence[int], chat: Decoder, version: int) -> list[tuple[Sample, ...]]:
         """P tuples of n samples. Each ends with its first token of `eos`, or has as many tokens as it may."""
-        spans = [(n, torch.stack(t).cpu().numpy(), torch.stack(p).float().cpu().numpy()) for n, t, p in self.spans if t]
+        spans = [
+            (n, torch.stack(t).cpu().numpy(), torch.stack(p).float().cpu().numpy())
+            for n, t, p in self.spans
+            if t
+        ]
         number = np.concatenate([np.tile(n, len(t)) for n, t, _ in spans])
         order = np.argsort(number, kind="stable")
         tokens = np.concatenate([t.reshape(-1) for _, t, _ in spans])[order].astype(np.int64)
@@ -114,7 +122,10 @@ class Notes:
         n = self.requests.sampling.n
         made: list[Sample] = []
         for i in range(self.requests.total):
-            begin, last = int(bounds[i]), min(int(bounds[i + 1]), int(bounds[i] + self.requests.limits[i]))
+            begin, last = (
+                int(bounds[i]),
+                min(int(bounds[i + 1]), int(bounds[i] + self.requests.limits[i])),
+            )
             stopped = int(first_end[i]) < last
             stop = int(first_end[i]) + 1 if stopped else last
             prompt = self.requests.prompts[i // n].tokens
@@ -123,7 +134,9 @@ class Notes:
                 Sample(
                     tokens=np.concatenate([np.array(prompt, dtype=np.int64), chosen]),
                     mask=np.arange(len(prompt) + len(chosen)) >= len(prompt),
-                    logp=np.concatenate([np.zeros(len(prompt), dtype=np.float32), logp[begin:stop]]),
+                    logp=np.concatenate(
+                        [np.zeros(len(prompt), dtype=np.float32), logp[begin:stop]]
+                    ),
                     text=chat.decode(chosen.tolist()),
                     finish="stop" if stopped else "length",
                     version=version,

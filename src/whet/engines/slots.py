@@ -43,7 +43,9 @@ class Slots(Cache):
         self.prompt = weight.new_zeros(c.layers, 2, 0, 0, c.kv_heads, c.head_dim)
         self.own = weight.new_zeros(c.layers, 2, 0, 0, c.kv_heads, c.head_dim)
         self.members = 0  # rows of a seat at most
-        self.now = torch.zeros(1, dtype=torch.int64, device=weight.device)  # `column`, where the step reads it
+        self.now = torch.zeros(
+            1, dtype=torch.int64, device=weight.device
+        )  # `column`, where the step reads it
         self.shape = (0, 0, 0, 0, 0)
 
     def admit_prompts(self, lengths: Sequence[int], free: Sequence[int]) -> NDArray[np.int64]:
@@ -128,14 +130,21 @@ class Slots(Cache):
         """The first thing in a step: where each row writes, and how much of its own it then reads."""
         slots = self.own.shape[3]
         self.slot = (self.now - self.told[0]).clamp(0, slots - 1)
-        used, longest = (self.slot + 1).to(torch.int32), (self.config.heads // self.config.kv_heads, slots)
+        used, longest = (
+            (self.slot + 1).to(torch.int32),
+            (self.config.heads // self.config.kv_heads, slots),
+        )
         self.own_reads = Spans(self.own_asks, self.own_keys_at, longest, used=used)
 
     def prefill(self, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> Prefill:
         return _Prefill(self, starts, seats)
 
     def __call__(
-        self, layer: int, q: Float[Tensor, "r h d"], k: Float[Tensor, "r kv d"], v: Float[Tensor, "r kv d"]
+        self,
+        layer: int,
+        q: Float[Tensor, "r h d"],
+        k: Float[Tensor, "r kv d"],
+        v: Float[Tensor, "r kv d"],
     ) -> Float[Tensor, "r h d"]:
         """As the base's. The heads that read the same keys are so many queries of one head."""
         rows, kv, d = k.shape

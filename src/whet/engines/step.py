@@ -36,10 +36,30 @@ class Step:
             self._arrange()
         cache, c, rows, heads = self.cache, self.model.config, len(tokens), self.model.config.heads
         out = cache.like.new_empty(rows, c.hidden)
-        given = self.model.embed.weight, self.model.norm.weight, self.table, tokens, positions, cache.order, *cache.told
+        given = (
+            self.model.embed.weight,
+            self.model.norm.weight,
+            self.table,
+            tokens,
+            positions,
+            cache.order,
+            *cache.told,
+        )
         shape = rows, c.layers, c.hidden, c.ffn, heads, c.kv_heads, c.head_dim
-        widths = cache.own.shape[4], cache.prompt.shape[4], cache.column, cache.scores.shape[1], self.table[0].numel()
-        self.compiled.call("step", (self.parts, *given, out, self.scratch, cache.scores), *shape, *widths, c.norm_eps)
+        widths = (
+            cache.own.shape[4],
+            cache.prompt.shape[4],
+            cache.column,
+            cache.scores.shape[1],
+            self.table[0].numel(),
+        )
+        self.compiled.call(
+            "step",
+            (self.parts, *given, out, self.scratch, cache.scores),
+            *shape,
+            *widths,
+            c.norm_eps,
+        )
         return out
 
     def _arrange(self) -> None:
@@ -48,8 +68,19 @@ class Step:
         rows: list[Parts] = []
         for i, weights in enumerate(self.weights):
             own, prompt = cache.own[i], cache.prompt[i]
-            rows.append([*weights, own[0], own[1], prompt[0], prompt[1], None if i in c.no_rope_layers else own])
-        self.parts = torch.from_numpy(np.array([[0 if t is None else t.data_ptr() for t in row] for row in rows]))
+            rows.append(
+                [
+                    *weights,
+                    own[0],
+                    own[1],
+                    prompt[0],
+                    prompt[1],
+                    None if i in c.no_rope_layers else own,
+                ]
+            )
+        self.parts = torch.from_numpy(
+            np.array([[0 if t is None else t.data_ptr() for t in row] for row in rows])
+        )
         heads = c.heads + 2 * c.kv_heads
         a_row = 2 * c.hidden + (2 * heads + c.heads + 2) * c.head_dim + 3 * c.ffn + heads
         self.scratch, self.views = cache.like.new_empty(len(cache.seat) * a_row), cache.views
@@ -68,6 +99,10 @@ def _map(linear: nn.Module) -> Parts:
 
 def _weights(layer: Layer) -> Parts:
     """In decode.c's order."""
-    norms: Parts = [layer.norm_q.weight, layer.norm_k.weight] if layer.norm_q and layer.norm_k else [None, None]
+    norms: Parts = (
+        [layer.norm_q.weight, layer.norm_k.weight]
+        if layer.norm_q and layer.norm_k
+        else [None, None]
+    )
     attention = [layer.norm_attention.weight, *_map(layer.qkv), *norms, *_map(layer.out)]
     return [*attention, layer.norm_ffn.weight, *_map(layer.gate_up), *_map(layer.down)]

@@ -26,7 +26,9 @@ class Measured:
 
     groups: list[Group]
     figures: dict[str, Any]
-    off: "Measured | None" = None  # the same problems with the thinking switch off, where it was measured both ways
+    off: "Measured | None" = (
+        None  # the same problems with the thinking switch off, where it was measured both ways
+    )
 
     @property
     def correct(self) -> list[list[bool]]:
@@ -34,12 +36,16 @@ class Measured:
         return [[c.correct for c in g.usable.scores] for g in self.groups]
 
 
-def measure(policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None) -> Measured:
+def measure(
+    policy: Policy, context: Context, spec: config.Evaluation, progress: Progress | None = None
+) -> Measured:
     """Draws spec.samples answers to spec.problems test problems and sums them up.
 
     Where the thinking switch is measured both ways, the figures are those with it on; `figures["thinking"]` has {on, off}.
     """
-    sampling = Sampling(spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed)
+    sampling = Sampling(
+        spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed
+    )
     engine = context.engine(policy, context.chat)
     found: list[Measured] = []
     for thinking in measured(spec.thinking, context.ask.thinking):
@@ -49,7 +55,9 @@ def measure(policy: Policy, context: Context, spec: config.Evaluation, progress:
     if len(found) == 1:
         return found[0]
     on, off = found
-    return Measured(on.groups, {**on.figures, "thinking": {"on": on.figures, "off": off.figures}}, off)
+    return Measured(
+        on.groups, {**on.figures, "thinking": {"on": on.figures, "off": off.figures}}, off
+    )
 
 
 def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> dict[str, Any]:
@@ -58,7 +66,11 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
     counts = [[float(c.correct) for c in g.scores] for g in usable]
     told = describe(groups, context.task)
     interval = statistics.mean_with_interval(counts) if counts else None
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= min((len(c) for c in counts), default=0)]
+    ks = [
+        k
+        for k in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        if k <= min((len(c) for c in counts), default=0)
+    ]
     found: dict[str, Any] = {
         "accuracy": interval.mean if interval else None,
         "low": interval.low if interval else None,
@@ -72,9 +84,15 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
         "unparsed": told.get("unparsed"),
         "errors": told["errors"],
         "tokens": sum(s.length for g in groups for s in g.samples),
-        "pass_at": {str(k): mean([statistics.pass_at_k(len(c), int(sum(c)), k) for c in counts]) for k in ks},
+        "pass_at": {
+            str(k): mean([statistics.pass_at_k(len(c), int(sum(c)), k) for c in counts]) for k in ks
+        },
         "modes": modes(groups, context),
-        "parts": {name.removeprefix("part_"): value for name, value in told.items() if name.startswith("part_")},
+        "parts": {
+            name.removeprefix("part_"): value
+            for name, value in told.items()
+            if name.startswith("part_")
+        },
     }
     if sampling.n > 1 and counts:
         found["majority"] = mean([vote(g) for g in usable])
@@ -92,7 +110,9 @@ def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
         return {}
     table: dict[str, dict[str, float | int]] = {}
     for name, own in sorted(groups.items()):
-        interval = statistics.mean_with_interval([[float(c.correct) for c in g.scores] for g in own])
+        interval = statistics.mean_with_interval(
+            [[float(c.correct) for c in g.scores] for g in own]
+        )
         length = mean([float(s.length) for g in own for s in g.samples])
         told = {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
         table[name] = {**told, "n": len(own), "length": length}
@@ -102,7 +122,8 @@ def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
 def vote(group: Group) -> float:
     """Majority vote over the answers a group gave."""
     votes = [
-        None if c.status == "unparsed" else ballot(text) for text, c in zip(group.texts, group.scores, strict=True)
+        None if c.status == "unparsed" else ballot(text)
+        for text, c in zip(group.texts, group.scores, strict=True)
     ]
     return statistics.majority(votes, [c.correct for c in group.scores])
 
@@ -136,20 +157,31 @@ def modes(groups: Sequence[Group], context: Context) -> dict[str, dict[str, floa
     return table
 
 
-def accuracy_by_mode(policy: Policy, context: Context, gate: config.Gate, seed: int) -> dict[str, tuple[float, int]]:
+def accuracy_by_mode(
+    policy: Policy, context: Context, gate: config.Gate, seed: int
+) -> dict[str, tuple[float, int]]:
     """For gates: mode -> (accuracy, answers), over training problems at temperature 1."""
     prompts = context.some(GATE_SPLIT, gate.samples, seed)
     sampling = Sampling(n=1, temperature=1.0, max_tokens=gate.max_tokens, seed=seed)
     groups = rollout(context.engine(policy, context.chat), context.reward, prompts, sampling)
-    return {m: (float(t["accuracy"] or 0.0), int(t["n"] or 0)) for m, t in modes(groups, context).items()}
+    return {
+        m: (float(t["accuracy"] or 0.0), int(t["n"] or 0))
+        for m, t in modes(groups, context).items()
+    }
 
 
-def gain(before_name: str, before: Measured, after_name: str, after: Measured) -> dict[str, Any] | None:
+def gain(
+    before_name: str, before: Measured, after_name: str, after: Measured
+) -> dict[str, Any] | None:
     """What a gain in accuracy is made of: choosing another mode, or answering better in a mode; and the paired test."""
     a, b = before.figures, after.figures
     if a["accuracy"] is None or b["accuracy"] is None:
         return None
-    told: dict[str, Any] = {"before": before_name, "after": after_name, "total": b["accuracy"] - a["accuracy"]}
+    told: dict[str, Any] = {
+        "before": before_name,
+        "after": after_name,
+        "total": b["accuracy"] - a["accuracy"],
+    }
     if a["modes"] and b["modes"]:
         split = statistics.decompose(
             {m: (t["share"], t["accuracy"]) for m, t in a["modes"].items()},

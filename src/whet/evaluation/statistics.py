@@ -50,7 +50,9 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     [0.4902, 0.9433]
     """
     if not (n > 0 and 0 <= successes <= n):
-        raise ValueError(f"wilson: {successes} successes of {n}; need 0 <= successes <= n and n > 0")
+        raise ValueError(
+            f"wilson: {successes} successes of {n}; need 0 <= successes <= n and n > 0"
+        )
     if not 0 < level < 1:
         raise ValueError(f"wilson: level {level} is not between 0 and 1")
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -75,7 +77,9 @@ def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -
     6.0
     """
     if not counts or any(not c for c in counts):
-        raise ValueError("mean_with_interval: every problem needs at least one sample, and there must be a problem")
+        raise ValueError(
+            "mean_with_interval: every problem needs at least one sample, and there must be a problem"
+        )
     means = [fmean(c) for c in counts]
     p, problems, samples = fmean(means), len(means), sum(len(c) for c in counts)
     if not (min(means) >= 0 and max(means) <= 1):
@@ -154,7 +158,9 @@ def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
     (0.6667, -0.2573, 1.0, 0.5, 'McNemar, exact')
     """
     if not a or len(a) != len(b):
-        raise ValueError(f"paired: {len(a)} and {len(b)} problems; give the same ones, at least one")
+        raise ValueError(
+            f"paired: {len(a)} and {len(b)} problems; give the same ones, at least one"
+        )
     if any(not x for x in (*a, *b)):
         raise ValueError("paired: every problem needs at least one sample of each")
     differences = [fmean(y) - fmean(x) for x, y in zip(a, b, strict=True)]
@@ -190,7 +196,8 @@ def sign_flip(differences: Sequence[float]) -> tuple[float, bool]:
 
 
 def decompose(
-    before: Mapping[str, tuple[float, float | None]], after: Mapping[str, tuple[float, float | None]]
+    before: Mapping[str, tuple[float, float | None]],
+    after: Mapping[str, tuple[float, float | None]],
 ) -> Split:
     """What a gain in accuracy is made of; each mapping gives a mode's share s and its accuracy a (None: no such answers).
 

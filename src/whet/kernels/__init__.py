@@ -18,9 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "spread.c", "product.c", "decode.c", "attention.c")]
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("kernels.c", "spread.c", "product.c", "decode.c", "attention.c")
+]
 READ = [*(Path(__file__).with_name(name) for name in ("kernels.h", "tiles.h")), *SOURCES]
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
 SECONDS = 120  # for the compiler
 SMALL = 1 << 14  # numbers; a kernel over fewer runs on one thread
 BLOCK = 64  # rows to a partial sum, as in kernels.c
@@ -34,7 +45,11 @@ class Kernels:
         self.functions: dict[str, Any] = {}
 
     def call(
-        self, name: str, tensors: tuple[Tensor | int | None, ...], *numbers: int | float, work: int = 1 << 62
+        self,
+        name: str,
+        tensors: tuple[Tensor | int | None, ...],
+        *numbers: int | float,
+        work: int = 1 << 62,
     ) -> None:
         """kernels.c's function: addresses (of tensors, or themselves), then numbers, then the threads that `work` numbers are worth."""
         function = self.functions.get(name)
@@ -44,7 +59,9 @@ class Kernels:
             function.argtypes = [*(ctypes.c_void_p for _ in tensors), *kinds, ctypes.c_int]
             function.restype = None
         threads = torch.get_num_threads() if work >= SMALL else 1
-        function(*[t.data_ptr() if isinstance(t, Tensor) else t for t in tensors], *numbers, threads)
+        function(
+            *[t.data_ptr() if isinstance(t, Tensor) else t for t in tensors], *numbers, threads
+        )
 
 
 def _told(name: str, *numbers: int) -> int:
@@ -75,7 +92,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, columns: int) -> Ten
     (n, i), compiled = x.shape, kernels()
     y = x.new_empty(n, columns)
     assert compiled is not None
-    compiled.call("product", (x.contiguous(), weight, bias, y), n, i, columns, 0, work=n * i * columns)
+    compiled.call(
+        "product", (x.contiguous(), weight, bias, y), n, i, columns, 0, work=n * i * columns
+    )
     return y
 
 
@@ -98,9 +117,18 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def _built() -> Path:
     """The library for this source, compiler and processor. Raises OSError or SubprocessError."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "cc"]
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
-    told = [*(file.read_bytes() for file in READ), " ".join([*compiler, *FLAGS]).encode(), version, _processor()]
+    compiler = shlex.split(os.environ.get("CC", "")) or [
+        shutil.which("cc") or shutil.which("gcc") or "cc"
+    ]
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS
+    ).stdout
+    told = [
+        *(file.read_bytes() for file in READ),
+        " ".join([*compiler, *FLAGS]).encode(),
+        version,
+        _processor(),
+    ]
     digest = hashlib.sha256(b"\0".join(told)).hexdigest()
     name = f"kernels-{digest[:16]}.so"
     for place in (_cache, _aside):
@@ -134,4 +162,6 @@ def _processor() -> bytes:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
         return platform.processor().encode()
-    return b"\n".join(sorted({x for x in lines if x.startswith((b"model name", b"flags", b"Features"))}))
+    return b"\n".join(
+        sorted({x for x in lines if x.startswith((b"model name", b"flags", b"Features"))})
+    )

@@ -17,7 +17,16 @@ from whet.model.config_file import CONFIG, GENERATION, model_type, read_json
 from whet.model.weights import Shards
 
 # What transformers and torch raise over a configuration or a file that they cannot use.
-REFUSALS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
+REFUSALS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    ArithmeticError,
+)
 UNLIMITED = 1 << 24  # max_positions where a model states none
 ALIGNED = 64  # bytes
 
@@ -35,7 +44,9 @@ class Adapter(nn.Module):
         self.hf = hf.eval()
         text = hf.config.get_text_config()
         scale, shrink = (getattr(text, key, None) for key in ("logit_scale", "logits_scaling"))
-        self.scale = (1.0 if scale is None else float(scale)) / (1.0 if shrink is None else float(shrink))
+        self.scale = (1.0 if scale is None else float(scale)) / (
+            1.0 if shrink is None else float(shrink)
+        )
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         if hf.get_output_embeddings() is None or self.body is hf:
@@ -64,8 +75,12 @@ class Adapter(nn.Module):
             named: dict[str, Tensor] = {"input_ids": tokens[index], "attention_mask": real.long()}
             if self.takes_positions:
                 named["position_ids"] = positions[index]
-            elif (positions[index] != torch.arange(index.shape[1], device=index.device))[real].any():
-                raise ValueError(f"a {self.config.family} counts its own positions; they must start at 0")
+            elif (positions[index] != torch.arange(index.shape[1], device=index.device))[
+                real
+            ].any():
+                raise ValueError(
+                    f"a {self.config.family} counts its own positions; they must start at 0"
+                )
             read = self.body(**named, use_cache=False).last_hidden_state
             hidden = read.new_zeros(len(tokens), read.shape[-1]) if hidden is None else hidden
             hidden = hidden.index_put((index[real],), read[real])
@@ -85,10 +100,16 @@ class Adapter(nn.Module):
         tokens = torch.arange(min(4, self.config.vocab), device=self.hf.device)
         theirs = self.hf(input_ids=tokens[None]).logits[0].float()
         ours = self.logits(
-            self.packed(tokens, torch.arange(len(tokens)).to(tokens), tokens.new_tensor([0, len(tokens)]))
+            self.packed(
+                tokens, torch.arange(len(tokens)).to(tokens), tokens.new_tensor([0, len(tokens)])
+            )
         )
-        if not torch.allclose(ours.float(), theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())):
-            raise ModelError(f"whet does not know how a {self.config.family} makes its logits, so it cannot train it")
+        if not torch.allclose(
+            ours.float(), theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())
+        ):
+            raise ModelError(
+                f"whet does not know how a {self.config.family} makes its logits, so it cannot train it"
+            )
 
 
 def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Adapter:
@@ -102,7 +123,9 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
         cure = "pip install 'whet[hf]'"
-        raise ModelError(f"{directory} is a {kind}, which whet loads through transformers; {cure}") from None
+        raise ModelError(
+            f"{directory} is a {kind}, which whet loads through transformers; {cure}"
+        ) from None
     if read_json(directory / CONFIG).get("quantization_config"):
         raise ModelError(f"{directory} is quantized; give the model it was made from")
     with ExitStack() as stack:
@@ -119,14 +142,22 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                attn_implementation="eager" if capped else None,  # the fused kernels leave the cap out
+                attn_implementation="eager"
+                if capped
+                else None,  # the fused kernels leave the cap out
                 **local,
             )
     except (*REFUSALS, StrictDataclassError) as failure:
-        raise ModelError(f"{directory} is a {kind}, which transformers cannot load: {_line(failure)}") from None
+        raise ModelError(
+            f"{directory} is a {kind}, which transformers cannot load: {_line(failure)}"
+        ) from None
     hf, report = loaded
-    if lost := sorted(report["missing_keys"]) + sorted(str(m[0]) for m in report["mismatched_keys"]):
-        raise ModelError(f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?")
+    if lost := sorted(report["missing_keys"]) + sorted(
+        str(m[0]) for m in report["mismatched_keys"]
+    ):
+        raise ModelError(
+            f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?"
+        )
     return Adapter(_aligned(hf.to(device)), _config(hf, directory))
 
 
@@ -147,7 +178,9 @@ def write(model: object, directory: Path, shard_bytes: int) -> None:
         with _quiet():
             model.hf.save_pretrained(directory, max_shard_size=shard_bytes)
     except REFUSALS as failure:
-        raise ModelError(f"{directory}: a {model.config.family} cannot be saved: {_line(failure)}") from None
+        raise ModelError(
+            f"{directory}: a {model.config.family} cannot be saved: {_line(failure)}"
+        ) from None
 
 
 @contextmanager
@@ -190,7 +223,9 @@ def _config(hf: Any, directory: Path) -> ModelConfig:
     heads = count("num_attention_heads")
     return ModelConfig(
         family=hf.config.model_type,
-        vocab=hf.get_output_embeddings().weight.shape[0] if hf.get_output_embeddings() else count("vocab_size"),
+        vocab=hf.get_output_embeddings().weight.shape[0]
+        if hf.get_output_embeddings()
+        else count("vocab_size"),
         hidden=count("hidden_size"),
         layers=count("num_hidden_layers"),
         heads=heads,

@@ -23,11 +23,17 @@ FLASH_BACK: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 class Attention(Protocol):
     def __call__(
-        self, layer: int, q: Float[Tensor, "n h d"], k: Float[Tensor, "n kv d"], v: Float[Tensor, "n kv d"]
+        self,
+        layer: int,
+        q: Float[Tensor, "n h d"],
+        k: Float[Tensor, "n kv d"],
+        v: Float[Tensor, "n kv d"],
     ) -> Float[Tensor, "n h d"]: ...
 
 
-Read = tuple[int, int, int, int]  # (first, last, begin, end): tokens first .. last - 1 also read begin .. end - 1
+Read = tuple[
+    int, int, int, int
+]  # (first, last, begin, end): tokens first .. last - 1 also read begin .. end - 1
 
 
 class Packed:
@@ -38,14 +44,21 @@ class Packed:
     stays below `slack` of the work. Raises ValueError for an empty segment, and for `reads` that are not so.
     """
 
-    def __init__(self, starts: Int[Tensor, " s1"], slack: float = 0.25, reads: Sequence[Read] = ()) -> None:
+    def __init__(
+        self, starts: Int[Tensor, " s1"], slack: float = 0.25, reads: Sequence[Read] = ()
+    ) -> None:
         self.bounds: list[int] = starts.tolist()
         self.lengths = [last - first for first, last in pairwise(self.bounds)]
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError("Packed: every segment needs at least one token")
         whole, ends = set(pairwise(self.bounds)), set(self.bounds)
-        if any((begin, end) not in whole or end != first or last not in ends for first, last, begin, end in reads):
-            raise ValueError("Packed: what is read must be the whole segment before those that read it")
+        if any(
+            (begin, end) not in whole or end != first or last not in ends
+            for first, last, begin, end in reads
+        ):
+            raise ValueError(
+                "Packed: what is read must be the whole segment before those that read it"
+            )
         self.device, self.slack, self.reads = starts.device, slack, reads
 
     @cached_property
@@ -63,7 +76,12 @@ class Packed:
             steps = torch.arange(longest)
             length = torch.tensor([self.lengths[i] for i in rows])[:, None]
             offset = torch.tensor([self.bounds[i] for i in rows])[:, None]
-            made.append(((offset + steps.minimum(length - 1)).to(self.device), (steps < length).to(self.device)))
+            made.append(
+                (
+                    (offset + steps.minimum(length - 1)).to(self.device),
+                    (steps < length).to(self.device),
+                )
+            )
             first = last
         return made
 
@@ -97,11 +115,15 @@ class Packed:
         for index, _ in self.buckets:
             # [B, L, heads, d] -> [B, heads, L, d]. Padding stands at the end, where no causal query reads it.
             a, b, c = (x[index].transpose(1, 2) for x in (q, k, v))
-            read = F.scaled_dot_product_attention(a, b, c, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
+            read = F.scaled_dot_product_attention(
+                a, b, c, is_causal=True, enable_gqa=k.shape[1] != q.shape[1]
+            )
             parts.append(read.transpose(1, 2).flatten(0, 1))
         return torch.cat(parts)[self.place]
 
-    def padded(self, x: Float[Tensor, "n h d"], index: Tensor, repeat: int = 1) -> Float[Tensor, "b h l d"]:
+    def padded(
+        self, x: Float[Tensor, "n h d"], index: Tensor, repeat: int = 1
+    ) -> Float[Tensor, "b h l d"]:
         """A bucket's rows of x, each head as often as `repeat`."""
         rows = x.index_select(0, index.reshape(-1))
         rows = rows if repeat == 1 else rows.repeat_interleave(repeat, 1)
@@ -109,7 +131,9 @@ class Packed:
 
     def gathered(self, parts: list[Tensor], repeat: int = 1) -> Float[Tensor, "n h d"]:
         """[B, heads, L, d] of every bucket -> one row for each token; `repeat` heads are summed to one."""
-        rows = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in parts]).index_select(0, self.place)
+        rows = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in parts]).index_select(
+            0, self.place
+        )
         return rows if repeat == 1 else rows.unflatten(1, (-1, repeat)).sum(2)
 
 
@@ -132,7 +156,11 @@ class _Attend(Function):
         kv, repeat = k.shape[1], q.shape[1] // k.shape[1]
         outs, sizes = list[Tensor](), list[Tensor]()
         for index, _ in plan.buckets:
-            a, b, c = plan.padded(q, index), plan.padded(k, index, repeat), plan.padded(v, index, repeat)
+            a, b, c = (
+                plan.padded(q, index),
+                plan.padded(k, index, repeat),
+                plan.padded(v, index, repeat),
+            )
             out, size = FLASH(a, b, c, 0.0, True)
             outs.append(out)
             sizes.append(size[..., None])
@@ -154,13 +182,29 @@ class _Attend(Function):
         grad = given[0].contiguous()
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, real in plan.buckets:
-            a, b, c = plan.padded(q, index), plan.padded(k, index, repeat), plan.padded(v, index, repeat)
+            a, b, c = (
+                plan.padded(q, index),
+                plan.padded(k, index, repeat),
+                plan.padded(v, index, repeat),
+            )
             told = plan.padded(grad, index) * real[:, None, :, None]  # nothing flows from padding
             parts.append(
-                FLASH_BACK(told, a, b, c, plan.padded(out, index), plan.padded(size, index)[..., 0], 0.0, True)
+                FLASH_BACK(
+                    told,
+                    a,
+                    b,
+                    c,
+                    plan.padded(out, index),
+                    plan.padded(size, index)[..., 0],
+                    0.0,
+                    True,
+                )
             )
         dq = plan.gathered([p[0] for p in parts])
-        dk, dv = plan.gathered([p[1] for p in parts], repeat), plan.gathered([p[2] for p in parts], repeat)
+        dk, dv = (
+            plan.gathered([p[1] for p in parts], repeat),
+            plan.gathered([p[2] for p in parts], repeat),
+        )
         for first, last, begin, end in plan.reads:
             b, c = (x[begin:end].transpose(0, 1)[None] for x in (k, v))
             a, told, read, sums = (_beside(x[first:last], kv) for x in (q, grad, out, size))
@@ -180,7 +224,10 @@ class _Compiled(Function):
         segments, _ = plan.plan
         out, size = torch.empty_like(q), q.new_empty(q.shape[:2])
         room = _room(plan, q)
-        compiled, sizes = kernels(), (len(segments), q.shape[1], k.shape[1], q.shape[2], room.shape[1])
+        compiled, sizes = (
+            kernels(),
+            (len(segments), q.shape[1], k.shape[1], q.shape[2], room.shape[1]),
+        )
         assert compiled is not None
         compiled.call("attention", (q, k, v, segments, out, size, room), *sizes, work=q.numel())
         ctx.save_for_backward(q, k, v, out, size)
@@ -191,8 +238,16 @@ class _Compiled(Function):
     def backward(ctx: Any, *given: Tensor) -> Any:
         q, k, v, out, size = ctx.saved_tensors
         segments, runs = ctx.plan.plan
-        dq, dk, dv, room = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), _room(ctx.plan, q)
-        compiled, sizes = kernels(), (len(runs) - 1, q.shape[1], k.shape[1], q.shape[2], room.shape[1])
+        dq, dk, dv, room = (
+            torch.empty_like(q),
+            torch.zeros_like(k),
+            torch.zeros_like(v),
+            _room(ctx.plan, q),
+        )
+        compiled, sizes = (
+            kernels(),
+            (len(runs) - 1, q.shape[1], k.shape[1], q.shape[2], room.shape[1]),
+        )
         assert compiled is not None
         tensors = (given[0].contiguous(), q, k, v, out, size, segments, runs, dq, dk, dv, room)
         compiled.call("attention_back", tensors, *sizes, work=q.numel())

@@ -34,5 +34,7 @@ class ModelConfig:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # other keys of config.json, written back as they were
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # other keys of config.json, written back as they were
     generation: dict[str, Any] = field(default_factory=dict)  # likewise of generation_config.json

@@ -35,19 +35,62 @@ FAMILIES = {
     "llama": Family("LlamaForCausalLM", mlp_bias=None, max_positions=2048),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, kv_heads=32),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, kv_heads=32, head_dim=128),
-    "smollm3": Family("SmolLM3ForCausalLM", mlp_bias=None, rope_theta=2e6, tied=True, kv_heads=4, no_rope=True),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", mlp_bias=None, rope_theta=2e6, tied=True, kv_heads=4, no_rope=True
+    ),
 }
 READ = {  # every key of config.json that a ModelConfig's own fields hold, or that is made anew when written
-    *("model_type", "architectures", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "intermediate_size", "hidden_act", "rms_norm_eps", "max_position_embeddings"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "no_rope_layers"),
+    *(
+        "model_type",
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ),
+    *(
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "hidden_act",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    ),
+    *(
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+        "no_rope_layers",
+    ),
     *("no_rope_layer_interval", "attention_bias", "mlp_bias", "tie_word_embeddings", *IDS),
-    *("dtype", "torch_dtype", "transformers_version", "auto_map", "num_labels", "id2label", "label2id"),
+    *(
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "auto_map",
+        "num_labels",
+        "id2label",
+        "label2id",
+    ),
 }
 SCALAR = "SequenceClassification"  # what the architecture of a reward model ends with
 FOREIGN = (  # keys that change the maths in ways the decoder does not know; absent, null, 0 and false are harmless
-    *("attn_logit_softcapping", "final_logit_softcapping", "num_local_experts", "num_experts", "n_routed_experts"),
-    *("quantization_config", "logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier", "alibi"),
+    *(
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "num_local_experts",
+        "num_experts",
+        "n_routed_experts",
+    ),
+    *(
+        "quantization_config",
+        "logit_scale",
+        "logits_scaling",
+        "residual_multiplier",
+        "embedding_multiplier",
+        "alibi",
+    ),
 )
 
 
@@ -56,7 +99,9 @@ def read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}; it is not a model in Hugging Face's format") from None
+        raise ModelError(
+            f"{path.parent} has no {path.name}; it is not a model in Hugging Face's format"
+        ) from None
     except OSError as failure:
         raise ModelError(f"{path} cannot be read: {failure.strerror}") from None
     except (ValueError, RecursionError) as failure:
@@ -83,7 +128,9 @@ def read_config(directory: Path) -> ModelConfig:
     held = read_json(directory / CONFIG)
     name = model_type(directory)
     if name not in FAMILIES:
-        raise ModelError(f"model_type {name!r} is not one of the decoder's own; known: {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"model_type {name!r} is not one of the decoder's own; known: {', '.join(FAMILIES)}"
+        )
     generation = read_json(directory / GENERATION) if (directory / GENERATION).exists() else {}
     try:
         return _config(name, held, generation)
@@ -94,10 +141,14 @@ def read_config(directory: Path) -> ModelConfig:
 def _config(name: str, held: Json, generation: Json) -> ModelConfig:
     family = FAMILIES[name]
     _refuse_foreign(held)
-    hidden, heads, layers = (_count(held, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    hidden, heads, layers = (
+        _count(held, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
     kv_heads = _count(held, "num_key_value_heads", family.kv_heads or heads, heads)
     if heads % kv_heads:
-        raise ModelError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        raise ModelError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
     bias = _flag(held, "attention_bias", False)
     positions = _count(held, "max_position_embeddings", family.max_positions)
     theta, scaling = _rope(held, family, positions)
@@ -152,7 +203,9 @@ def _head_dim(held: Json, family: Family, hidden: int, heads: int) -> int:
     if family.head_dim is not None and "head_dim" not in held:
         return family.head_dim
     if hidden % heads:
-        raise ModelError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim")
+        raise ModelError(
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
+        )
     return hidden // heads
 
 
@@ -170,17 +223,26 @@ def _refuse_foreign(held: Json) -> None:
     kinds = held.get("layer_types") or []
     slides = bool(held.get("use_sliding_window")) and held.get("sliding_window") is not None
     full_below = held.get("max_window_layers")
-    if slides and not kinds and isinstance(full_below, int) and isinstance(held.get("num_hidden_layers"), int):
+    if (
+        slides
+        and not kinds
+        and isinstance(full_below, int)
+        and isinstance(held.get("num_hidden_layers"), int)
+    ):
         slides = full_below < held["num_hidden_layers"]
     if (slides and not kinds) or any(kind != "full_attention" for kind in kinds):
-        raise ModelError("it attends through a sliding window, which whet's decoder does not compute")
+        raise ModelError(
+            "it attends through a sliding window, which whet's decoder does not compute"
+        )
 
 
 def _rope(held: Json, family: Family, positions: int) -> tuple[float, Json | None]:
     """The base and the scaling table, from the keys of transformers 5 (rope_parameters) or of those before it."""
     table = held.get("rope_scaling") or held.get("rope_parameters") or {}
     if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
-        raise ModelError("its rotary positions differ by layer, which whet's decoder does not compute")
+        raise ModelError(
+            "its rotary positions differ by layer, which whet's decoder does not compute"
+        )
     kind = table.get("rope_type") or table.get("type") or "default"
     if not isinstance(kind, str):
         raise ModelError(f"rope_type is {kind!r}; it must be a name")
@@ -189,10 +251,14 @@ def _rope(held: Json, family: Family, positions: int) -> tuple[float, Json | Non
     theta = _number({"rope_theta": held.get("rope_theta")} | table, "rope_theta", family.rope_theta)
     if kind == "default":
         return theta, None
-    rest = {k: v for k, v in table.items() if k not in ("type", "rope_theta", "partial_rotary_factor")}
+    rest = {
+        k: v for k, v in table.items() if k not in ("type", "rope_theta", "partial_rotary_factor")
+    }
     if kind in ("llama3", "yarn"):
         original = held.get("original_max_position_embeddings")
-        rest["original_max_position_embeddings"] = original or rest.get("original_max_position_embeddings") or positions
+        rest["original_max_position_embeddings"] = (
+            original or rest.get("original_max_position_embeddings") or positions
+        )
     return theta, rest | {"rope_type": kind}
 
 
@@ -203,7 +269,9 @@ def _no_rope(held: Json, layers: int) -> tuple[int, ...]:
         every = _count(held, "no_rope_layer_interval", 4)
         uses = [(i + 1) % every != 0 for i in range(layers)]
     if not isinstance(uses, list) or len(uses) < layers or any(u not in (0, 1) for u in uses):
-        raise ModelError(f"no_rope_layers is {uses!r}; it must have a 0 or 1 for each of {layers} layers")
+        raise ModelError(
+            f"no_rope_layers is {uses!r}; it must have a 0 or 1 for each of {layers} layers"
+        )
     return tuple(i for i in range(layers) if not uses[i])
 
 
@@ -214,10 +282,14 @@ def config_json(config: ModelConfig, dtype: str) -> Json:
     """
     c = config
     if c.family not in FAMILIES:
-        raise ModelError(f"family {c.family!r} is not one of the decoder's own; known: {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"family {c.family!r} is not one of the decoder's own; known: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[c.family]
     attention = (c.qkv_bias, c.out_bias)
-    if attention not in ([(False, False), (True, True)] if family.qkv_bias is None else [(family.qkv_bias, False)]):
+    if attention not in (
+        [(False, False), (True, True)] if family.qkv_bias is None else [(family.qkv_bias, False)]
+    ):
         raise ModelError(
             f"a {c.family} in Hugging Face's format cannot have qkv_bias={c.qkv_bias}, out_bias={c.out_bias}"
         )
@@ -229,7 +301,9 @@ def config_json(config: ModelConfig, dtype: str) -> Json:
         if not can:
             raise ModelError(f"a {c.family} in Hugging Face's format cannot have {key}={given}")
     held: Json = {
-        "architectures": [family.architecture.replace("CausalLM", SCALAR) if c.scalar else family.architecture],
+        "architectures": [
+            family.architecture.replace("CausalLM", SCALAR) if c.scalar else family.architecture
+        ],
         "model_type": c.family,
         "dtype": dtype,
         "vocab_size": c.vocab,
@@ -267,7 +341,9 @@ def _special(config: ModelConfig) -> Json:
 
 def _count(held: Json, key: str, absent: int | None = None, null: int | None = None) -> int:
     """A positive whole number; `absent` and `null` are what a missing key and a null stand for."""
-    value = held.get(key, absent) if held.get(key) is not None or key not in held else (null or absent)
+    value = (
+        held.get(key, absent) if held.get(key) is not None or key not in held else (null or absent)
+    )
     if type(value) is not int or value < 1:
         raise ModelError(f"{key} is {value!r}; it must be a whole number above 0")
     return value

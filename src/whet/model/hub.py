@@ -9,7 +9,15 @@ import torch
 
 from whet.errors import ModelError
 from whet.model import lora, lora_files, weights
-from whet.model.config_file import CONFIG, FAMILIES, GENERATION, config_json, generation_json, model_type, read_config
+from whet.model.config_file import (
+    CONFIG,
+    FAMILIES,
+    GENERATION,
+    config_json,
+    generation_json,
+    model_type,
+    read_config,
+)
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.storage.atomic import committed
@@ -32,7 +40,9 @@ def resolve(name: str | Path) -> Path:
     if name and path.is_dir():
         return path
     if name and path.exists():
-        raise ModelError(f"{name} is a file; give the directory that holds config.json and the weights")
+        raise ModelError(
+            f"{name} is a file; give the directory that holds config.json and the weights"
+        )
     if not HUB_ID.fullmatch(name):
         raise ModelError(
             f"there is no directory {name!r}; give a model's directory or a Hub id such as Qwen/Qwen3-0.6B"
@@ -44,7 +54,11 @@ def _download(name: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     missing = f"{name} is no directory here, and"
-    later = [getattr(errors, n) for n in ("XetDownloadError", "RevisionResolutionError") if hasattr(errors, n)]
+    later = [
+        getattr(errors, n)
+        for n in ("XetDownloadError", "RevisionResolutionError")
+        if hasattr(errors, n)
+    ]
     network = [base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
@@ -53,14 +67,20 @@ def _download(name: str) -> Path:
             f"{missing} on the Hub it is gated: accept its terms there, then run `hf auth login`"
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise ModelError(f"{missing} the Hub has no public model of this name; check its spelling") from None
+        raise ModelError(
+            f"{missing} the Hub has no public model of this name; check its spelling"
+        ) from None
     except (*network, *later, OSError) as failure:
         why = str(failure).strip().partition("\n")[0]
         cure = f"where there is a network run `hf download {name} --local-dir DIR`, copy DIR here and give its path"
-        raise ModelError(f"{missing} it cannot be had from the Hugging Face Hub ({why}); {cure}") from None
+        raise ModelError(
+            f"{missing} it cannot be had from the Hugging Face Hub ({why}); {cure}"
+        ) from None
 
 
-def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Policy:
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Policy:
     """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an adapted transformers model.
 
     Of an adapter in PEFT's format, the base that it names and the adapter in it.
@@ -95,7 +115,9 @@ def plain(directory: Path) -> Path:
         return directory
     base = resolve(lora_files.base_of(directory))
     if lora_files.holds_adapter(base):
-        raise ModelError(f"the base of the adapter {directory} is an adapter, too ({base}); merge one of them first")
+        raise ModelError(
+            f"the base of the adapter {directory} is an adapter, too ({base}); merge one of them first"
+        )
     return base
 
 

@@ -14,7 +14,9 @@ from torch.utils import checkpoint
 
 from whet.kernels import kernels, usable
 
-MAX_LOGITS = {"cpu": 1 << 22}  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
+MAX_LOGITS = {
+    "cpu": 1 << 22
+}  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
 MAX_ELSEWHERE = 1 << 26
 
 
@@ -99,7 +101,8 @@ def chosen_logprobs(
         return chunk(rows, targets)
     again = cast(Callable[..., tuple[Tensor, Tensor]], checkpoint.checkpoint)  # pyright: ignore[reportUnknownMemberType]
     parts = [
-        again(chunk, rows[i : i + size], targets[i : i + size], use_reentrant=False) for i in range(0, len(rows), size)
+        again(chunk, rows[i : i + size], targets[i : i + size], use_reentrant=False)
+        for i in range(0, len(rows), size)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -128,7 +131,9 @@ def spread(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tenso
     if usable(logits):
         compiled, told = kernels(), [logits.new_empty(len(logits)) for _ in range(3)]
         assert compiled is not None
-        compiled.call("spread", (logits, targets, *told), *logits.shape, float(scale), work=logits.numel())
+        compiled.call(
+            "spread", (logits, targets, *told), *logits.shape, float(scale), work=logits.numel()
+        )
         return told[0], told[1], told[2]
     logp, at = _scaled(logits, scale), targets[:, None]
     chosen = logp.gather(1, at).squeeze(1)
@@ -142,13 +147,17 @@ def _scaled(logits: Tensor, scale: float) -> Tensor:
     return (logits if scale == 1.0 else logits.to(kind) * scale).log_softmax(-1, dtype=kind)
 
 
-def spread_back(logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float) -> Tensor:
+def spread_back(
+    logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float
+) -> Tensor:
     """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy); told: targets, entropy, log-sum-exp."""
     targets, entropy = told[:2]
     if usable(logits):
         compiled = kernels()
         assert compiled is not None
-        compiled.call("spread_back", (logits, *told, g, h), *logits.shape, float(scale), work=logits.numel())
+        compiled.call(
+            "spread_back", (logits, *told, g, h), *logits.shape, float(scale), work=logits.numel()
+        )
         return logits
     logp, g = _scaled(logits, scale), g[:, None] * scale
     by = g if h is None else g + h[:, None] * scale * (logp + entropy[:, None])
@@ -158,14 +167,18 @@ def spread_back(logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor |
 
 class _Chosen(Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         size = rows_at_once(len(weight), rows.device.type)
         told: list[tuple[Tensor, ...]] = []
         held = rows.new_empty(min(size, len(rows)), len(weight))
         for i in range(0, len(rows), size):
             logits = torch.mm(rows[i : i + size], weight.t(), out=held[: len(rows) - i])
             told.append(spread(logits, targets[i : i + size], scale))
-        logp, entropy, sums = (torch.cat(x) for x in zip(*told, strict=True)) if told else rows.new_empty(3, 0)
+        logp, entropy, sums = (
+            (torch.cat(x) for x in zip(*told, strict=True)) if told else rows.new_empty(3, 0)
+        )
         kept = held if len(told) == 1 else None  # else they are made again
         ctx.save_for_backward(rows, weight, targets, entropy, sums, kept)
         ctx.scale, ctx.size = scale, size
@@ -181,7 +194,11 @@ class _Chosen(Function):
         for i in range(0, len(rows), ctx.size):
             at = slice(i, i + ctx.size)
             logits = held[: len(rows) - i]
-            logits = logits.copy_(kept) if kept is not None else torch.mm(rows[at], weight.t(), out=logits)
+            logits = (
+                logits.copy_(kept)
+                if kept is not None
+                else torch.mm(rows[at], weight.t(), out=logits)
+            )
             part = None if h is None else h[at]
             by = spread_back(logits, (targets[at], entropy[at], sums[at]), g[at], part, ctx.scale)
             torch.mm(by, weight, out=back[at])

@@ -20,7 +20,9 @@ from whet.model.transformer import Transformer
 from whet.model.weights import parts
 
 Model = TypeVar("Model", bound=Policy)
-Stack = tuple[tuple[str, int], ...]  # (projection, rows) of what stands in one of the decoder's fused matrices
+Stack = tuple[
+    tuple[str, int], ...
+]  # (projection, rows) of what stands in one of the decoder's fused matrices
 
 
 class LoraLinear(Map):
@@ -65,18 +67,25 @@ class LoraLinear(Map):
         if self.whole is not None:
             return mapped(x, self.whole, self.bias, self.packed)
         y = F.linear(x, self.weight, self.bias).split([rows for _, rows in self.stack], dim=-1)
-        return torch.cat([self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)], dim=-1)
+        return torch.cat(
+            [self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)],
+            dim=-1,
+        )
 
     def _added(self, y: Tensor, name: str, x: Tensor) -> Tensor:
         if name not in self.lora_a:
             return y
-        return torch.addmm(y, F.linear(x, self.lora_a[name]), self.lora_b[name].t(), alpha=self.scale)
+        return torch.addmm(
+            y, F.linear(x, self.lora_a[name]), self.lora_b[name].t(), alpha=self.scale
+        )
 
     @torch.no_grad()
     def merged(self) -> Float[Tensor, "o i"]:
         """W + alpha / rank * B A, in a tensor of its own."""
         weight = self.weight.clone()
-        for (name, _), rows in zip(self.stack, weight.split([rows for _, rows in self.stack]), strict=True):
+        for (name, _), rows in zip(
+            self.stack, weight.split([rows for _, rows in self.stack]), strict=True
+        ):
             if name in self.lora_a:
                 rows.addmm_(self.lora_b[name], self.lora_a[name], alpha=self.scale)
         return weight
@@ -94,8 +103,12 @@ def stacks(shape: ModelConfig) -> dict[str, Stack]:
 
 def size(shape: ModelConfig, lora: Lora) -> int:
     """Numbers in the adapters of a decoder of this shape."""
-    named = [part for theirs in parts(shape).values() for part in theirs if part.name.endswith(".weight")]
-    return sum(lora.rank * sum(part.shape) for part in named if part.name.split(".")[-2] in lora.targets)
+    named = [
+        part for theirs in parts(shape).values() for part in theirs if part.name.endswith(".weight")
+    ]
+    return sum(
+        lora.rank * sum(part.shape) for part in named if part.name.split(".")[-2] in lora.targets
+    )
 
 
 def adapted(model: nn.Module | Policy) -> dict[str, LoraLinear]:
@@ -141,7 +154,11 @@ def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
 def described(held: dict[str, LoraLinear]) -> tuple[int, float, frozenset[str]]:
     """(rank, alpha, targets) of a model's adapters."""
     one = next(iter(held.values()))
-    return one.rank, one.alpha, frozenset(name for module in held.values() for name in module.lora_a)
+    return (
+        one.rank,
+        one.alpha,
+        frozenset(name for module in held.values() for name in module.lora_a),
+    )
 
 
 def merge(model: nn.Module | Policy) -> None:

@@ -18,7 +18,9 @@ from whet.model.weights import FLOATS
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, BASE = "base_model.model.", "base_model_name_or_path"
-PLAIN: dict[str, Any] = {  # keys that change the maths, at the values that mean plain LoRA on linear maps
+PLAIN: dict[
+    str, Any
+] = {  # keys that change the maths, at the values that mean plain LoRA on linear maps
     "peft_type": "LORA",
     "bias": "none",
     "use_rslora": False,
@@ -41,7 +43,9 @@ def base_of(directory: Path) -> str:
     """What an adapter was trained on: a Hub id, or a directory; a relative one is relative to the adapter's. Raises ModelError."""
     name = read_json(directory / CONFIG).get(BASE)
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{directory / CONFIG}: {BASE} is {name!r}; it must be a directory or a Hub id")
+        raise ModelError(
+            f"{directory / CONFIG}: {BASE} is {name!r}; it must be a directory or a Hub id"
+        )
     near = directory / Path(name).expanduser()
     return os.path.normpath(near) if near.is_dir() else name
 
@@ -52,7 +56,9 @@ def shape_of(directory: Path) -> Lora:
     where = directory / CONFIG
     for key, plain in PLAIN.items():
         if (held.get(key) or plain) != plain:
-            raise ModelError(f"{where}: {key} is {held[key]!r}; whet reads plain LoRA only ({key} = {plain!r})")
+            raise ModelError(
+                f"{where}: {key} is {held[key]!r}; whet reads plain LoRA only ({key} = {plain!r})"
+            )
     rank, alpha = held.get("r"), held.get("lora_alpha")
     if (
         type(rank) is not int
@@ -68,7 +74,9 @@ def shape_of(directory: Path) -> Lora:
         names = {name.split(".")[-3] for name in file.keys() if name.count(".") > 3}  # noqa: SIM118
     if not names or not names <= set(PROJECTIONS):
         odd = ", ".join(sorted(names - set(PROJECTIONS))) or "nothing"
-        raise ModelError(f"{directory}: it adapts {odd}; whet's decoder has adapters on {', '.join(PROJECTIONS)}")
+        raise ModelError(
+            f"{directory}: it adapts {odd}; whet's decoder has adapters on {', '.join(PROJECTIONS)}"
+        )
     return Lora(rank=rank, alpha=float(alpha), targets=[n for n in PROJECTIONS if n in names])
 
 
@@ -93,7 +101,10 @@ def opened(directory: Path) -> Any:
 
 def names(module: str, maps: LoraLinear) -> dict[str, Tensor]:
     """{PEFT's name: A or B} of one of the decoder's modules, such as layers.0.qkv."""
-    layer, kind = module.split(".")[1], "mlp" if module.endswith(("gate_up", "down")) else "self_attn"
+    layer, kind = (
+        module.split(".")[1],
+        "mlp" if module.endswith(("gate_up", "down")) else "self_attn",
+    )
     found: dict[str, Tensor] = {}
     for target in maps.lora_a:
         stem = f"{PREFIX}model.layers.{layer}.{kind}.{target}"
@@ -104,7 +115,11 @@ def names(module: str, maps: LoraLinear) -> dict[str, Tensor]:
 
 def tensors(model: Policy) -> dict[str, Tensor]:
     """All of a model's adapters, under PEFT's names: the model's own tensors."""
-    return {name: held for module, maps in adapted(model).items() for name, held in names(module, maps).items()}
+    return {
+        name: held
+        for module, maps in adapted(model).items()
+        for name, held in names(module, maps).items()
+    }
 
 
 def write(model: Policy, directory: Path, base: str) -> None:
@@ -123,10 +138,15 @@ def write(model: Policy, directory: Path, base: str) -> None:
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-    held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors(model).items()}
+    held = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in tensors(model).items()
+    }
     try:
         save_file(held, directory / WEIGHTS, metadata={"format": "pt"})
-        (directory / CONFIG).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (directory / CONFIG).write_text(
+            json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
     except (SafetensorError, OSError) as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None
 
@@ -134,7 +154,9 @@ def write(model: Policy, directory: Path, base: str) -> None:
 def put(model: Policy, directory: Path) -> None:
     """Gives a model, in place, the adapters of a directory. Raises ModelError where they do not fit it."""
     if not isinstance(model, Transformer):
-        raise ModelError(f"{directory}: whet reads adapters of its own decoder only (llama, qwen2, qwen3, smollm3)")
+        raise ModelError(
+            f"{directory}: whet reads adapters of its own decoder only (llama, qwen2, qwen3, smollm3)"
+        )
     adapt(model, shape_of(directory))
     expected = tensors(model)
     with opened(directory) as file:

@@ -13,10 +13,16 @@ from whet.kernels import BLOCK, kernels, usable
 Turn = tuple[Tensor, Tensor] | None  # cos and sin [N, 1, d]; None where positions are not told
 
 
-def rms_norm(x: Float[Tensor, "*n w"], weight: Float[Tensor, " w"], eps: float) -> Float[Tensor, "*n w"]:
+def rms_norm(
+    x: Float[Tensor, "*n w"], weight: Float[Tensor, " w"], eps: float
+) -> Float[Tensor, "*n w"]:
     """x / rms(x) * weight, computed in float32 (arXiv:1910.07467)."""
     if x.ndim == 2 and usable(x, weight):
-        return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x.contiguous(), weight, eps)[0]
+        return (
+            _RMSNorm.apply(x, weight, eps)
+            if torch.is_grad_enabled()
+            else _normed(x.contiguous(), weight, eps)[0]
+        )
     if x.device.type != "cpu" and x.dtype == weight.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)  # one kernel, in float32 inside
     wide = x if x.dtype == torch.float64 else x.float()
@@ -31,7 +37,11 @@ def turned(x: Float[Tensor, "n h d"], cos: Tensor, sin: Tensor) -> Float[Tensor,
 
 
 def heads(
-    qkv: Float[Tensor, "n w"], sizes: tuple[int, int], norms: tuple[Tensor, Tensor] | None, eps: float, turn: Turn
+    qkv: Float[Tensor, "n w"],
+    sizes: tuple[int, int],
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    turn: Turn,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [N, heads, d], keys and values [N, kv, d] of a fused projection; queries and keys normed by `norms` and turned."""
     count, kv = sizes
@@ -108,14 +118,24 @@ class _RMSNorm(Function):
     def backward(ctx: Any, *given: Tensor) -> Any:
         x, weight, rstd = ctx.saved_tensors
         dx, dw = torch.empty_like(x), x.new_empty(_partial(len(x)), x.shape[1])
-        _call("rms_norm_back", (given[0].contiguous(), x, weight, rstd, dx, dw), *x.shape, work=x.numel())
+        _call(
+            "rms_norm_back",
+            (given[0].contiguous(), x, weight, rstd, dx, dw),
+            *x.shape,
+            work=x.numel(),
+        )
         return dx, dw.sum(0), None
 
 
 class _Heads(Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, wq: Tensor | None, wk: Tensor | None, turn: Turn, told: tuple[int, int, float]
+        ctx: Any,
+        qkv: Tensor,
+        wq: Tensor | None,
+        wk: Tensor | None,
+        turn: Turn,
+        told: tuple[int, int, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         qkv, (count, kv, eps), (cos, sin) = qkv.contiguous(), told, turn or (None, None)
         q, k, v, rstd = _headed(qkv, (wq, wk), (cos, sin), (count, kv), eps)

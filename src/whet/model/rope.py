@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from whet.errors import ModelError
 from whet.model.config import ModelConfig
 
-Scaling = Callable[[Tensor, ModelConfig], tuple[Tensor, float]]  # wavelengths / 2 pi [d/2] -> frequencies [d/2], factor
+Scaling = Callable[
+    [Tensor, ModelConfig], tuple[Tensor, float]
+]  # wavelengths / 2 pi [d/2] -> frequencies [d/2], factor
 
 
 def number(config: ModelConfig, key: str, default: float | None = None) -> float:
@@ -23,7 +25,9 @@ def number(config: ModelConfig, key: str, default: float | None = None) -> float
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"rope_scaling of type {rope_type(config)!r} needs {key}, a positive number; it is {value!r}")
+        raise ModelError(
+            f"rope_scaling of type {rope_type(config)!r} needs {key}, a positive number; it is {value!r}"
+        )
     return value
 
 
@@ -50,7 +54,9 @@ def llama3(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
     )
     low, high = number(config, "low_freq_factor"), number(config, "high_freq_factor")
     if low >= high:
-        raise ModelError(f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}")
+        raise ModelError(
+            f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}"
+        )
     fast = 1.0 / periods
     wave = 2 * math.pi / fast
     blend = (original / wave - low) / (high - low)
@@ -69,7 +75,9 @@ def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
     if table.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.head_dim - 1)
-    ramp = (torch.arange(len(periods), dtype=torch.float32, device="cpu") - low) / (high - low or 0.001)
+    ramp = (torch.arange(len(periods), dtype=torch.float32, device="cpu") - low) / (
+        high - low or 0.001
+    )
     keep = 1 - ramp.clamp(0, 1)
     frequencies = 1.0 / (factor * periods) * (1 - keep) + 1.0 / periods * keep
     if table.get("attention_factor") is not None:
@@ -82,7 +90,11 @@ def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 def _dimension(turns: float, length: float, config: ModelConfig) -> float:
     """The dimension pair that makes `turns` full turns over `length` positions (YaRN, eq. 17 solved for d)."""
-    return config.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+    return (
+        config.head_dim
+        * math.log(length / (turns * 2 * math.pi))
+        / (2 * math.log(config.rope_theta))
+    )
 
 
 def _temperature(factor: float, scale: float) -> float:

@@ -30,7 +30,9 @@ class ScalarModel(nn.Module):
 
     def __init__(self, policy: Policy, lora: Lora | None = None) -> None:
         super().__init__()
-        self.body = copy.deepcopy(policy).requires_grad_(True) if lora is None else adapters.copied(policy)
+        self.body = (
+            copy.deepcopy(policy).requires_grad_(True) if lora is None else adapters.copied(policy)
+        )
         adapters.adapt(self.body, lora)
         self.value_head = nn.Linear(policy.config.hidden, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -53,9 +55,13 @@ class ScalarModel(nn.Module):
     def whole(self) -> Transformer:
         """As one decoder whose head is a single row: what is kept on disk. Shares its weights. Raises ModelError for an adapted model."""
         if not isinstance(self.body, Transformer):
-            raise ModelError("reward models are kept for whet's own decoder only (llama, qwen2, qwen3, smollm3)")
+            raise ModelError(
+                "reward models are kept for whet's own decoder only (llama, qwen2, qwen3, smollm3)"
+            )
         c = self.body.config
-        config = replace(c, scalar=True, tied=False, extra={**c.extra, BIAS: self.value_head.bias.item()})
+        config = replace(
+            c, scalar=True, tied=False, extra={**c.extra, BIAS: self.value_head.bias.item()}
+        )
         with torch.device("meta"):
             model = Transformer(config)
         model.embed, model.layers, model.norm, model.rotary = (
@@ -71,11 +77,15 @@ def _bias(held: object) -> float:
     return float(held)
 
 
-def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> ScalarModel:
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> ScalarModel:
     """A reward model's directory or Hub id. Raises ModelError, also where it holds a policy."""
     held = hub.load(name, dtype, device)
     if not held.config.scalar:
-        raise ModelError(f"{name} holds a policy, not a reward model (a sequence classifier with one label)")
+        raise ModelError(
+            f"{name} holds a policy, not a reward model (a sequence classifier with one label)"
+        )
     return ScalarModel(held)
 
 

@@ -32,7 +32,10 @@ class Shared:
 def shared(tokens: Tensor, positions: Tensor, starts: Tensor) -> Shared | None:
     """None where sharing would save less than WORTH of the pack."""
     words, places, bounds = tokens.numpy(), positions.numpy(), starts.numpy()
-    common = [_common(words, places, a, b, c) for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)]
+    common = [
+        _common(words, places, a, b, c)
+        for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)
+    ]
     if sum(common) < WORTH * len(words):
         return None
     runs = _runs(common)
@@ -57,14 +60,19 @@ def shared(tokens: Tensor, positions: Tensor, starts: Tensor) -> Shared | None:
             reads.append((end, at, begin, end))
     layout = np.concatenate([[0], np.cumsum(sizes)])
     return Shared(
-        torch.from_numpy(np.concatenate(keep)), torch.from_numpy(expand), torch.from_numpy(layout), tuple(reads)
+        torch.from_numpy(np.concatenate(keep)),
+        torch.from_numpy(expand),
+        torch.from_numpy(layout),
+        tuple(reads),
     )
 
 
 def _common(words: NDArray[np.int64], places: NDArray[np.int64], a: int, b: int, c: int) -> int:
     """How many tokens the sequences a .. b - 1 and b .. c - 1 begin with in common, less than the whole of either."""
     most = min(b - a, c - b) - 1
-    same = (words[a : a + most] == words[b : b + most]) & (places[a : a + most] == places[b : b + most])
+    same = (words[a : a + most] == words[b : b + most]) & (
+        places[a : a + most] == places[b : b + most]
+    )
     return most if same.all() else int(same.argmin())
 
 

@@ -54,7 +54,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
         norms = (self.norm_q.weight, self.norm_k.weight) if self.norm_q and self.norm_k else None
         turn = (cos, sin) if self.uses_rope else None
-        q, k, v = ops.heads(self.qkv(self.norm_attention(x)), (self.heads, self.kv_heads), norms, self.eps, turn)
+        q, k, v = ops.heads(
+            self.qkv(self.norm_attention(x)), (self.heads, self.kv_heads), norms, self.eps, turn
+        )
         x = x + self.out(attend(self.index, q, k, v).reshape(len(x), -1))
         return x + self.down(ops.swiglu(self.gate_up(self.norm_ffn(x))))
 
@@ -92,16 +94,20 @@ class Transformer(nn.Module):
             )
         return self.norm(x)
 
-    def packed(self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]) -> Tensor:
+    def packed(
+        self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
+    ) -> Tensor:
         """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common beginnings are computed once."""
         weight, width = self.embed.weight, self.config.head_dim
-        once = shared(tokens.cpu(), positions.cpu(), starts.cpu()) if shares(weight, width) else None
+        once = (
+            shared(tokens.cpu(), positions.cpu(), starts.cpu()) if shares(weight, width) else None
+        )
         if once is None:
             return self(tokens, positions, within(starts, weight, width))
         keep, expand = once.keep.to(tokens.device), once.expand.to(tokens.device)
-        return self(tokens[keep], positions[keep], within(once.starts, weight, width, once.reads)).index_select(
-            0, expand
-        )
+        return self(
+            tokens[keep], positions[keep], within(once.starts, weight, width, once.reads)
+        ).index_select(0, expand)
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
         return self.head(hidden)
@@ -114,5 +120,9 @@ class Transformer(nn.Module):
                     p.fill_(1.0 if "norm" in name else 0.0)
                     continue
                 residual = name.endswith(("out.weight", "down.weight"))
-                p.normal_(0.0, 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02, generator=generator)
+                p.normal_(
+                    0.0,
+                    0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02,
+                    generator=generator,
+                )
         return self

@@ -47,14 +47,32 @@ class Flash:
 
     def forward(self, given: Given, spans: Spans) -> Told:
         told = torch.ops.aten._flash_attention_forward(
-            *given, spans.queries, spans.keys, *spans.longest, 0.0, spans.causal, False, seqused_k=spans.used
+            *given,
+            spans.queries,
+            spans.keys,
+            *spans.longest,
+            0.0,
+            spans.causal,
+            False,
+            seqused_k=spans.used,
         )
         return told[0], told[1]
 
     def backward(self, grad: Tensor, given: Given, told: Told, spans: Spans) -> Given:
-        unread = grad.new_zeros(2, dtype=torch.uint64), grad.new_empty(0)  # of the dropout that there is none of
+        unread = (
+            grad.new_zeros(2, dtype=torch.uint64),
+            grad.new_empty(0),
+        )  # of the dropout that there is none of
         return torch.ops.aten._flash_attention_backward(
-            grad, *given, *told, spans.queries, spans.keys, *spans.longest, 0.0, spans.causal, *unread
+            grad,
+            *given,
+            *told,
+            spans.queries,
+            spans.keys,
+            *spans.longest,
+            0.0,
+            spans.causal,
+            *unread,
         )
 
 
@@ -73,7 +91,10 @@ class Plain:
         out, size = told
         weights = (self._scores(q, k, spans) - size[..., None]).exp().nan_to_num().to(q.dtype)
         dv = torch.einsum("hnm,nhd->mhd", weights, grad)
-        by = torch.einsum("nhd,mhd->hnm", grad, self._repeated(v, q)) - (grad * out).sum(-1).t()[..., None]
+        by = (
+            torch.einsum("nhd,mhd->hnm", grad, self._repeated(v, q))
+            - (grad * out).sum(-1).t()[..., None]
+        )
         by = by * weights * q.shape[2] ** -0.5
         dk = torch.einsum("hnm,nhd->mhd", by, q)
         dq = torch.einsum("hnm,mhd->nhd", by, self._repeated(k, q))
@@ -92,7 +113,9 @@ class Plain:
         seen = asks[:, None] == holds
         place = m - spans.keys[holds.clamp_max(len(spans.keys) - 2)]
         if spans.causal:
-            seen = seen & (place <= (n - spans.queries[asks.clamp_max(len(spans.queries) - 2)])[:, None])
+            seen = seen & (
+                place <= (n - spans.queries[asks.clamp_max(len(spans.queries) - 2)])[:, None]
+            )
         if spans.used is not None:
             seen = seen & (place < spans.used[holds.clamp_max(len(spans.used) - 1)])
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -110,7 +133,12 @@ def kernel_for(weight: Tensor, head_dim: int) -> Kernel | None:
         and torch.version.cuda is not None
         and weight.dtype in (torch.bfloat16, torch.float16)
     )
-    if not there or head_dim % 8 or head_dim > 256 or not torch.backends.cuda.is_flash_attention_available():
+    if (
+        not there
+        or head_dim % 8
+        or head_dim > 256
+        or not torch.backends.cuda.is_flash_attention_available()
+    ):
         return None
     return FLASH if torch.cuda.get_device_capability(weight.device)[0] >= 8 else None
 
@@ -121,10 +149,16 @@ def shares(weight: Tensor, head_dim: int) -> bool:
     return plain or kernel_for(weight, head_dim) is not None
 
 
-def within(starts: Int[Tensor, " s1"], weight: Tensor, head_dim: int, reads: Sequence[Read] = ()) -> Attention:
+def within(
+    starts: Int[Tensor, " s1"], weight: Tensor, head_dim: int, reads: Sequence[Read] = ()
+) -> Attention:
     """Attention inside the segments of a pack for a model of weights like this one."""
     kernel = kernel_for(weight, head_dim)
-    return Packed(starts, reads=reads) if kernel is None else Ragged(starts, kernel, reads, weight.device)
+    return (
+        Packed(starts, reads=reads)
+        if kernel is None
+        else Ragged(starts, kernel, reads, weight.device)
+    )
 
 
 class Ragged:
@@ -145,11 +179,20 @@ class Ragged:
         self.own = Spans(bounds, bounds, (most, most), causal=True)
         self.before: Spans | None = None
         if reads:
-            asks, holds = [last - first for first, last, _, _ in reads], [end - begin for _, _, begin, end in reads]
-            bounds, held = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (asks, holds))
+            asks, holds = (
+                [last - first for first, last, _, _ in reads],
+                [end - begin for _, _, begin, end in reads],
+            )
+            bounds, held = (
+                torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (asks, holds)
+            )
             self.before = Spans(bounds, held, (max(asks), max(holds)))
-            self.readers = torch.cat([torch.arange(first, last) for first, last, _, _ in reads]).to(device)
-            self.read = torch.cat([torch.arange(begin, end) for _, _, begin, end in reads]).to(device)
+            self.readers = torch.cat([torch.arange(first, last) for first, last, _, _ in reads]).to(
+                device
+            )
+            self.read = torch.cat([torch.arange(begin, end) for _, _, begin, end in reads]).to(
+                device
+            )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _Attend.apply(q, k, v, self)
@@ -170,7 +213,11 @@ class _Attend(Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Ragged) -> Tensor:
         out, size = plan.kernel.forward((q, k, v), plan.own)
         if plan.before is not None:
-            asked = q.index_select(0, plan.readers), k.index_select(0, plan.read), v.index_select(0, plan.read)
+            asked = (
+                q.index_select(0, plan.readers),
+                k.index_select(0, plan.read),
+                v.index_select(0, plan.read),
+            )
             mine = out.index_select(0, plan.readers), size.index_select(1, plan.readers)
             whole, sums = weighed(mine, plan.kernel.forward(asked, plan.before))
             out.index_copy_(0, plan.readers, whole)

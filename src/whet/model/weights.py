@@ -34,7 +34,9 @@ def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
     """{our parameter: the tensors that stand in it, stacked by rows}. A tied head has none of its own."""
     c = config
     q, kv, h = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.hidden
-    found: dict[str, tuple[Part, ...]] = {"embed.weight": (Part("model.embed_tokens.weight", (c.vocab, h)),)}
+    found: dict[str, tuple[Part, ...]] = {
+        "embed.weight": (Part("model.embed_tokens.weight", (c.vocab, h)),)
+    }
     for i in range(c.layers):
         attention, ffn = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
         qkv = [(f"{attention}.{x}_proj", rows) for x, rows in (("q", q), ("k", kv), ("v", kv))]
@@ -49,11 +51,17 @@ def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
         if c.qk_norm:
             norms += [("q", "self_attn.q_norm", c.head_dim), ("k", "self_attn.k_norm", c.head_dim)]
         for ours, theirs, width, biased in linear:
-            found[f"layers.{i}.{ours}.weight"] = tuple(Part(f"{n}.weight", (rows, width)) for n, rows in theirs)
+            found[f"layers.{i}.{ours}.weight"] = tuple(
+                Part(f"{n}.weight", (rows, width)) for n, rows in theirs
+            )
             if biased:
-                found[f"layers.{i}.{ours}.bias"] = tuple(Part(f"{n}.bias", (rows,)) for n, rows in theirs)
+                found[f"layers.{i}.{ours}.bias"] = tuple(
+                    Part(f"{n}.bias", (rows,)) for n, rows in theirs
+                )
         for ours, theirs, width in norms:
-            found[f"layers.{i}.norm_{ours}.weight"] = (Part(f"model.layers.{i}.{theirs}.weight", (width,)),)
+            found[f"layers.{i}.norm_{ours}.weight"] = (
+                Part(f"model.layers.{i}.{theirs}.weight", (width,)),
+            )
     found["norm.weight"] = (Part("model.norm.weight", (h,)),)
     if c.scalar:
         found["head.weight"] = (Part("score.weight", (1, h)),)
@@ -84,11 +92,15 @@ class Shards:
         for name in shard_names(directory):
             path = directory / name
             if not path.is_file():
-                raise ModelError(f"{path} is missing, though {INDEX} names it; download or copy the model again")
+                raise ModelError(
+                    f"{path} is missing, though {INDEX} names it; download or copy the model again"
+                )
             try:
                 file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
             except (SafetensorError, OSError) as failure:
-                raise ModelError(f"{path} is broken or cut short ({failure}); download or copy it again") from None
+                raise ModelError(
+                    f"{path} is broken or cut short ({failure}); download or copy it again"
+                ) from None
             self.files |= dict.fromkeys(file.keys(), file)
 
     def shape(self, name: str) -> Shape:
@@ -112,15 +124,25 @@ def shard_names(directory: Path) -> list[str]:
     if (directory / SINGLE).exists():
         return [SINGLE]
     if not (directory / INDEX).exists():
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in directory.glob(pattern))
+        pickled = sorted(
+            p.name
+            for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+            for p in directory.glob(pattern)
+        )
         if pickled:
-            cure = "convert it where you trust it: transformers' from_pretrained, then save_pretrained"
-            raise ModelError(f"{directory} holds only pickled weights ({pickled[0]}), which whet never loads; {cure}")
+            cure = (
+                "convert it where you trust it: transformers' from_pretrained, then save_pretrained"
+            )
+            raise ModelError(
+                f"{directory} holds only pickled weights ({pickled[0]}), which whet never loads; {cure}"
+            )
         raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}; it holds no weights")
     weight_map = read_json(directory / INDEX).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise ModelError(f"{directory / INDEX} has no weight_map from tensors to files of this directory")
+        raise ModelError(
+            f"{directory / INDEX} has no weight_map from tensors to files of this directory"
+        )
     return sorted(names)
 
 
@@ -130,27 +152,41 @@ def check(config: ModelConfig, shards: Shards) -> None:
     where = shards.directory
     found = {n for n in shards.files if not n.endswith("rotary_emb.inv_freq")}
     if missing := sorted(expected.keys() - found):
-        raise ModelError(f"{where} lacks {_some(missing)}, which its config.json calls for; is the model whole?")
+        raise ModelError(
+            f"{where} lacks {_some(missing)}, which its config.json calls for; is the model whole?"
+        )
     extra = found - expected.keys()
     if config.tied and not config.scalar and "lm_head.weight" in extra:
-        if not torch.equal(shards.tensor("lm_head.weight"), shards.tensor("model.embed_tokens.weight")):
+        if not torch.equal(
+            shards.tensor("lm_head.weight"), shards.tensor("model.embed_tokens.weight")
+        ):
             cure = "set tie_word_embeddings to false in its config.json if the head is meant"
             raise ModelError(
                 f"{where}: lm_head.weight differs from the embeddings that it is said to be tied to; {cure}"
             )
         extra.remove("lm_head.weight")
     if extra:
-        raise ModelError(f"{where} holds {_some(sorted(extra))}, which its config.json has no place for")
+        raise ModelError(
+            f"{where} holds {_some(sorted(extra))}, which its config.json has no place for"
+        )
     for name, shape in expected.items():
         if shards.shape(name) != shape:
             raise ModelError(
                 f"{where}: {name} has shape {list(shards.shape(name))}; config.json calls for {list(shape)}"
             )
         if shards.stored(name) not in FLOATS:
-            raise ModelError(f"{where}: {name} is stored as {shards.stored(name)}; whet loads unquantized weights only")
+            raise ModelError(
+                f"{where}: {name} is stored as {shards.stored(name)}; whet loads unquantized weights only"
+            )
 
 
-def fill(model: nn.Module, config: ModelConfig, shards: Shards, dtype: torch.dtype, device: str | torch.device) -> None:
+def fill(
+    model: nn.Module,
+    config: ModelConfig,
+    shards: Shards,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
     """Gives a model made on the meta device its weights, one stored tensor at a time."""
     ours = dict(model.named_parameters())
     for name, stacked in parts(config).items():
@@ -171,16 +207,25 @@ def write(named: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int
 
     shards = _split(named, shard_bytes)
     one = len(shards) == 1
-    files = [SINGLE if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = [
+        SINGLE if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(len(shards))
+    ]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, shard in zip(files, shards, strict=True):
-            held = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in shard.items()}
+            held = {
+                name: tensor.to("cpu", copy=True).contiguous() for name, tensor in shard.items()
+            }
             save_file(held, directory / file, metadata={"format": "pt"})
         if not one:
-            weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+            weight_map = {
+                name: file for file, shard in zip(files, shards, strict=True) for name in shard
+            }
             size = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
-            text = json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
+            text = json.dumps(
+                {"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2
+            )
             (directory / INDEX).write_text(text + "\n", encoding="utf-8")
     except (SafetensorError, OSError) as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None

@@ -37,13 +37,19 @@ from whet.tasks import load as load_task
 
 def prepare(directory: Path, overwrite: bool) -> None:
     """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
-    old = directory.with_name(f".{directory.name}.old")  # whole or gone: half a run would be taken for somebody's files
+    old = directory.with_name(
+        f".{directory.name}.old"
+    )  # whole or gone: half a run would be taken for somebody's files
     shutil.rmtree(old, ignore_errors=True)
     if not directory.exists():
         return
     if not overwrite:
-        raise RecipeError(f"{directory} exists; give another name=..., or --overwrite to replace it")
-    begun = (directory / name for name in ("recipe.toml", provenance.FILE, f".{origin.FILE}.partial"))
+        raise RecipeError(
+            f"{directory} exists; give another name=..., or --overwrite to replace it"
+        )
+    begun = (
+        directory / name for name in ("recipe.toml", provenance.FILE, f".{provenance.FILE}.partial")
+    )
     if any(directory.iterdir()) and not any(path.exists() for path in begun):
         raise RecipeError(f"{directory} holds no run, so --overwrite will not remove it")
     directory.rename(old)
@@ -51,7 +57,10 @@ def prepare(directory: Path, overwrite: bool) -> None:
 
 
 def run(
-    recipe: config.Recipe, directory: Path, display: Display | None = None, stop: Event | None = None
+    recipe: config.Recipe,
+    directory: Path,
+    display: Display | None = None,
+    stop: Event | None = None,
 ) -> dict[str, Any]:
     """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the user can mend, and Stopped, with all kept
     that going on needs, soon after `stop` is set."""
@@ -81,7 +90,9 @@ class Pipeline:
             if isinstance(stage, config.Draws) and stage.reward:
                 rewarded(recipe, stage.reward, task, directory)
         chat, path = tokenizer(recipe, task)
-        given = None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
+        given = (
+            None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
+        )
         made(directory)
         made_of = provenance.origin(recipe)
         write_json(directory / provenance.FILE, made_of)
@@ -91,7 +102,14 @@ class Pipeline:
             if note:
                 log.warn("start", 0, note)
         context = Context(
-            task, reward, chat, recipe.ask, log, recipe.seed, engine_for, partial(loaded, recipe, directory)
+            task,
+            reward,
+            chat,
+            recipe.ask,
+            log,
+            recipe.seed,
+            engine_for,
+            partial(loaded, recipe, directory),
         )
         pipeline = cls(recipe, directory, context, made_of=made_of)
         if given is not None:
@@ -134,7 +152,13 @@ class Pipeline:
             if isinstance(stage, config.Makes):
                 self.policy = policy
                 keep(policy, self.context.chat, stage, self.recipe, self.directory)
-            self.record(stage.name, stage.kind, seconds, policy, isinstance(stage, config.Makes) and stage.evaluate)
+            self.record(
+                stage.name,
+                stage.kind,
+                seconds,
+                policy,
+                isinstance(stage, config.Makes) and stage.evaluate,
+            )
             self.records[-1] |= told or {}
             if isinstance(stage, config.RL):
                 row = {"name": stage.algorithm, **cells(algorithm(stage.algorithm, stage.override))}
@@ -164,10 +188,18 @@ class Pipeline:
         """The model a stage begins with."""
         shape = stage.shape if isinstance(stage, config.SFT) else None
         new = shape is not None or stage.start == "new"
-        if new or (not isinstance(stage, config.Merge) and stage.start == "previous" and self.policy is None):
+        if new or (
+            not isinstance(stage, config.Merge)
+            and stage.start == "previous"
+            and self.policy is None
+        ):
             if self.recipe.model.path is not None:
-                raise RecipeError(f"stage {stage.name}: a new model needs the task's own alphabet; drop model.path")
-            return self.place(fresh(shape or self.recipe.model.shape, self.context.chat, self.recipe.seed))
+                raise RecipeError(
+                    f"stage {stage.name}: a new model needs the task's own alphabet; drop model.path"
+                )
+            return self.place(
+                fresh(shape or self.recipe.model.shape, self.context.chat, self.recipe.seed)
+            )
         if isinstance(stage, config.Merge):
             return self.context.policy(next(iter(stage.models)))
         if stage.start == "previous" and self.policy is not None:
@@ -196,7 +228,11 @@ class Pipeline:
             found = measure(policy, self.context, spec or self.recipe.evaluation, ending)
             self.measured[name] = found
             line |= found.figures
-            shown = found.groups[:200] if found.off is None else [*found.groups[:100], *found.off.groups[:100]]
+            shown = (
+                found.groups[:200]
+                if found.off is None
+                else [*found.groups[:100], *found.off.groups[:100]]
+            )
             self.context.log.samples(f"{name}-test", 0, shown, self.context.chat, self.context.task)
         self.records.append(line)
 
@@ -212,7 +248,9 @@ class Pipeline:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
-            "device": str(next(self.policy.parameters()).device) if self.policy is not None else None,
+            "device": str(next(self.policy.parameters()).device)
+            if self.policy is not None
+            else None,
             "stages": self.records,
             "gain": self.gain(result),
         }
@@ -222,7 +260,11 @@ class Pipeline:
     def gain(self, result: str | None) -> dict[str, Any] | None:
         """From the model the result's stage began with to the result."""
         order = self.recipe.trained
-        known = {r["name"] for r in self.records if r["accuracy"] is not None and r["kind"] != "reward_model"}
+        known = {
+            r["name"]
+            for r in self.records
+            if r["accuracy"] is not None and r["kind"] != "reward_model"
+        }
         if result is None or result not in known:
             return None
         stage = next(s for s in self.recipe.stage if s.name == result)
@@ -236,7 +278,9 @@ class Pipeline:
         """As `measured`; where another process has measured it, once more, with the same random numbers."""
         if name not in self.measured:
             source = str(self.recipe.model.path) if name == "start" else name
-            self.measured[name] = measure(self.context.policy(source), self.context, self.recipe.evaluation)
+            self.measured[name] = measure(
+                self.context.policy(source), self.context, self.recipe.evaluation
+            )
         return self.measured[name]
 
 
@@ -245,7 +289,9 @@ def stage_seed(seed: int, name: str) -> int:
     return seed * 1_000_003 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
 
 
-def evaluate(model: str, spec: config.Task, ask: config.Ask, evaluation: config.Evaluation) -> Measured:
+def evaluate(
+    model: str, spec: config.Task, ask: config.Ask, evaluation: config.Evaluation
+) -> Measured:
     """One model on a task's test problems, outside any run."""
     path = hub.resolve(model)
     task = load_task(spec.name, **spec.options)

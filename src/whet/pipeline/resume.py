@@ -23,7 +23,10 @@ FREE = ("name", "about", "result", "save")  # what a run may go on with otherwis
 
 
 def resume(
-    recipe: config.Recipe, directory: Path, display: Display | None = None, stop: Event | None = None
+    recipe: config.Recipe,
+    directory: Path,
+    display: Display | None = None,
+    stop: Event | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run: its finished stages stay, the one that was stopped goes on from its last whole checkpoint. On a CPU what is left is,
     bit for bit, what it would have been without the stop; only times differ.
@@ -68,7 +71,7 @@ def _origin(directory: Path) -> dict[str, Any]:
         return {"files": dict(held["files"]), "code": str(held["code"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise RecipeError(
-            f"{directory / origin.FILE} is missing or damaged, and it says what the run was made of; start anew"
+            f"{directory / provenance.FILE} is missing or damaged, and it says what the run was made of; start anew"
         ) from None
 
 
@@ -91,10 +94,16 @@ def _flat(held: Any, prefix: str = "") -> dict[str, Any]:
     """{"stage.rl.steps": 40, ...}; stages by their names."""
     if isinstance(held, Mapping):
         return {
-            k: v for key, value in held.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+            k: v
+            for key, value in held.items()
+            for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
         }
     if isinstance(held, list) and held and all(isinstance(x, Mapping) for x in held):
-        return {k: v for i, x in enumerate(held) for k, v in _flat(x, f"{prefix}.{x.get('name', i)}").items()}
+        return {
+            k: v
+            for i, x in enumerate(held)
+            for k, v in _flat(x, f"{prefix}.{x.get('name', i)}").items()
+        }
     return {prefix: held}
 
 
@@ -108,7 +117,9 @@ def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
             pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
         if isinstance(stage, config.Rank):
             path = pipeline.directory / stage.name / "rankings.jsonl"
-            pipeline.context.rankings[stage.name] = [] if _empty(path) else preferences.read(str(path))
+            pipeline.context.rankings[stage.name] = (
+                [] if _empty(path) else preferences.read(str(path))
+            )
 
 
 def _empty(path: Path) -> bool:
@@ -116,7 +127,9 @@ def _empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | None = None) -> dict[str, Any]:
+def rerun(
+    recipe: config.Recipe, directory: Path, name: str, display: Display | None = None
+) -> dict[str, Any]:
     """Runs the stage `name` alone and puts its model, samples, metrics and line of the summary in place of the old ones.
 
     Raises RecipeError where there is no such stage or run, or where a key that the stages before it read has changed.
@@ -129,25 +142,39 @@ def rerun(recipe: config.Recipe, directory: Path, name: str, display: Display | 
     before = _before(recipe, directory, at)
     pipeline = Pipeline.of(recipe, directory, display)
     pipeline.records = [line for line in before["stages"] if line["name"] != name]
-    pipeline.began -= before["seconds"] - sum(line["seconds"] for line in before["stages"] if line["name"] == name)
+    pipeline.began -= before["seconds"] - sum(
+        line["seconds"] for line in before["stages"] if line["name"] == name
+    )
     pipeline.context.log.warnings[:] = [w for w in before.get("warnings", []) if w["stage"] != name]
     recall(pipeline, recipe.stage[:at])
     later = [n for n in names[at + 1 :] if any(line["name"] == n for line in pipeline.records)]
     if later:
-        pipeline.context.log.warn(name, 0, f"ran alone: {', '.join(later)} still stand on what it was before")
+        pipeline.context.log.warn(
+            name, 0, f"ran alone: {', '.join(later)} still stand on what it was before"
+        )
     with aside(directory, name):
         pipeline.stage(recipe.stage[at])
-    pipeline.records.sort(key=lambda line: names.index(line["name"]) if line["name"] in names else -1)
+    pipeline.records.sort(
+        key=lambda line: names.index(line["name"]) if line["name"] in names else -1
+    )
     return pipeline.finish()
 
 
 def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
     """The summary of the run that stands there."""
     if not (directory / "recipe.toml").is_file() or not (directory / "summary.json").is_file():
-        raise RecipeError(f"{directory} holds no run whose stages could be built upon; run all of it first")
+        raise RecipeError(
+            f"{directory} holds no run whose stages could be built upon; run all of it first"
+        )
     old = recipes.load(directory / "recipe.toml")
-    one, other = ({**r.model_dump(), "stage": [s.model_dump() for s in r.stage[:at]]} for r in (old, recipe))
-    changed = [key for key in one if one[key] != other[key] and key not in ("name", "about", "result", "evaluation")]
+    one, other = (
+        {**r.model_dump(), "stage": [s.model_dump() for s in r.stage[:at]]} for r in (old, recipe)
+    )
+    changed = [
+        key
+        for key in one
+        if one[key] != other[key] and key not in ("name", "about", "result", "evaluation")
+    ]
     if changed:
         raise RecipeError(
             f"{', '.join(changed)} of the stages before it differ from those of {directory}; run all of it"
@@ -156,7 +183,9 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
     done = {line["name"] for line in summary["stages"]}
     missing = [stage.name for stage in recipe.stage[:at] if stage.name not in done]
     if missing:
-        raise RecipeError(f"{directory}: stage {missing[0]} has not run, and it comes before; run all of it")
+        raise RecipeError(
+            f"{directory}: stage {missing[0]} has not run, and it comes before; run all of it"
+        )
     return summary
 
 
@@ -185,7 +214,9 @@ def aside(directory: Path, name: str) -> Iterator[None]:
 def tidy(directory: Path) -> None:
     """Takes away what a killed process has left half-done, and puts back what it had put aside."""
     for place in directory.glob(".before.*"):
-        for held in sorted(place.iterdir(), key=lambda p: p.name in FILES):  # what they tell of comes first
+        for held in sorted(
+            place.iterdir(), key=lambda p: p.name in FILES
+        ):  # what they tell of comes first
             target = directory / held.name.replace("@", "/")
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)

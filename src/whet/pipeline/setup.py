@@ -26,7 +26,9 @@ SMALL = 2_000_000  # parameters, up to which a second thread costs more than it 
 THREADS = torch.get_num_threads()
 
 
-def rewarded(recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, directory: Path) -> Reward:
+def rewarded(
+    recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, directory: Path
+) -> Reward:
     """The reward of some parts. A reward model named by its stage is the one in the run's directory, and reads prompts as the policy does."""
     stages = [s.name for s in recipe.stage]  # no set: an option may be of any kind
 
@@ -34,7 +36,9 @@ def rewarded(recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, 
         options = part.options
         if part.name != "learned" or options.get("model") not in stages:
             return options
-        asked = {} if recipe.ask.system is None else {"system": recipe.ask.system}  # a problem's meta says the thinking
+        asked = (
+            {} if recipe.ask.system is None else {"system": recipe.ask.system}
+        )  # a problem's meta says the thinking
         return {**asked, **options, "model": str(directory / options["model"] / "model")}
 
     return combined([(part.name, part.weight, given(part)) for part in parts], task)
@@ -45,9 +49,13 @@ def narrowed(task: Task, stage: config.AnyStage) -> Task:
     if not isinstance(stage, config.Asks) or stage.only is None:
         return task
     if not isinstance(task, Mix):
-        raise RecipeError(f"stage {stage.name}: task {task.name} is no mix, so only = {stage.only!r} means nothing")
+        raise RecipeError(
+            f"stage {stage.name}: task {task.name} is no mix, so only = {stage.only!r} means nothing"
+        )
     if stage.only not in task.parts:
-        raise RecipeError(f"stage {stage.name}: only = {stage.only!r} is no part{did_you_mean(stage.only, task.parts)}")
+        raise RecipeError(
+            f"stage {stage.name}: only = {stage.only!r} is no part{did_you_mean(stage.only, task.parts)}"
+        )
     return task.part(stage.only)
 
 
@@ -72,9 +80,13 @@ def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
 
 def place(policy: Policy, spec: config.Model) -> Policy:
     """The model on its device, and as many threads as it can use. Raises RecipeError where the device is not there, or `recompute` is for another."""
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    wanted = (
+        ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    )
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RecipeError('model.device = "cuda", and torch finds no GPU that it can use here; take "auto" or "cpu"')
+        raise RecipeError(
+            'model.device = "cuda", and torch finds no GPU that it can use here; take "auto" or "cpu"'
+        )
     if isinstance(policy, Transformer):
         policy.recompute = spec.recompute
     elif spec.recompute:
@@ -114,7 +126,9 @@ def save(policy: Policy, chat: Chat, directory: Path) -> None:
         chat.save(folder)
 
 
-def keep(policy: Policy, chat: Chat, stage: config.Makes, recipe: config.Recipe, directory: Path) -> None:
+def keep(
+    policy: Policy, chat: Chat, stage: config.Makes, recipe: config.Recipe, directory: Path
+) -> None:
     """A stage's model on disk. Adapters are in STAGE/adapter, and folded into STAGE/model and into `policy`; or they are STAGE/model."""
     lora = stage.lora if isinstance(stage, config.Trained) else None
     folder = directory / stage.name
@@ -133,7 +147,9 @@ def origin(recipe: config.Recipe, stage: config.Stage) -> str | None:
     if stage.start != "previous":
         return None if stage.start == "new" else stage.start
     names = [s.name for s in recipe.stage]
-    makers = [s.name for s in recipe.stage[: names.index(stage.name)] if isinstance(s, config.Makes)]
+    makers = [
+        s.name for s in recipe.stage[: names.index(stage.name)] if isinstance(s, config.Makes)
+    ]
     return makers[-1] if makers else recipe.model.path
 
 
@@ -150,7 +166,9 @@ def base(recipe: config.Recipe, directory: Path, stage: config.Stage) -> str:
         return name
     path = Path(name).expanduser().resolve()
     inside = path.is_relative_to(directory.resolve())
-    return os.path.relpath(path, directory.resolve() / stage.name / "model") if inside else str(path)
+    return (
+        os.path.relpath(path, directory.resolve() / stage.name / "model") if inside else str(path)
+    )
 
 
 def refuse_lora(recipe: config.Recipe, stage: config.Trained) -> None:

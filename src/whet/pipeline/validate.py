@@ -21,8 +21,14 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             if name not in earlier:
                 hub.resolve(name)
 
-    if recipe.model.path is not None and hub.resolve(recipe.model.path) and recipe.model.shape != config.Shape():
-        raise RecipeError("model.path names the model, so model.shape would not be read; drop one of them")
+    if (
+        recipe.model.path is not None
+        and hub.resolve(recipe.model.path)
+        and recipe.model.shape != config.Shape()
+    ):
+        raise RecipeError(
+            "model.path names the model, so model.shape would not be read; drop one of them"
+        )
     for part in recipe.reward:
         if part.name == "learned" and part.options.get("model") in [s.name for s in recipe.stage]:
             raise RecipeError(
@@ -38,14 +44,20 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             row = algorithm(stage.algorithm, stage.override)
             rl.refuse(stage, row)
             known(*([] if stage.reference == "start" else [stage.reference]))
-            known(*([stage.critic.start] if stage.critic is not None and stage.critic.start is not None else []))
+            known(
+                *(
+                    [stage.critic.start]
+                    if stage.critic is not None and stage.critic.start is not None
+                    else []
+                )
+            )
         if isinstance(stage, config.Merge):
             known(*stage.models)
-        if isinstance(stage, config.Prefer):
+        if isinstance(stage, config.DPO):
             known(*([] if stage.reference == "start" else [stage.reference]))
         if isinstance(stage, config.Rank):
             rank.refuse(stage, task)
-        if isinstance(stage, config.Prefer | config.RewardModel):
+        if isinstance(stage, config.DPO | config.RewardModel):
             refuse_data(stage, earlier)
         if isinstance(stage, config.Draws):
             for part in stage.reward:
@@ -55,12 +67,18 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             gate = stage.gate
             for mode in [*stage.mix, *([gate.mode, gate.above] if gate else [])]:
                 if mode is not None and mode not in task.modes:
-                    suffix = did_you_mean(mode, task.modes) if task.modes else "; this task tells none apart"
-                    raise RecipeError(f"stage {stage.name}: task {task.name} has no mode {mode!r}{suffix}")
+                    suffix = (
+                        did_you_mean(mode, task.modes)
+                        if task.modes
+                        else "; this task tells none apart"
+                    )
+                    raise RecipeError(
+                        f"stage {stage.name}: task {task.name} has no mode {mode!r}{suffix}"
+                    )
         earlier[stage.name] = stage.kind
 
 
-def refuse_data(stage: config.Prefer | config.RewardModel, earlier: Mapping[str, str]) -> None:
+def refuse_data(stage: config.DPO | config.RewardModel, earlier: Mapping[str, str]) -> None:
     """Raises RecipeError where a stage's ranked responses come from nowhere."""
     if (
         earlier.get(stage.data) == "rank"
@@ -69,7 +87,11 @@ def refuse_data(stage: config.Prefer | config.RewardModel, earlier: Mapping[str,
     ):
         return
     ranks = [name for name, kind in earlier.items() if kind == "rank"]
-    cure = did_you_mean(stage.data, ranks) if ranks else "; put a rank stage before it, or name a file or hf:OWNER/NAME"
+    cure = (
+        did_you_mean(stage.data, ranks)
+        if ranks
+        else "; put a rank stage before it, or name a file or hf:OWNER/NAME"
+    )
     raise RecipeError(
         f"stage {stage.name}: data = {stage.data!r} is no earlier rank stage, no file and no data set of the Hub{cure}"
     )

@@ -27,7 +27,10 @@ from whet.stages import rl
 from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
-GAP, ROUGH = 1e-3, 0.5  # nats that sampler and trainer may differ by on a token, in float32 and in bfloat16
+GAP, ROUGH = (
+    1e-3,
+    0.5,
+)  # nats that sampler and trainer may differ by on a token, in float32 and in bfloat16
 SOME = 16  # problems looked at
 SEVERAL = 5  # other answers that a taste chooses among
 
@@ -52,7 +55,9 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             if offline:
                 recipe = dry_run.offline(recipe, Path(scratch))
             pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
-            policy = pipeline.policy or pipeline.place(fresh(recipe.model.shape, pipeline.context.chat, recipe.seed))
+            policy = pipeline.policy or pipeline.place(
+                fresh(recipe.model.shape, pipeline.context.chat, recipe.seed)
+            )
             problems = looked_at(pipeline.context)
             tiny = recipe.model.path != real.model.path
             shape = shape_of(str(real.model.path)) if tiny else policy.config
@@ -60,7 +65,9 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             yield Finding("recipe", False, str(failure))
             return
         size = memory.parameters(shape)
-        stands = f", for which a tiny one of its architecture ({shape.family}) stands in" if tiny else ""
+        stands = (
+            f", for which a tiny one of its architecture ({shape.family}) stands in" if tiny else ""
+        )
         yield Finding(
             "recipe",
             True,
@@ -73,7 +80,12 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             ("masks", lambda: masks(context, problems)),
             ("sampler", lambda: sampler(context, policy, problems)),
             ("publication", lambda: publication(context, policy, problems)),
-            ("memory", lambda: memory.memory(recipe, shape, size, load(context, recipe, problems), not tiny)),
+            (
+                "memory",
+                lambda: memory.memory(
+                    recipe, shape, size, load(context, recipe, problems), not tiny
+                ),
+            ),
             ("reward", lambda: reward(context, problems, judged)),
         ]
         if sum(p.numel() for p in policy.parameters()) <= SMALL:
@@ -81,7 +93,10 @@ def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
             looks += [] if offline else [("time", lambda: duration(recipe))]
         else:
             looks += [
-                (f"dry step of {s.name}", lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems))
+                (
+                    f"dry step of {s.name}",
+                    lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems),
+                )
                 for s in recipe.stage
                 if isinstance(s, config.RL)
             ]
@@ -112,8 +127,12 @@ def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -
     prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
     longest = math.inf
     if recipe.model.path is None and context.task.modes:
-        pairs = [context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes]
-        longest = max(mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs)
+        pairs = [
+            context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes
+        ]
+        longest = max(
+            mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs
+        )
     return memory.Load(prompts, longest, recipe.evaluation)
 
 
@@ -149,12 +168,20 @@ def tokenizer(context: Context, policy: Policy, problems: Sequence[Problem]) -> 
     texts = [p.question for p in problems] + [text for _, text in responses(context, problems)]
     lost = next((t for t in texts if chat.decode(chat.encode(t)).strip() != t.strip()), None)
     if lost is not None:
-        raise WhetError(f"{_short(lost)} comes back from the tokenizer as {_short(chat.decode(chat.encode(lost)))}")
+        raise WhetError(
+            f"{_short(lost)} comes back from the tokenizer as {_short(chat.decode(chat.encode(lost)))}"
+        )
     prompts = context.prompts(problems)
     longest = max(len(p.tokens) for p in prompts)
     if longest >= policy.config.max_positions:
-        raise WhetError(f"a prompt has {longest} tokens, the model {policy.config.max_positions} positions")
-    shared = "; pad is an end of turn too, which is safe: masks say what was chosen" if chat.pad in chat.eos else ""
+        raise WhetError(
+            f"a prompt has {longest} tokens, the model {policy.config.max_positions} positions"
+        )
+    shared = (
+        "; pad is an end of turn too, which is safe: masks say what was chosen"
+        if chat.pad in chat.eos
+        else ""
+    )
     return f"{len(texts)} texts come back as they were; prompts of up to {longest} tokens; a turn ends with {sorted(chat.eos)}{shared}"
 
 
@@ -181,12 +208,18 @@ def masks(context: Context, problems: Sequence[Problem]) -> str:
 def draw(context: Context, policy: Policy, prompts: Sequence[Prompt], seed: int) -> list[Sample]:
     room = policy.config.max_positions - max(len(p.tokens) for p in prompts)
     sampling = Sampling(n=2, temperature=1.0, max_tokens=max(1, min(32, room)), seed=seed)
-    return [s for group in context.engine(policy, context.chat).generate(prompts, sampling) for s in group]
+    return [
+        s
+        for group in context.engine(policy, context.chat).generate(prompts, sampling)
+        for s in group
+    ]
 
 
 def gap(policy: Policy, samples: Sequence[Sample]) -> float:
     """The largest difference between the sampler's log-probabilities and the trainer's."""
-    batch = pack(samples, [0.0] * len(samples), [0.0] * len(samples)).to(next(policy.parameters()).device)
+    batch = pack(samples, [0.0] * len(samples), [0.0] * len(samples)).to(
+        next(policy.parameters()).device
+    )
     with torch.no_grad():
         logp, _ = policy_logprobs(policy, batch, Sampling(temperature=1.0))
     return float((logp - batch.logp_old).abs().max())
@@ -252,7 +285,9 @@ def reward(context: Context, problems: Sequence[Problem], judged: bool = True) -
         raise WhetError(
             f"the verifier failed on {len(failed)} of {len(tried)} known answers ({why}); see `whet reward test`"
         )
-    paid, lost = (mean([t.score.value for t in tried if t.case.right is side]) for side in (True, False))
+    paid, lost = (
+        mean([t.score.value for t in tried if t.case.right is side]) for side in (True, False)
+    )
     if judged and not paid > lost:
         raise WhetError(
             f"right answers are paid {paid:.2f} on average, wrong ones {lost:.2f}: the reward would teach nothing; see `whet reward test`"
@@ -267,10 +302,14 @@ def reward(context: Context, problems: Sequence[Problem], judged: bool = True) -
 def _as_sample(text: str) -> Sample:
     """A text whose characters stand for its tokens: enough for rewards that look at lengths."""
     n = len(text) + 1
-    return Sample(np.zeros(n + 1, np.int64), np.arange(n + 1) > 0, np.zeros(n + 1, np.float32), text, "stop")
+    return Sample(
+        np.zeros(n + 1, np.int64), np.arange(n + 1) > 0, np.zeros(n + 1, np.float32), text, "stop"
+    )
 
 
-def dry_step(context: Context, policy: Policy, stage: config.RL, problems: Sequence[Problem]) -> str:
+def dry_step(
+    context: Context, policy: Policy, stage: config.RL, problems: Sequence[Problem]
+) -> str:
     """One update of a copy, on a handful of samples with made-up rewards. Raises WhetError."""
     row = algorithm(stage.algorithm, {**stage.override, "warmup": 0})
     small = stage.model_copy(update={"steps": 1, "prompts": 2, "samples": 2})
@@ -279,7 +318,9 @@ def dry_step(context: Context, policy: Policy, stage: config.RL, problems: Seque
     room = policy.config.max_positions - max(len(p.tokens) for p in prompts)
     sampling = replace(trainer.sampling, n=2, max_tokens=max(1, min(stage.max_tokens, room, 64)))
     drawn = context.engine(policy, context.chat).generate(prompts, sampling)
-    groups = [Group(p, tuple(s), (Score(1.0), Score(0.0))) for p, s in zip(prompts, drawn, strict=True)]
+    groups = [
+        Group(p, tuple(s), (Score(1.0), Score(0.0))) for p, s in zip(prompts, drawn, strict=True)
+    ]
     told, _ = trainer.update(groups)
     held = 1 + (trainer.reference is not None) + (trainer.judge is not None)
     return f"{row.name}: gradient norm {told['grad_norm']:.3g} over {told['tokens']:.0f} tokens; {held} model{'s' * (held > 1)} held"

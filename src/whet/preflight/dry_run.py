@@ -16,7 +16,15 @@ from whet.rollout.context import Context
 from whet.types import Problem, Sample, Score
 
 LENGTH = 24  # tokens of a response
-FEWER = {"batch": 4, "prompts": 2, "samples": 4, "pool": 8, "probe": 1, "probe_every": 1, "micro_tokens": 4096}
+FEWER = {
+    "batch": 4,
+    "prompts": 2,
+    "samples": 4,
+    "pool": 8,
+    "probe": 1,
+    "probe_every": 1,
+    "micro_tokens": 4096,
+}
 MORE = {"problems": 8, "samples": 32}  # of stages that keep the verified or ranked ones
 
 
@@ -27,17 +35,25 @@ class Rehearsed:
         self.reward = reward
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         scores = self.reward.score(problems, texts, samples)
         rows = zip(problems, texts, scores, strict=True)
-        return [fallen(f"{p.id} {i} {text}", s) if s.usable else s for i, (p, text, s) in enumerate(rows)]
+        return [
+            fallen(f"{p.id} {i} {text}", s) if s.usable else s
+            for i, (p, text, s) in enumerate(rows)
+        ]
 
 
 def fallen(of: str, score: Score) -> Score:
     """The score as the coin that a text throws has it."""
     right = hashlib.sha256(of.encode("utf-8", "replace")).digest()[0] % 2
-    return Score(float(right), "scored" if right else "wrong", {**score.parts, "accuracy": float(right)})
+    return Score(
+        float(right), "scored" if right else "wrong", {**score.parts, "accuracy": float(right)}
+    )
 
 
 class Rehearsal(Pipeline):
@@ -135,7 +151,8 @@ def _task(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return held
     label = held.get("as", held["name"])
     path = fake_hub.problems(
-        held, folder / f"{hashlib.sha256(str(sorted(given.items())).encode()).hexdigest()[:8]}.jsonl"
+        held,
+        folder / f"{hashlib.sha256(str(sorted(given.items())).encode()).hexdigest()[:8]}.jsonl",
     )
     held.pop("test", None)
     held |= {"name": "files", "path": str(path), "test_share": 0.25}

@@ -59,7 +59,9 @@ def shape_of(name: str) -> ModelConfig:
     """
     known = max((size for size in SHAPES if size in name.partition("/")[2]), key=len, default=None)
     if known is None:
-        raise ModelError(f"{name}: offline only {', '.join(SHAPES)} have stand-ins; give a directory that is here")
+        raise ModelError(
+            f"{name}: offline only {', '.join(SHAPES)} have stand-ins; give a directory that is here"
+        )
     family, hidden, layers, heads, kv_heads, head_dim, ffn = SHAPES[known]
     return ModelConfig(
         family, VOCABULARY, hidden, layers, heads, kv_heads, head_dim, ffn, qk_norm=family == "qwen3", qkv_bias=family == "qwen2",
@@ -118,13 +120,20 @@ def problems(options: dict[str, Any], path: Path) -> Path:
     for _ in range(ROWS):
         a, b = rng.randrange(100), rng.randrange(100)
         question, thought = f"What is {a} + {b}?", f"{a} + {b} = {a + b}"
-        gold = f"{thought}\n{options['answer_after']} {a + b}" if options.get("answer_after") else str(a + b)
+        gold = (
+            f"{thought}\n{options['answer_after']} {a + b}"
+            if options.get("answer_after")
+            else str(a + b)
+        )
         if options.get("answer_pattern"):
             gold = f"{thought}\n\\boxed{{{a + b}}}"
         said = f"<think>{thought}</think>\nThe answer is \\boxed{{{a + b}}}."
         row: dict[str, Any] = {}
         if column := options.get("messages"):
-            row[column] = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+            row[column] = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": said},
+            ]
         else:
             row[options.get("question", "question")] = question
         if column := options.get("response"):
@@ -141,7 +150,9 @@ def rankings(path: Path) -> Path:
     for i in range(ROWS):
         asked = {"role": "user", "content": f"Say something about the number {i}."}
         sides = {"chosen": f"{i} comes before {i + 1}.", "rejected": "No." + "!" * (i % 5)}
-        rows.append({side: [asked, {"role": "assistant", "content": text}] for side, text in sides.items()})
+        rows.append(
+            {side: [asked, {"role": "assistant", "content": text}] for side, text in sides.items()}
+        )
     return _written(path, rows)
 
 

@@ -23,7 +23,9 @@ from whet.model.weights import parts
 
 AROUND = 100 << 20  # bytes: pages of libraries that are read when first used, samples, the log
 RAGGED = 40 << 20  # bytes that pieces of ever other sizes leave unused in the heap of a long run
-ELSEWHERE = 2  # times as much: norms keep copies in float32, the gate its halves; counted for Qwen3's shape
+ELSEWHERE = (
+    2  # times as much: norms keep copies in float32, the gate its halves; counted for Qwen3's shape
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ def available(device: torch.device) -> float:
     """Bytes that can still be had on the device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if os.path.exists("/proc/meminfo") else []
+    lines = (
+        Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        if os.path.exists("/proc/meminfo")
+        else []
+    )
     told = next((line for line in lines if line.startswith("MemAvailable:")), None)
     return float("inf") if told is None else float(told.split()[1]) * 1024
 
@@ -60,7 +66,11 @@ def needed(
     kept = models(stage, shape, size, model.dtype) * size
     left = activations(shape, model.recompute) * (1 if plain else ELSEWHERE)
     passed = (own + prompts) * (left + on_the_way_back(shape))
-    logits = (2 if plain else 4) * shape.vocab * min(rows_at_once(shape.vocab, "cpu" if plain else "cuda"), own)
+    logits = (
+        (2 if plain else 4)
+        * shape.vocab
+        * min(rows_at_once(shape.vocab, "cpu" if plain else "cuda"), own)
+    )
     return kept + passed + logits + sampler(stage, shape, load)
 
 
@@ -68,14 +78,16 @@ def models(stage: config.Trained, shape: ModelConfig, size: int, dtype: str = "f
     """Models' worth of numbers: weights, gradients and moments of what is trained; what is frozen."""
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
     critic = row is not None and (row.critic is not None or row.token_reward)
-    frozen = isinstance(stage, config.Prefer) or (row is not None and row.has_kl)
+    frozen = isinstance(stage, config.DPO) or (row is not None and row.has_kl)
     # In bfloat16: beside weights and gradients of half the width, the optimizer's copies and theirs.
     trained = 4.0 if dtype == "float32" else 10.0
     if stage.lora is None:
         return trained + frozen + trained * critic
     # The weights, merged while sampling, once more for each model of other weights.
-    others = isinstance(stage, config.Prefer | config.RL) and stage.reference != "start"
-    others += isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
+    others = isinstance(stage, config.DPO | config.RL) and stage.reference != "start"
+    others += (
+        isinstance(stage, config.RL) and stage.critic is not None and stage.critic.start is not None
+    )
     return 2.0 + others + trained * (1 + critic) * lora.size(shape, stage.lora) / size
 
 
@@ -85,10 +97,20 @@ def packed(stage: config.Trained, load: Load, plain: bool = True) -> tuple[float
         row = algorithm(stage.algorithm, stage.override)
         most = row.critic.updates if row.critic is not None else 0
         updates = row.updates if most == 0 else min(row.updates, most)
-        sequences, together, response = stage.prompts * stage.samples / updates, stage.samples, stage.max_tokens
+        sequences, together, response = (
+            stage.prompts * stage.samples / updates,
+            stage.samples,
+            stage.max_tokens,
+        )
     else:
-        pairs = isinstance(stage, config.RewardModel | config.Prefer)  # a ranking has two sides at least
-        sequences, together, response = getattr(stage, "batch", 16) * (2 if pairs else 1), 1, stage.micro_tokens
+        pairs = isinstance(
+            stage, config.RewardModel | config.DPO
+        )  # a ranking has two sides at least
+        sequences, together, response = (
+            getattr(stage, "batch", 16) * (2 if pairs else 1),
+            1,
+            stage.micro_tokens,
+        )
     response = min(response, load.response)
     at_once = min(sequences, max(1, stage.micro_tokens // (load.prompt + response)))
     return at_once * response, math.ceil(at_once / (together if plain else 1)) * load.prompt
@@ -99,7 +121,9 @@ def activations(shape: ModelConfig, recompute: bool = False) -> float:
     made again, what goes into each layer, and one layer's."""
     heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     layer = 4 * shape.hidden + 2 * heads + shape.heads * shape.head_dim + 3 * shape.ffn
-    return (layer + shape.layers * shape.hidden if recompute else shape.layers * layer) + 3 * shape.hidden
+    return (
+        layer + shape.layers * shape.hidden if recompute else shape.layers * layer
+    ) + 3 * shape.hidden
 
 
 def on_the_way_back(shape: ModelConfig) -> float:
@@ -131,7 +155,10 @@ def _drawn(shape: ModelConfig, prompt: float, prompts: int, samples: int, tokens
     cached = rows * (LEAST - 1 + tokens) + seats * prompt
     heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     layer = 2 * heads + 3 * shape.ffn + 3 * shape.hidden
-    return cached * 2 * shape.layers * shape.kv_heads * shape.head_dim + min(PREFILL, seats * prompt) * layer
+    return (
+        cached * 2 * shape.layers * shape.kv_heads * shape.head_dim
+        + min(PREFILL, seats * prompt) * layer
+    )
 
 
 def parameters(shape: ModelConfig) -> int:
@@ -139,7 +166,9 @@ def parameters(shape: ModelConfig) -> int:
     return sum(math.prod(part.shape) for theirs in parts(shape).values() for part in theirs)
 
 
-def needs(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load, device: str) -> dict[str, float]:
+def needs(
+    recipe: config.Recipe, shape: ModelConfig, size: int, load: Load, device: str
+) -> dict[str, float]:
     """Bytes that each stage that trains takes at its peak, in a run."""
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     around = AROUND + RAGGED if device == "cpu" else 0
@@ -151,9 +180,17 @@ def needs(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load, devi
     return found
 
 
-def memory(recipe: config.Recipe, shape: ModelConfig, size: int, load: Load | None = None, judged: bool = True) -> str:
+def memory(
+    recipe: config.Recipe,
+    shape: ModelConfig,
+    size: int,
+    load: Load | None = None,
+    judged: bool = True,
+) -> str:
     """The hungriest stage fits; `judged`: on this machine, which is the one. Raises WhetError."""
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and recipe.model.device != "cpu" else "cpu"
+    )
     wanted = needs(recipe, shape, size, load or Load(), device.type)
     if not wanted:
         return "nothing is trained"

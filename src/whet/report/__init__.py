@@ -21,7 +21,9 @@ def write(run_directory: Path, budget: int = BUDGET) -> Path:
     """
     run = read(Path(run_directory))
     packer = Packer(budget)
-    order = list(dict.fromkeys([*(str(s.get("name")) for s in run.stages), *(c.stage for c in run.curves)]))
+    order = list(
+        dict.fromkeys([*(str(s.get("name")) for s in run.stages), *(c.stage for c in run.curves)])
+    )
     samples = packer.text(packer.pack(run.directory / "samples", order))
     if packer.broken:
         run.notices.append(f"samples: {packer.broken} groups cannot be read and are left out.")

@@ -11,7 +11,14 @@ def interval_bar(accuracy: float | None, low: float | None, high: float | None) 
     return tag(
         "svg",
         tag("line", x1="0", x2="100", y1="5", y2="5", class_="rail"),
-        tag("rect", x=_per(low), width=_per(max(high - low, 0.002)), y="2.5", height="5", class_="whisker"),
+        tag(
+            "rect",
+            x=_per(low),
+            width=_per(max(high - low, 0.002)),
+            y="2.5",
+            height="5",
+            class_="whisker",
+        ),
         tag("rect", x=_per(accuracy - 0.006), width="1.2", y="0", height="10", class_="dot"),
         viewBox="0 0 100 10",
         preserveAspectRatio="none",
@@ -33,7 +40,9 @@ def waterfall(names: tuple[str, str], start: float, choosing: float, reasoning: 
     return tag("div", *parts, class_="waterfall")
 
 
-def _row(label: str, value: str, begin: float, end: float, kind: str) -> tuple[Markup, Markup, Markup]:
+def _row(
+    label: str, value: str, begin: float, end: float, kind: str
+) -> tuple[Markup, Markup, Markup]:
     left, width = min(begin, end), max(abs(end - begin), 0.003)
     bar = tag(
         "svg",

@@ -13,7 +13,16 @@ from whet.report.samples import dump
 from whet.report.verdict import compared, count, details, headline, interval, percent, split
 
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
-SCRIPTS = ("dom.js", "chart.js", "draw.js", "panels.js", "data.js", "tokens.js", "detail.js", "browser.js")
+SCRIPTS = (
+    "dom.js",
+    "chart.js",
+    "draw.js",
+    "panels.js",
+    "data.js",
+    "tokens.js",
+    "detail.js",
+    "browser.js",
+)
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M2 13 L14 3' stroke='%230b6bb8' stroke-width='3'/%3E%3C/svg%3E"
@@ -36,9 +45,7 @@ def page(run: Run, samples: str) -> str:
         tag("title", f"{name} · whet report"),
         tag("style", Markup(style)),
     )
-    data = (
-        f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind not in ("reject", "rank")])},"samples":{samples}}}'
-    )
+    data = f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind not in ("reject", "rank")])},"samples":{samples}}}'
     body = tag(
         "body",
         tag("main", *_top(run, name), *_drawn()),
@@ -54,7 +61,10 @@ def _asset(name: str) -> str:
 
 def _policy(style: str, script: str) -> str:
     """Nothing may load, and nothing may run or style but what this page brings."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    ]
     return (
         f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -75,13 +85,19 @@ def _curve(curve: Curve) -> dict[str, Any]:
 def _top(run: Run, name: str) -> list[Markup | None]:
     """Title, verdict, stages, gain, warnings, settings: all that can be read without a script."""
     summary = run.summary
-    facts = [("task", summary.get("task")), ("seed", summary.get("seed")), ("device", summary.get("device"))]
+    facts = [
+        ("task", summary.get("task")),
+        ("seed", summary.get("seed")),
+        ("device", summary.get("device")),
+    ]
     seconds = number(summary.get("seconds"))
     line = [f"{key} {value}" for key, value in facts if value is not None]
     line += [duration(seconds)] if seconds is not None else []
     told = details(summary)
     return [
-        tag("header", tag("h1", name), tag("p", " · ".join(line), class_="facts") if line else None),
+        tag(
+            "header", tag("h1", name), tag("p", " · ".join(line), class_="facts") if line else None
+        ),
         tag("p", headline(summary), class_="verdict", id="verdict"),
         tag("p", " ".join(told), class_="details") if told else None,
         _stages(run),
@@ -105,13 +121,19 @@ def duration(seconds: float) -> str:
 def _warnings(run: Run) -> Markup | None:
     warnings = [w for w in listed(run.summary.get("warnings")) if isinstance(w, dict)]
     items = [
-        tag("li", tag("b", f"{w.get('stage', '')}, step {w.get('step', '–')}: "), str(w.get("text", "")))
+        tag(
+            "li",
+            tag("b", f"{w.get('stage', '')}, step {w.get('step', '–')}: "),
+            str(w.get("text", "")),
+        )
         for w in warnings
     ]
     items += [tag("li", notice) for notice in run.notices]
     if not items:
         return None
-    return tag("section", tag("h2", "Warnings"), tag("ul", *items), class_="warnings", id="warnings")
+    return tag(
+        "section", tag("h2", "Warnings"), tag("ul", *items), class_="warnings", id="warnings"
+    )
 
 
 def _stages(run: Run) -> Markup | None:
@@ -128,13 +150,26 @@ def _stages(run: Run) -> Markup | None:
         "seconds",
         "parameters",
     )
-    titles = {"length": "mean tokens of an answer", "right / wrong": "mean tokens of right and of wrong answers"}
+    titles = {
+        "length": "mean tokens of an answer",
+        "right / wrong": "mean tokens of right and of wrong answers",
+    }
     titles |= {"cut off": "share of answers that ran into the token limit"}
     heads = [
-        tag("th", name, scope="col", title=titles.get(name), class_=None if name == "stage" else "number")
+        tag(
+            "th",
+            name,
+            scope="col",
+            title=titles.get(name),
+            class_=None if name == "stage" else "number",
+        )
         for name in names
     ]
-    rows = [_stage_row(s, str(run.summary.get("result")), switch) for s in run.stages for switch in _switches(s)]
+    rows = [
+        _stage_row(s, str(run.summary.get("result")), switch)
+        for s in run.stages
+        for switch in _switches(s)
+    ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stages")
     return tag("section", tag("h2", "Stages"), table, id="stages")
 
@@ -163,14 +198,33 @@ def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
         _seconds(number(stage.get("seconds"))),
         count(number(stage.get("parameters"))),
     ]
-    labels = ("accuracy", "95 % interval", "problems", "length", "right / wrong", "cut off", "seconds", "parameters")
-    kind = tag("span", str(stage.get("kind", "")), class_="kind") if stage.get("kind") != stage.get("name") else None
+    labels = (
+        "accuracy",
+        "95 % interval",
+        "problems",
+        "length",
+        "right / wrong",
+        "cut off",
+        "seconds",
+        "parameters",
+    )
+    kind = (
+        tag("span", str(stage.get("kind", "")), class_="kind")
+        if stage.get("kind") != stage.get("name")
+        else None
+    )
     mark = tag("span", "result", class_="mark") if name == result else None
     thinking = tag("span", f"thinking {switch}", class_="kind") if switch else None
     first = tag("th", tag("span", name), " ", thinking or kind, " ", mark, scope="row")
-    rest = [tag("td", cell, class_="number", data_label=label) for label, cell in zip(labels, cells, strict=True)]
+    rest = [
+        tag("td", cell, class_="number", data_label=label)
+        for label, cell in zip(labels, cells, strict=True)
+    ]
     return tag(
-        "tr", first, *rest, class_="result" if name == result else ("measured" if accuracy is not None else "quiet")
+        "tr",
+        first,
+        *rest,
+        class_="result" if name == result else ("measured" if accuracy is not None else "quiet"),
     )
 
 
@@ -198,7 +252,12 @@ def _gain(run: Run) -> Markup | None:
         names = str(before.get("name")), str(after.get("name"))
         text = tag("p", split(total, choosing, reasoning), id="gain-text")
         parts = join([text, waterfall(names, start, choosing, reasoning)])
-    return tag("section", tag("h2", "What the gain is made of"), tag("div", parts, table, class_="split"), id="gain")
+    return tag(
+        "section",
+        tag("h2", "What the gain is made of"),
+        tag("div", parts, table, class_="split"),
+        id="gain",
+    )
 
 
 def _modes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Markup | None:
@@ -221,7 +280,9 @@ def _modes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Markup | None
     for name in names:
         sides = (mapped(one.get(name)), mapped(other.get(name)))
         shares = [tag("td", percent(number(s.get("share"))), class_="number") for s in sides]
-        right = [tag("td", percent(number(s.get("accuracy"))), _of(s), class_="number") for s in sides]
+        right = [
+            tag("td", percent(number(s.get("accuracy"))), _of(s), class_="number") for s in sides
+        ]
         rows.append(tag("tr", tag("th", name, scope="row"), *shares, *right))
     return tag("table", tag("thead", top, second), tag("tbody", *rows), class_="modes")
 
@@ -233,7 +294,9 @@ def _of(side: Mapping[str, Any]) -> Markup | None:
 
 def _drawn() -> list[Markup]:
     """Where the scripts draw."""
-    plain = "This part is drawn by a script that the page carries; it needs nothing from the network."
+    plain = (
+        "This part is drawn by a script that the page carries; it needs nothing from the network."
+    )
     return [
         tag("section", tag("h2", "Curves"), tag("noscript", plain), id="curves"),
         tag("section", tag("h2", "Samples"), tag("noscript", plain), id="samples"),
@@ -243,16 +306,39 @@ def _drawn() -> list[Markup]:
 def _settings(run: Run) -> Markup | None:
     versions = mapped(run.summary.get("versions"))
     rows: list[tuple[str, str]] = [(str(k), str(v)) for k, v in versions.items()]
-    rows += [(key, str(run.summary[key])) for key in ("device", "seed") if run.summary.get(key) is not None]
+    rows += [
+        (key, str(run.summary[key]))
+        for key in ("device", "seed")
+        if run.summary.get(key) is not None
+    ]
     for stage in run.stages:
         if sampling := mapped(stage.get("sampling")):
-            rows.append((f"{stage.get('name')} measured with", ", ".join(f"{k} {v}" for k, v in sampling.items())))
+            rows.append(
+                (
+                    f"{stage.get('name')} measured with",
+                    ", ".join(f"{k} {v}" for k, v in sampling.items()),
+                )
+            )
         if passes := _passes(stage):
             rows.append((f"{stage.get('name')} pass@k", passes))
-    items: Sequence[Markup] = [part for key, value in rows for part in (tag("dt", key), tag("dd", value))]
-    recipe = tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe)) if run.recipe else None
-    facts = tag("details", tag("summary", "Versions and sampling"), tag("dl", *items)) if items else None
-    return tag("section", tag("h2", "Settings"), facts, recipe, id="settings") if facts or recipe else None
+    items: Sequence[Markup] = [
+        part for key, value in rows for part in (tag("dt", key), tag("dd", value))
+    ]
+    recipe = (
+        tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe))
+        if run.recipe
+        else None
+    )
+    facts = (
+        tag("details", tag("summary", "Versions and sampling"), tag("dl", *items))
+        if items
+        else None
+    )
+    return (
+        tag("section", tag("h2", "Settings"), facts, recipe, id="settings")
+        if facts or recipe
+        else None
+    )
 
 
 def _passes(stage: Mapping[str, Any]) -> str:

@@ -70,7 +70,9 @@ def compact(value: float | None, digits: int = 5) -> float | int | None:
 def read(directory: Path) -> Run:
     """The run in `directory`, without its samples. Raises DataError where there is no run, or its summary is broken."""
     if not directory.is_dir():
-        raise DataError(f"{directory}: no such run directory; give one that `whet run` wrote, such as runs/NAME")
+        raise DataError(
+            f"{directory}: no such run directory; give one that `whet run` wrote, such as runs/NAME"
+        )
     summary, metrics = directory / "summary.json", directory / "metrics.jsonl"
     if not summary.is_file() and not metrics.is_file():
         raise DataError(
@@ -86,12 +88,16 @@ def read(directory: Path) -> Run:
 
 def _summary(path: Path, notices: list[str]) -> dict[str, Any]:
     if not path.is_file():
-        notices.append("summary.json is missing: the run has not finished its first stage, so nothing is measured yet.")
+        notices.append(
+            "summary.json is missing: the run has not finished its first stage, so nothing is measured yet."
+        )
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); run the recipe again, or mend the file") from None
+        raise DataError(
+            f"{path} is not valid JSON ({error}); run the recipe again, or mend the file"
+        ) from None
     if not isinstance(found, dict):
         raise DataError(f"{path} is not a JSON object; run the recipe again, or mend the file")
     return found
@@ -123,9 +129,7 @@ def read_curves(path: Path, notices: list[str]) -> list[Curve]:
 def _left_out(broken: list[int], count: int) -> str:
     if broken == [count]:
         return f"metrics.jsonl: its last line ({count}) is cut off and is left out."
-    return (
-        f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the first is line {broken[0]}."
-    )
+    return f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the first is line {broken[0]}."
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -142,7 +146,12 @@ def _columns(stage: str, kind: str, lines: Mapping[int, dict[str, Any]]) -> Curv
     kept = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
     rows = [lines[s] for s in kept]
     return Curve(
-        stage, kind, kept, _table(r.get("values") for r in rows), _table(r.get("seconds") for r in rows), every
+        stage,
+        kind,
+        kept,
+        _table(r.get("values") for r in rows),
+        _table(r.get("seconds") for r in rows),
+        every,
     )
 
 

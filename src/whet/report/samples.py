@@ -146,14 +146,23 @@ class Packer:
             return None
         try:
             rows = [self._sample(mapped(s)) for s in samples]
-            pieces = self._sequence([None] * len(listed(line.get("prompt_tokens"))), listed(line.get("prompt_tokens")))
+            pieces = self._sequence(
+                [None] * len(listed(line.get("prompt_tokens"))), listed(line.get("prompt_tokens"))
+            )
         except (TypeError, ValueError, AttributeError, OverflowError):
             return None
         messages = [
-            f"{m.get('role')}\n{m.get('content')}" for m in listed(prompt.get("messages")) if isinstance(m, dict)
+            f"{m.get('role')}\n{m.get('content')}"
+            for m in listed(prompt.get("messages"))
+            if isinstance(m, dict)
         ]
         answer = prompt.get("answer")
-        row = (str(prompt.get("id", "")), None if answer is None else str(answer), pieces, *messages)
+        row = (
+            str(prompt.get("id", "")),
+            None if answer is None else str(answer),
+            pieces,
+            *messages,
+        )
         if row not in self.prompts.rows:
             self.used += len(dump(row)) + 1
         return dump([self.prompts(row), rows])
@@ -168,7 +177,9 @@ class Packer:
             raise ValueError("lengths disagree")
         chosen = "".join("1" if m else "0" for m in mask)
         mode = sample.get("mode")
-        parts = [[self.parts(str(k)), compact(number(v))] for k, v in mapped(sample.get("parts")).items()]
+        parts = [
+            [self.parts(str(k)), compact(number(v))] for k, v in mapped(sample.get("parts")).items()
+        ]
         row = [
             self._sequence(ids, pieces),
             "".join([self.words[_hundredths(x)] for x in logp]),
@@ -202,7 +213,12 @@ class Packer:
     def text(self, shelves: Sequence[Shelf]) -> str:
         """The page's `samples` as JSON."""
         stages = [_shelf(s) for s in shelves]
-        tables = {"tokens": self.tokens, "prompts": self.prompts, "modes": self.modes, "parts": self.parts}
+        tables = {
+            "tokens": self.tokens,
+            "prompts": self.prompts,
+            "modes": self.modes,
+            "parts": self.parts,
+        }
         fields = [f'"{name}":{dump(list(table.rows))}' for name, table in tables.items()]
         fields.append(f'"broken":{self.broken}')
         return "{" + ",".join([*fields, f'"stages":[{",".join(stages)}]']) + "}"
@@ -211,7 +227,9 @@ class Packer:
 def _shelf(shelf: Shelf) -> str:
     steps = ",".join(f"[{n},{shelf.steps[n].groups}]" for n in sorted(shelf.steps))
     whole = all(step.whole for step in shelf.steps.values())
-    facts = dump({"name": shelf.stage, "every": shelf.every, "held": len(shelf.files), "whole": whole})
+    facts = dump(
+        {"name": shelf.stage, "every": shelf.every, "held": len(shelf.files), "whole": whole}
+    )
     return f'{facts[:-1]},"steps":[{steps}]}}'
 
 
@@ -224,7 +242,13 @@ def dump(value: Any) -> str:
 def _hundredths(logp: Any) -> int:
     if type(logp) is float and math.isfinite(logp):
         return 1 if logp > 0 else int(0.5 - 100 * logp) + 1
-    return 1 if type(logp) is int and logp == 0 else 0 if number(logp) is None else int(0.5 - 100 * min(logp, 0)) + 1
+    return (
+        1
+        if type(logp) is int and logp == 0
+        else 0
+        if number(logp) is None
+        else int(0.5 - 100 * min(logp, 0)) + 1
+    )
 
 
 def _place(known: Sequence[str], word: Any) -> int:
@@ -240,8 +264,16 @@ def _place_of(order: Sequence[str]) -> Callable[[Path], tuple[int, bool, str]]:
     """Sorts folders as their stages ran, a stage's probes and test problems after its own samples."""
 
     def place(folder: Path) -> tuple[int, bool, str]:
-        name = folder.name if folder.name in order else folder.name.removesuffix("-test").removesuffix("-probe")
-        return (order.index(name) if name in order else len(order), folder.name != name, folder.name)
+        name = (
+            folder.name
+            if folder.name in order
+            else folder.name.removesuffix("-test").removesuffix("-probe")
+        )
+        return (
+            order.index(name) if name in order else len(order),
+            folder.name != name,
+            folder.name,
+        )
 
     return place
 

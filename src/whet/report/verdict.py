@@ -33,7 +33,11 @@ def count(value: float | None) -> str:
 def interval(stage: Stage) -> str:
     """The 95 % interval, in per cent; empty where it is not known."""
     low, high = number(stage.get("low")), number(stage.get("high"))
-    return "" if low is None or high is None else f"[{100 * low:.1f},\u00a0{100 * high:.1f}]".replace("-", "−")
+    return (
+        ""
+        if low is None or high is None
+        else f"[{100 * low:.1f},\u00a0{100 * high:.1f}]".replace("-", "−")
+    )
 
 
 def measured(stages: Sequence[Stage]) -> list[Stage]:
@@ -49,7 +53,11 @@ def compared(summary: Mapping[str, Any]) -> tuple[Stage | None, Stage | None]:
     if before and after:
         return before, after
     after = by_name.get(str(summary.get("result"))) or (stages[-1] if stages else None)
-    before = next((s for s in stages if s is not after), None) if after is not None and stages[0] is not after else None
+    before = (
+        next((s for s in stages if s is not after), None)
+        if after is not None and stages[0] is not after
+        else None
+    )
     return before, after
 
 
@@ -127,7 +135,9 @@ def _overlap(before: Stage, after: Stage) -> str:
     if found is None:
         return "the 95\u00a0% intervals are not known"
     if found:
-        return "the 95\u00a0% intervals overlap, so these figures alone do not settle which is better"
+        return (
+            "the 95\u00a0% intervals overlap, so these figures alone do not settle which is better"
+        )
     return "the 95\u00a0% intervals do not overlap"
 
 

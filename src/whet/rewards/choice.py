@@ -56,12 +56,21 @@ class ChoiceReward:
     name = "choice"
 
     def __init__(self, letters: str = LETTERS) -> None:
-        if not isinstance(letters, str) or not re.fullmatch(r"[A-Z]{2,26}", letters) or len({*letters}) < len(letters):
-            raise RewardError(f"reward choice: letters = {letters!r}; give different capitals, such as 'ABCD'")
+        if (
+            not isinstance(letters, str)
+            or not re.fullmatch(r"[A-Z]{2,26}", letters)
+            or len({*letters}) < len(letters)
+        ):
+            raise RewardError(
+                f"reward choice: letters = {letters!r}; give different capitals, such as 'ABCD'"
+            )
         self.letters = letters
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises DataError for an answer that is no choice."""
         return [self._verdict(problem, text) for problem, text in zip(problems, texts, strict=True)]
@@ -78,25 +87,37 @@ class ChoiceReward:
             )
         found = choice(text, letters, choices)
         value = float(found == gold)
-        return Score(value, "unparsed" if found is None else "scored" if value else "wrong", {"accuracy": value})
+        return Score(
+            value,
+            "unparsed" if found is None else "scored" if value else "wrong",
+            {"accuracy": value},
+        )
 
 
 def _named(said: str, letters: str, choices: Sequence[str]) -> str | None:
     """The one letter that a short statement names: alone, or before its words ("B) Paris", "B, because …")."""
     said = _undressed(said).strip()
-    by_words = [letters[i] for i, words in enumerate(choices[: len(letters)]) if _plain(words) == _plain(said)]
+    by_words = [
+        letters[i]
+        for i, words in enumerate(choices[: len(letters)])
+        if _plain(words) == _plain(said)
+    ]
     if len(by_words) == 1:
         return by_words[0]
     if re.fullmatch(r"\(?[A-Za-z][).:]?", said):
         said = said.upper()
     start = re.match(
-        rf"(?:(?:option|choice)\s+)?(?:\(([{letters}])\)|([{letters}])(?![\w'+*/^=-]))", said, re.IGNORECASE
+        rf"(?:(?:option|choice)\s+)?(?:\(([{letters}])\)|([{letters}])(?![\w'+*/^=-]))",
+        said,
+        re.IGNORECASE,
     )
     letter = start and (start.group(1) or start.group(2))
     if not start or not letter or letter not in letters:
         return None
     rest = said[start.end() :]
-    listed = re.match(rf"\s*(?:[,;/|&+]|and\b|or\b|to\b|-|\s)\s*(?:and\b|or\b)?\s*\(?[{letters}](?![\w'])", rest)
+    listed = re.match(
+        rf"\s*(?:[,;/|&+]|and\b|or\b|to\b|-|\s)\s*(?:and\b|or\b)?\s*\(?[{letters}](?![\w'])", rest
+    )
     marked = re.search(rf"\([{letters}]\)|(?<![\w'])[{letters}][).:](?!\w)", rest)
     bare = not rest or not rest[0].isspace()  # "A cat" begins with an article, not with a choice
     commits = start.group(1) or bare or re.match(r"\s*(?:[-:,.]|because\b|since\b|as\b)", rest)
@@ -105,7 +126,9 @@ def _named(said: str, letters: str, choices: Sequence[str]) -> str | None:
 
 def _last(tail: str, letters: str) -> str | None:
     """The last letter in parentheses or alone on its line; None where several stand side by side, or all in order."""
-    found = list(re.finditer(rf"\(([{letters}])\)|^[ \t]*([{letters}])[.:)]?[ \t]*$", tail, re.MULTILINE))
+    found = list(
+        re.finditer(rf"\(([{letters}])\)|^[ \t]*([{letters}])[.:)]?[ \t]*$", tail, re.MULTILINE)
+    )
     if not found:
         return None
     named = [match.group(1) or match.group(2) for match in found]
@@ -114,7 +137,9 @@ def _last(tail: str, letters: str) -> str | None:
         start -= 1
     if len(named) - start >= 3 and named[start] == letters[0]:
         return None
-    if len(found) > 1 and re.fullmatch(r"[\s,;.:/|&)]*(?:and|or)?[\s,]*", tail[found[-2].end() : found[-1].start()]):
+    if len(found) > 1 and re.fullmatch(
+        r"[\s,;.:/|&)]*(?:and|or)?[\s,]*", tail[found[-2].end() : found[-1].start()]
+    ):
         return None
     return None if re.match(rf"[\s,;/|&]*[{letters}][).:]", tail[found[-1].end() :]) else named[-1]
 

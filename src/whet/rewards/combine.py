@@ -10,7 +10,11 @@ from whet.rewards.registry import Judging, Reward, load
 from whet.types import Problem, Sample, Score, Task
 
 COMMON = ("gate", "pays", "clip", "only")  # options of every part
-PAID = ("scored", "wrong", "unparsed")  # statuses that have a value; timeout and error never reach an update
+PAID = (
+    "scored",
+    "wrong",
+    "unparsed",
+)  # statuses that have a value; timeout and error never reach an update
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,10 @@ class TaskReward:
         self.task = task
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         return self.task.score(problems, texts)
 
@@ -75,11 +82,17 @@ class CombinedReward:
             if any(p.name == part.name and (p.covers(part) or part.covers(p)) for p in parts[:i]):
                 raise RewardError(f"reward: two parts are named {part.name!r}")
             if isinstance(part.weight, bool) or not math.isfinite(part.weight):
-                raise RewardError(f"reward {part.name}: weight {part.weight} is not a finite number")
+                raise RewardError(
+                    f"reward {part.name}: weight {part.weight} is not a finite number"
+                )
             others = [p for p in parts if p is not part]
             gates = [p for p in others if p.name == part.gate]
             if part.gate is not None and not gates:
-                known = did_you_mean(part.gate, [p.name for p in others]) if others else "; there is no other part"
+                known = (
+                    did_you_mean(part.gate, [p.name for p in others])
+                    if others
+                    else "; there is no other part"
+                )
                 raise RewardError(f"reward {part.name}: gate {part.gate!r} is no other part{known}")
             if gates and not any(gate.covers(part) for gate in gates):
                 raise RewardError(
@@ -88,12 +101,19 @@ class CombinedReward:
         self.parts = tuple(parts)
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises RewardError for a problem that no part judges."""
-        rows: list[dict[int, Score]] = [{} for _ in texts]  # by part, of those that judge the problem
+        rows: list[dict[int, Score]] = [
+            {} for _ in texts
+        ]  # by part, of those that judge the problem
         judging = [isinstance(part.reward, Judging) for part in self.parts]
-        for i in sorted(range(len(self.parts)), key=lambda i: judging[i]):  # they need the others first
+        for i in sorted(
+            range(len(self.parts)), key=lambda i: judging[i]
+        ):  # they need the others first
             part = self.parts[i]
             at = [n for n in range(len(texts)) if part.judges(problems[n].task)]
             if not at:
@@ -101,11 +121,15 @@ class CombinedReward:
             asked, said = [problems[n] for n in at], [texts[n] for n in at]
             drawn = None if samples is None else [samples[n] for n in at]
             if isinstance(part.reward, Judging):
-                column = part.reward.given(asked, said, drawn, self._verdicts(part, [rows[n] for n in at]))
+                column = part.reward.given(
+                    asked, said, drawn, self._verdicts(part, [rows[n] for n in at])
+                )
             else:
                 column = part.reward.score(asked, said, drawn)
             if len(column) != len(at):
-                raise RewardError(f"reward {part.name}: returned {len(column)} scores for {len(at)} responses")
+                raise RewardError(
+                    f"reward {part.name}: returned {len(column)} scores for {len(at)} responses"
+                )
             for n, score in zip(at, column, strict=True):
                 rows[n][i] = score
         lost = next((problems[n] for n, row in enumerate(rows) if not row), None)
@@ -119,7 +143,12 @@ class CombinedReward:
         for row in rows:
             failed = next((score for score in row.values() if not score.usable), None)
             verdict = failed or next(
-                (s for i, s in row.items() if self.parts[i].name == "task" or "accuracy" in s.parts), None
+                (
+                    s
+                    for i, s in row.items()
+                    if self.parts[i].name == "task" or "accuracy" in s.parts
+                ),
+                None,
             )
             if verdict is None:
                 raise RewardError(
@@ -135,15 +164,26 @@ class CombinedReward:
             if not score.usable:
                 return Score(0.0, score.status, values, score.reason)
         value = math.fsum(
-            part.weight * values[part.name] for part, _ in row if part.gate is None or values[part.gate] > 0.5
+            part.weight * values[part.name]
+            for part, _ in row
+            if part.gate is None or values[part.gate] > 0.5
         )
         judge, accuracy = row[0][1], None
         for part, score in row:
             if "accuracy" in score.parts or part.name == "task":
                 judge, accuracy = score, score.parts.get("accuracy", score.value)
                 break
-        inner = {name: v for _, score in reversed(row) for name, v in score.parts.items() if name != "accuracy"}
-        return Score(value, judge.status, {**inner, **values, **({} if accuracy is None else {"accuracy": accuracy})})
+        inner = {
+            name: v
+            for _, score in reversed(row)
+            for name, v in score.parts.items()
+            if name != "accuracy"
+        }
+        return Score(
+            value,
+            judge.status,
+            {**inner, **values, **({} if accuracy is None else {"accuracy": accuracy})},
+        )
 
 
 def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) -> Reward:
@@ -168,7 +208,9 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) 
         only = _only(shown, options.get("only"), tasks)
         built.append(Part(shown, reward, weight, options.get("gate"), pays, clip, only))
     whole = CombinedReward(built)
-    for name in getattr(task, "posing", tasks):  # of a mix, those that are not only there for a stage
+    for name in getattr(
+        task, "posing", tasks
+    ):  # of a mix, those that are not only there for a stage
         if not any(part.judges(name) for part in built):
             raise RewardError(f"reward: every part is for another task only, none for {name}")
     return built[0].reward if len(built) == 1 and built[0].plain else whole
@@ -176,10 +218,14 @@ def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) 
 
 def _pays(name: str, given: object) -> dict[str, float]:
     if not isinstance(given, Mapping):
-        raise RewardError(f"reward {name}: pays = {given!r} is no table such as {{ unparsed = -1.0 }}")
+        raise RewardError(
+            f"reward {name}: pays = {given!r} is no table such as {{ unparsed = -1.0 }}"
+        )
     for status, value in given.items():
         if status not in PAID:
-            raise RewardError(f"reward {name}: pays has an unknown status {status!r}{did_you_mean(str(status), PAID)}")
+            raise RewardError(
+                f"reward {name}: pays has an unknown status {status!r}{did_you_mean(str(status), PAID)}"
+            )
         if not _number(value):
             raise RewardError(f"reward {name}: pays.{status} = {value!r} is not a finite number")
     return {str(status): float(value) for status, value in given.items()}
@@ -198,7 +244,9 @@ def _only(name: str, given: object, tasks: Sequence[str]) -> str | None:
     if given is None:
         return None
     if not isinstance(given, str) or given not in tasks:
-        raise RewardError(f"reward {name}: only = {given!r} is no task of this recipe{did_you_mean(str(given), tasks)}")
+        raise RewardError(
+            f"reward {name}: only = {given!r} is no task of this recipe{did_you_mean(str(given), tasks)}"
+        )
     return given
 
 

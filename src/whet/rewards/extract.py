@@ -20,7 +20,8 @@ NUMBER = re.compile(
 _PHRASE = re.compile(r"\banswer(?:\s+is\b|\s*:)[\s:*]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)")
 _FORMULA = re.compile(
-    r"(?<![\\\d])\$\$?([^$\n]{1,200}?)\$\$?(?![\d$])|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL
+    r"(?<![\\\d])\$\$?([^$\n]{1,200}?)\$\$?(?![\d$])|\\\((.{1,200}?)\\\)|\\\[(.{1,400}?)\\\]",
+    re.DOTALL,
 )
 _PROSE = re.compile(  # two words, or a word before a number that is no function's name
     r"(?<!\\)\b[A-Za-z]{3,}\s+[A-Za-z]{2,}|(?<!\\)\b(?!(?:sqrt|sin|cos|tan|log|exp)\b)[A-Za-z]{3,},?\s+[$\d]"
@@ -123,7 +124,10 @@ def _last(text: str) -> str | None:
     for match in _FORMULA.finditer(tail):
         content = next(group for group in match.groups() if group is not None)
         if not _PROSE.search(content):
-            best, end = content.rpartition("=")[2] if "\\" not in content.rpartition("=")[0] else content, match.end()
+            best, end = (
+                content.rpartition("=")[2] if "\\" not in content.rpartition("=")[0] else content,
+                match.end(),
+            )
     for match in NUMBER.finditer(tail):
         if match.end() > end:
             best, end = match.group(), match.end()

@@ -23,15 +23,22 @@ class FormatReward:
     def __init__(self, think: str = "think", answer: str = "answer") -> None:
         for tag in (think, answer or think):
             if not isinstance(tag, str) or not re.fullmatch(r"[A-Za-z][\w-]*", tag):
-                raise RewardError(f"reward format: {tag!r} cannot be a tag; give a word such as 'think'")
+                raise RewardError(
+                    f"reward format: {tag!r} cannot be a tag; give a word such as 'think'"
+                )
         if think == answer:
-            raise RewardError(f"reward format: think and answer are both {think!r}; they must differ")
+            raise RewardError(
+                f"reward format: think and answer are both {think!r}; they must differ"
+            )
         self.start = f"<{think}>"
         self.ends = [f"</{think}>", *([f"<{answer}>", f"</{answer}>"] if answer else [])]
         self.tags = [self.start, *self.ends]
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N completion texts -> N scores, scored (1) or wrong (0); the problems do not matter."""
         return [Score(1.0, "scored") if self.holds(text) else Score(0.0, "wrong") for text in texts]

@@ -12,7 +12,16 @@ from whet.errors import DataError
 from whet.rewards import Reward
 from whet.types import Problem, Sample, Score
 
-OWN = ("id", "question", "answer", "response", "correct", "right", "wrong", "task")  # columns that are no meta
+OWN = (
+    "id",
+    "question",
+    "answer",
+    "response",
+    "correct",
+    "right",
+    "wrong",
+    "task",
+)  # columns that are no meta
 SLOW = 0.1  # seconds
 Verdict = Literal["false accept", "false reject", "timeout", "error", ""]
 
@@ -103,13 +112,23 @@ def _cases(row: Row, task: str) -> list[Case]:
     question, answer = row.text("question") or "", row.text("answer")
     meta = {key: value for key, value in values.items() if key not in OWN}
     name = row.text("task") or task
-    problem = Problem(str(values.get("id") or row.where), ({"role": "user", "content": question},), answer, name, meta)
+    problem = Problem(
+        str(values.get("id") or row.where),
+        ({"role": "user", "content": question},),
+        answer,
+        name,
+        meta,
+    )
     if "response" in values or "correct" in values:
         response, correct = values.get("response"), values.get("correct")
         if not isinstance(response, str) or not isinstance(correct, bool):
             raise DataError(f"{row.where}: response must be a text and correct true or false")
         return [Case(problem, response, correct)]
-    return [Case(problem, text, side == "right") for side in ("right", "wrong") for text in _texts(row, side)]
+    return [
+        Case(problem, text, side == "right")
+        for side in ("right", "wrong")
+        for text in _texts(row, side)
+    ]
 
 
 def _texts(row: Row, column: str) -> list[str]:

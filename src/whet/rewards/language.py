@@ -38,7 +38,10 @@ SCRIPTS = {
 # Scripts that put no space between words: every letter counts as a word.
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR"}
 
-_FORMULA = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$\n]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,2000})\$\$|\$([^$\n]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,2000}?)\\\]",
+    re.DOTALL,
+)
 _SPOKEN = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _PROSE = re.compile(r"(?<!\\)\b[^\W\d_]{3,}\s+[^\W\d_]{2,}\b")
 _COMMAND = re.compile(r"\\[A-Za-z]+|</?[A-Za-z][\w-]*>|https?://\S+")
@@ -62,13 +65,20 @@ class LanguageReward:
 
     def __init__(self, language: str = "en", think: str = "think") -> None:
         if not isinstance(language, str) or language not in SCRIPTS:
-            raise RewardError(f"reward language: unknown language {language!r}{did_you_mean(str(language), SCRIPTS)}")
+            raise RewardError(
+                f"reward language: unknown language {language!r}{did_you_mean(str(language), SCRIPTS)}"
+            )
         if not isinstance(think, str) or not re.fullmatch(r"[A-Za-z][\w-]*", think):
-            raise RewardError(f"reward language: {think!r} cannot be a tag; give a word such as 'think'")
+            raise RewardError(
+                f"reward language: {think!r} cannot be a tag; give a word such as 'think'"
+            )
         self.scripts, self.tag = SCRIPTS[language], think
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N completion texts -> N scores; the problems do not matter."""
         return [Score(self.share(text)) for text in texts]

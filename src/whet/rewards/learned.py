@@ -21,7 +21,9 @@ class LearnedReward:
 
     def __init__(self, model: str, system: str | None = None, thinking: bool | None = None) -> None:
         if not isinstance(model, str) or not model:
-            raise RewardError(f"reward learned: model = {model!r}; it must name a stage, a directory or a Hub id")
+            raise RewardError(
+                f"reward learned: model = {model!r}; it must name a stage, a directory or a Hub id"
+            )
         self.name, self.system, self.thinking = model, system, thinking
 
     @cached_property
@@ -43,7 +45,10 @@ class LearnedReward:
         return [*prompt.tokens, *(response if ended else response[:-1])]
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores; an error where the tokenizer cannot read one or it is too long."""
         ended = [True] * len(texts) if samples is None else [s.finish == "stop" for s in samples]
@@ -55,5 +60,9 @@ class LearnedReward:
                 row = None
             rows.append(row if row and len(row) <= self.held[1].body.config.max_positions else None)
         found = iter(scalar.last(self.held[1], [row for row in rows if row]))
-        lost = Score(0.0, "error", reason=f"{self.name} cannot read it: a character without a token, or too long")
+        lost = Score(
+            0.0,
+            "error",
+            reason=f"{self.name} cannot read it: a character without a token, or too long",
+        )
         return [lost if row is None else Score(next(found)) for row in rows]

@@ -15,7 +15,9 @@ from whet.types import Problem, Sample, Score
 
 def measured(texts: Sequence[str], samples: Sequence[Sample] | None) -> list[int]:
     """The length of each response: tokens of its sample, or characters where there are no samples."""
-    return [len(text) for text in texts] if samples is None else [sample.length for sample in samples]
+    return (
+        [len(text) for text in texts] if samples is None else [sample.length for sample in samples]
+    )
 
 
 def kimi(lengths: Sequence[int], right: Sequence[bool]) -> list[float]:
@@ -76,7 +78,10 @@ class Judged:
     name = ""
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> NoReturn:
         """Raises RewardError: alone there is no verdict."""
         raise RewardError(
@@ -135,11 +140,17 @@ class LcpoExact:
         self.alpha = _number(self.name, "alpha", alpha, above=0.0)
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N responses -> N scores. Raises RewardError where a problem has no budget."""
         pairs = zip(measured(texts, samples), problems, strict=True)
-        return [Score(lcpo_exact(length, budget(self.name, problem), self.alpha)) for length, problem in pairs]
+        return [
+            Score(lcpo_exact(length, budget(self.name, problem), self.alpha))
+            for length, problem in pairs
+        ]
 
 
 class LcpoMax(Judged):
@@ -161,8 +172,14 @@ class LcpoMax(Judged):
         """N responses and their verdicts -> N scores. Raises RewardError where a problem has no budget."""
         _same_length(self.name, problems, verdicts)
         return [
-            _as(verdict, verdict.correct * lcpo_max(length, budget(self.name, problem), self.alpha, self.delta))
-            for length, problem, verdict in zip(measured(texts, samples), problems, verdicts, strict=True)
+            _as(
+                verdict,
+                verdict.correct
+                * lcpo_max(length, budget(self.name, problem), self.alpha, self.delta),
+            )
+            for length, problem, verdict in zip(
+                measured(texts, samples), problems, verdicts, strict=True
+            )
         ]
 
 
@@ -177,7 +194,10 @@ class BudgetError:
     name = "budget_error"
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N responses -> N scores. Raises RewardError where a problem has no budget."""
         budgets = [budget(self.name, problem) for problem in problems]
@@ -192,15 +212,24 @@ class Overlong:
 
     def __init__(self, max_tokens: int = 0, cache: int | None = None) -> None:
         self.limit = _whole(self.name, "max_tokens", max_tokens, 1)
-        self.cache = _whole(self.name, "cache", max(1, self.limit // 5) if cache is None else cache, 1)
+        self.cache = _whole(
+            self.name, "cache", max(1, self.limit // 5) if cache is None else cache, 1
+        )
         if self.cache > self.limit:
-            raise RewardError(f"reward overlong: cache = {cache} is more than max_tokens = {max_tokens}")
+            raise RewardError(
+                f"reward overlong: cache = {cache} is more than max_tokens = {max_tokens}"
+            )
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N responses -> N scores within [-1, 0]."""
-        return [Score(overlong(length, self.limit, self.cache)) for length in measured(texts, samples)]
+        return [
+            Score(overlong(length, self.limit, self.cache)) for length in measured(texts, samples)
+        ]
 
 
 class Cosine(Judged):
@@ -257,7 +286,11 @@ def _as(verdict: Score, value: float) -> Score:
 
 
 def _number(name: str, option: str, value: Any, above: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not above < value < math.inf
+    ):
         more = "" if above == -math.inf else f" above {above:g}"
         raise RewardError(f"reward {name}: {option} = {value!r} must be a number{more}")
     return float(value)
@@ -265,11 +298,15 @@ def _number(name: str, option: str, value: Any, above: float = -math.inf) -> flo
 
 def _whole(name: str, option: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RewardError(f"reward {name}: {option} = {value!r} must be a whole number of at least {least}")
+        raise RewardError(
+            f"reward {name}: {option} = {value!r} must be a whole number of at least {least}"
+        )
     return value
 
 
 def _pair(name: str, option: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise RewardError(f"reward {name}: {option} = {value!r} must be two numbers: at length 0 and at max_tokens")
+        raise RewardError(
+            f"reward {name}: {option} = {value!r} must be two numbers: at length 0 and at max_tokens"
+        )
     return _number(name, option, value[0]), _number(name, option, value[1])

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from whet.chat import Chat
+from whet.chat.thinking import left
 from whet.config import Ask
-from whet.config.thinking import left, stands
+from whet.config.thinking import stands
 from whet.data import preferences
 from whet.errors import DataError, ModelError
 from whet.model.policy import Policy
@@ -62,15 +63,21 @@ class Context:
     def _asked(self, problem: Problem, seed: int, thinking: bool | None) -> Prompt:
         if thinking is None:
             own = problem.meta.get("thinking")
-            thinking = own if isinstance(own, bool) else stands(self.ask.thinking, f"{seed} {problem.id}")
+            thinking = (
+                own if isinstance(own, bool) else stands(self.ask.thinking, f"{seed} {problem.id}")
+            )
         if thinking is not None:
             problem = replace(problem, meta={**problem.meta, "thinking": thinking})
         return self.chat.prompt(problem, thinking=thinking, system=self.ask.system)
 
-    def some(self, split: Literal["train", "test"], n: int, seed: int, thinking: bool | None = None) -> list[Prompt]:
+    def some(
+        self, split: Literal["train", "test"], n: int, seed: int, thinking: bool | None = None
+    ) -> list[Prompt]:
         """n problems of a split, as prompts, in an order that the seed fixes; all there are where they are fewer."""
         size = self.task.size(split)
-        return self.prompts(self.task.problems(split, n if size is None else min(n, size), seed), seed, thinking)
+        return self.prompts(
+            self.task.problems(split, n if size is None else min(n, size), seed), seed, thinking
+        )
 
     def policy(self, source: str) -> Policy:
         """As `model`. Raises ModelError where it is a reward model."""
@@ -97,7 +104,9 @@ class Context:
         text = left(prompt, response)
         answer = self.chat.response(text)
         mask = np.concatenate([np.zeros(len(prompt.tokens), bool), np.ones(len(answer), bool)])
-        return Sample(np.array([*prompt.tokens, *answer]), mask, np.zeros(len(mask), np.float32), text, "stop")
+        return Sample(
+            np.array([*prompt.tokens, *answer]), mask, np.zeros(len(mask), np.float32), text, "stop"
+        )
 
     def stream(self, split: Literal["train", "test"]) -> Iterator[Problem]:
         return endless(self.task, split, self.seed)

@@ -61,7 +61,9 @@ class Prioritised:
     def _some(self, ids: list[str], n: int) -> list[str]:
         """The n largest of u^(1/w), u uniform: drawing without replacement in proportion to w."""
         weight = np.array([1 - self.success[i] for i in ids])
-        keys = np.where(weight > 0, np.log(self.random.random(len(ids))) / np.maximum(weight, 1e-12), -np.inf)
+        keys = np.where(
+            weight > 0, np.log(self.random.random(len(ids))) / np.maximum(weight, 1e-12), -np.inf
+        )
         order = np.lexsort((self.random.random(len(ids)), -keys))
         return [ids[i] for i in order[:n]]
 

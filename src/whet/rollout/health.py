@@ -23,13 +23,22 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
                 if reward >= 1
                 else "the task is too hard, or the reward never pays"
             )
-            found.append(f"no group has had signal for {window} steps, so nothing is learned ({why})")
+            found.append(
+                f"no group has had signal for {window} steps, so nothing is learned ({why})"
+            )
         truncated = sum(v.get("truncated", 0.0) for v in recent) / window
         if truncated > 0.2:
-            found.append("more than a fifth of the answers are cut off at max_tokens: raise it, or shape the length")
+            found.append(
+                "more than a fifth of the answers are cut off at max_tokens: raise it, or shape the length"
+            )
         started = history[0].get("entropy")
         now = recent[-1].get("entropy")
-        if started and now is not None and now < 0.1 * started and recent[-1].get("accuracy", 1.0) < 0.5:
+        if (
+            started
+            and now is not None
+            and now < 0.1 * started
+            and recent[-1].get("accuracy", 1.0) < 0.5
+        ):
             found.append(
                 "entropy has fallen below a tenth of its start while most answers are wrong: exploration is collapsing"
             )
@@ -50,5 +59,7 @@ def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
     if history and history[-1].get("gap", 0.0) > 1e-2:
         found.append("sampler and trainer disagree on a token's log-probability by more than 0.01")
     if history and history[-1].get("errors", 0.0) > 0:
-        found.append("the verifier failed on some samples (timeout or error); they are left out of the update")
+        found.append(
+            "the verifier failed on some samples (timeout or error); they are left out of the update"
+        )
     return found

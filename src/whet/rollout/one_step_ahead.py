@@ -41,12 +41,23 @@ class Flight:
             arrays = [getattr(s, name) for s in flat]
             tensors |= {name: torch.from_numpy(np.concatenate(arrays))} if arrays else {}
         # As text: the order of its keys goes into the log.
-        told = [{"problem": json.dumps(asdict(p.problem)), "tokens": list(p.tokens), "begun": p.begun} for p in prompts]
+        told = [
+            {"problem": json.dumps(asdict(p.problem)), "tokens": list(p.tokens), "begun": p.begun}
+            for p in prompts
+        ]
         others = [
-            {"length": len(s.tokens), "text": s.text, "finish": s.finish, "version": s.version, "turns": s.turns}
+            {
+                "length": len(s.tokens),
+                "text": s.text,
+                "finish": s.finish,
+                "version": s.version,
+                "turns": s.turns,
+            }
             for s in flat
         ]
-        return State(tensors, {"prompts": told, "samples": others, "group": len(drawn[0]) if drawn else 0})
+        return State(
+            tensors, {"prompts": told, "samples": others, "group": len(drawn[0]) if drawn else 0}
+        )
 
     def restore(self, state: State) -> None:
         told, at, flat = state.data, 0, list[Sample]()
@@ -69,4 +80,6 @@ def _prompt(told: dict[str, object]) -> Prompt:
     held, tokens, begun = told["problem"], told["tokens"], told["begun"]
     assert isinstance(held, str) and isinstance(tokens, list) and isinstance(begun, str)
     problem = json.loads(held)
-    return Prompt(Problem(**{**problem, "messages": tuple(problem["messages"])}), tuple(tokens), begun)
+    return Prompt(
+        Problem(**{**problem, "messages": tuple(problem["messages"])}), tuple(tokens), begun
+    )

@@ -11,7 +11,11 @@ from whet.types import Engine, Group, Problem, Progress, Prompt, Sample, Samplin
 
 
 def rollout(
-    engine: Engine, reward: Reward, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
+    engine: Engine,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    progress: Progress | None = None,
 ) -> list[Group]:
     """P prompts -> P groups of `sampling.n` scored samples. All scores are asked for at once."""
     drawn = engine.generate(prompts, sampling, progress)
@@ -20,20 +24,26 @@ def rollout(
 
 def finite(score: Score) -> Score:
     """The score; an error where it is no finite number, which would make every advantage of its group none."""
-    odd = next((f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)), None)
+    odd = next(
+        (f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)), None
+    )
     if math.isfinite(score.value) and odd is None:
         return score
     return Score(0.0, "error", reason=f"the reward is {score.value}" if odd is None else odd)
 
 
-def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]) -> list[Group]:
+def score_groups(
+    reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
+) -> list[Group]:
     """A reward is shown the whole answer: what the prompt has begun of it, then the completion."""
     flat = [
         (p.problem, replace(s, text=p.begun + s.text) if p.begun else s)
         for p, samples in zip(prompts, drawn, strict=True)
         for s in samples
     ]
-    scores = map(finite, reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat]))
+    scores = map(
+        finite, reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat])
+    )
     groups = [
         Group(p, tuple(samples), tuple(next(scores) for _ in samples))
         for p, samples in zip(prompts, drawn, strict=True)
@@ -43,7 +53,9 @@ def score_groups(reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequ
     return groups
 
 
-def endless(task: Task, split: Literal["train", "test"], seed: int, block: int = 4096) -> Iterator[Problem]:
+def endless(
+    task: Task, split: Literal["train", "test"], seed: int, block: int = 4096
+) -> Iterator[Problem]:
     """Training problems without end, in an order that the seed fixes: blocks of new ones, or epochs where they are few."""
     size = task.size(split)
     if size == 0:

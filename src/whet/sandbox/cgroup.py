@@ -15,17 +15,26 @@ class Group:
     `join` runs in the child that is to be limited, before it gives up its rights; `kill` ends all that is left inside.
     """
 
-    def __init__(self, memory: int, processes: int, root: Path = ROOT, own: Path = Path("/proc/self/cgroup")) -> None:
+    def __init__(
+        self, memory: int, processes: int, root: Path = ROOT, own: Path = Path("/proc/self/cgroup")
+    ) -> None:
         limits = {"memory": str(memory), "pids": str(processes)}
         self.folders: list[Path] = []
         v2 = (root / "cgroup.controllers").is_file()
-        parents = _v2(root, own) if v2 else {name: root / name for name in limits if (root / name).is_dir()}
+        parents = (
+            _v2(root, own)
+            if v2
+            else {name: root / name for name in limits if (root / name).is_dir()}
+        )
         for controller, parent in parents.items():
             _sweep(parent)
             folder = parent / f"{PREFIX}{os.getpid()}"
             with suppress(OSError):
                 folder.mkdir(exist_ok=True)
-                files = {"memory": "memory.max" if v2 else "memory.limit_in_bytes", "pids": "pids.max"}
+                files = {
+                    "memory": "memory.max" if v2 else "memory.limit_in_bytes",
+                    "pids": "pids.max",
+                }
                 for name in limits if v2 else (controller,):
                     (folder / files[name]).write_text(limits[name])
                 for swap in ("memory.swap.max",) if v2 else ():
@@ -41,7 +50,11 @@ class Group:
             (folder / "cgroup.procs").write_text("0")
 
     def pids(self) -> set[int]:
-        return {int(pid) for folder in self.folders for pid in (folder / "cgroup.procs").read_text().split()}
+        return {
+            int(pid)
+            for folder in self.folders
+            for pid in (folder / "cgroup.procs").read_text().split()
+        }
 
     def kill(self, seconds: float = 2.0) -> bool:
         """Kill what is inside until nothing is. False where something outlives it."""

@@ -13,7 +13,19 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from whet.errors import RewardError
-from whet.sandbox.isolate import CURE, GRACE, MAX_REPLY, PROCESSES, Isolation, Ran, held, ordered, read, source, told
+from whet.sandbox.isolate import (
+    CURE,
+    GRACE,
+    MAX_REPLY,
+    PROCESSES,
+    Isolation,
+    Ran,
+    held,
+    ordered,
+    read,
+    source,
+    told,
+)
 
 IMAGE = "python:3.12-slim"
 DOCKER_START = 20.0  # seconds a container may take beyond the order's own
@@ -40,7 +52,9 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
         return Docker(image or IMAGE, memory_mb)
     if name in ("http", "https") and urlsplit(sandbox).hostname:
         return Endpoint(sandbox, memory_mb)
-    raise RewardError(f"code sandbox: {sandbox!r} is none of bubblewrap, docker, docker:IMAGE and http(s)://…")
+    raise RewardError(
+        f"code sandbox: {sandbox!r} is none of bubblewrap, docker, docker:IMAGE and http(s)://…"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +72,25 @@ class Docker:
 
     def command(self, name: str) -> list[str]:
         memory = f"{self.memory_mb + 128}m"
-        options = ["--rm", "--interactive", "--name", name, "--network", "none", "--read-only", "--pull", "never"]
-        options += ["--tmpfs", "/tmp:rw,nosuid,nodev,size=32m", "--workdir", "/tmp", "--cap-drop", "ALL"]
+        options = [
+            "--rm",
+            "--interactive",
+            "--name",
+            name,
+            "--network",
+            "none",
+            "--read-only",
+            "--pull",
+            "never",
+        ]
+        options += [
+            "--tmpfs",
+            "/tmp:rw,nosuid,nodev,size=32m",
+            "--workdir",
+            "/tmp",
+            "--cap-drop",
+            "ALL",
+        ]
         options += [
             "--security-opt",
             "no-new-privileges",
@@ -70,18 +101,31 @@ class Docker:
             "--log-driver",
             "none",
         ]
-        options += ["--memory", memory, "--memory-swap", memory, "--pids-limit", str(PROCESSES), "--cpus", "1"]
+        options += [
+            "--memory",
+            memory,
+            "--memory-swap",
+            memory,
+            "--pids-limit",
+            str(PROCESSES),
+            "--cpus",
+            "1",
+        ]
         options += ["--env", "PYTHONHASHSEED=0", "--entrypoint", "python3"]
         return ["docker", "run", *options, self.image, "-sSB", "-c", source()]
 
     def run(self, order: Mapping[str, Any]) -> Ran:
         start = time.monotonic()
         name = f"whet-{os.getpid()}-{time.monotonic_ns()}"
-        kept = {key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ}
+        kept = {
+            key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ
+        }
         given = held(ordered(order, self.memory_mb))
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(self.command(name), stdin=given, stdout=pipe, stderr=pipe, env=kept)
+            process = subprocess.Popen(
+                self.command(name), stdin=given, stdout=pipe, stderr=pipe, env=kept
+            )
         except OSError as error:
             return Ran([], False, "died", f"docker does not start: {error}")
         finally:
@@ -89,7 +133,12 @@ class Docker:
         raw, errors, ended = read(process, start + order["total"] + GRACE + DOCKER_START)
         if ended != "died":
             with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
-                subprocess.run(["docker", "rm", "--force", name], capture_output=True, env=kept, timeout=PATIENCE)
+                subprocess.run(
+                    ["docker", "rm", "--force", name],
+                    capture_output=True,
+                    env=kept,
+                    timeout=PATIENCE,
+                )
             process.kill()
         process.wait()
         for stream in (process.stdout, process.stderr):
@@ -131,14 +180,18 @@ class Endpoint:
             RecursionError,
         ) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            return Ran([], False, "died", f"{self.url} does not answer as SandboxFusion does ({said})")
+            return Ran(
+                [], False, "died", f"{self.url} does not answer as SandboxFusion does ({said})"
+            )
         ended = "time" if status == "TimeLimitExceeded" else "died"
         return told(raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start)
 
     def post(self, body: bytes, seconds: float) -> Any:
         """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError past `seconds`."""
         parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         connection = kind(parts.hostname or "", parts.port, timeout=seconds)
         path = parts.path if parts.path.rstrip("/") else "/run_code"
         try:

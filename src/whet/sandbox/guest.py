@@ -63,9 +63,16 @@ def stdio(order: Order) -> Iterator[object]:
         yield {"load": described(error)}
         return
     for text in order["inputs"]:
-        child = Child(lambda target: as_script(order["program"], target), order, text.encode("utf-8", "replace"))
+        child = Child(
+            lambda target: as_script(order["program"], target),
+            order,
+            text.encode("utf-8", "replace"),
+        )
         output, ended = child.read(until, renew=False)
-        yield {"output": output.decode("utf-8", "replace") if ended == "exit 0" else "", "ended": ended}
+        yield {
+            "output": output.decode("utf-8", "replace") if ended == "exit 0" else "",
+            "ended": ended,
+        }
         if order["stop"] and ended != "exit 0":
             return
 

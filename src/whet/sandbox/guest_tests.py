@@ -63,7 +63,9 @@ def tallied(text: str) -> Any:
         def visit_Assert(self, node: ast.Assert) -> ast.AST:
             if isinstance(node.test, ast.Constant) and node.test.value:
                 return node
-            wrapped = ast.parse("try:\n    pass\nexcept Exception:\n    __failed__()\nelse:\n    __passed__()").body[0]
+            wrapped = ast.parse(
+                "try:\n    pass\nexcept Exception:\n    __failed__()\nelse:\n    __passed__()"
+            ).body[0]
             assert isinstance(wrapped, ast.Try)
             node.msg = None  # it may call the function once more
             wrapped.body = [node]
@@ -104,7 +106,10 @@ class Test:
         space["candidate"] = candidate
         if not self.checks:
             space[self.entry] = candidate
-        space["__passed__"], space["__failed__"] = lambda: self.count("passed"), lambda: self.count("failed")
+        space["__passed__"], space["__failed__"] = (
+            lambda: self.count("passed"),
+            lambda: self.count("failed"),
+        )
         ended: object = True
         try:
             exec(compile(self.tree, "test.py", "exec", dont_inherit=True), space)
@@ -124,7 +129,10 @@ def record(order: Order) -> Iterator[object]:
         reference = None
 
     def candidate(*args: Any, **kwargs: Any) -> Any:
-        call = {"args": encode(list(args)), "kwargs": {name: encode(value) for name, value in kwargs.items()}}
+        call = {
+            "args": encode(list(args)),
+            "kwargs": {name: encode(value) for name, value in kwargs.items()},
+        }
         seen.append(call)
         value = reference(*args, **kwargs) if reference is not None else None
         call["reply"] = replied(value, list(args), call["args"])
@@ -147,7 +155,9 @@ def check(order: Order) -> Iterator[object]:
         if replies is None:
             astray.append(True)
             raise RuntimeError("the test asks what it did not ask of the reference")
-        reply = replies.pop(0) if len(replies) > 1 else replies[0]  # a test that stops early asks fewer times
+        reply = (
+            replies.pop(0) if len(replies) > 1 else replies[0]
+        )  # a test that stops early asks fewer times
         if isinstance(reply, dict) and "value" in reply:
             if "args" in reply:
                 restored(list(args), decode(reply["args"]))

@@ -93,7 +93,9 @@ def told(raw: bytes, ended: str, message: str, seconds: float) -> Ran:
     began = first == '{"began": true}'
     done = '{"done": true}'
     replies = [line for line in lines[:-1] if line != done]
-    return Ran(replies, began, "done" if done in lines and ended == "died" else ended, message, seconds)
+    return Ran(
+        replies, began, "done" if done in lines and ended == "died" else ended, message, seconds
+    )
 
 
 class Isolation:
@@ -107,10 +109,14 @@ class Isolation:
         found = shutil.which("bwrap")
         if sys.platform != "linux" or found is None:
             raise RewardError(f"code sandbox: bubblewrap is not here; {CURE}")
-        version = subprocess.run([found, "--version"], capture_output=True, text=True, env={}).stdout
+        version = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, env={}
+        ).stdout
         numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
         if numbers < NEEDED:
-            raise RewardError(f"code sandbox: bubblewrap {'.'.join(map(str, numbers))} is older than 0.8; {CURE}")
+            raise RewardError(
+                f"code sandbox: bubblewrap {'.'.join(map(str, numbers))} is older than 0.8; {CURE}"
+            )
         self.bwrap, self.root = found, os.geteuid() == 0
         self.group = Group((memory_mb + 128) << 20, PROCESSES + 8)
         self.uid, self._held = _free_uid() if self.root else (os.getuid(), None)
@@ -119,7 +125,11 @@ class Isolation:
         prefix = Path(sys.base_prefix).resolve()
         name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         self.python = prefix / "bin" / name
-        self.shown = [self.python, prefix / "lib" / name, *sorted((prefix / "lib").glob("libpython*"))]
+        self.shown = [
+            self.python,
+            prefix / "lib" / name,
+            *sorted((prefix / "lib").glob("libpython*")),
+        ]
         self.closed = _closed(prefix) if self.root else None
 
     def command(self, filter_fd: int, guest_fd: int, info_fd: int) -> list[str]:
@@ -139,7 +149,10 @@ class Isolation:
             if not any(path.is_relative_to(p) for p in library):
                 arguments += ["--ro-bind", str(path), str(path)]
         places = f"--proc /proc --dev /dev --remount-ro /dev --size {32 << 20} --tmpfs /tmp"
-        arguments += [*places.split(), *["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/tmp"]]
+        arguments += [
+            *places.split(),
+            *["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/tmp"],
+        ]
         return [*arguments, "--", str(self.python), "-sSBP", "/guest.pyc"]
 
     def run(self, order: Mapping[str, Any]) -> Ran:
@@ -182,7 +195,9 @@ class Isolation:
     def clean(self, process: subprocess.Popen[bytes], told_by: int) -> None:
         """End all of its processes and wait for them: they die with the namespace's first, which outlives bubblewrap itself."""
         with suppress(OSError, ValueError):
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            for child in (
+                Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            ):
                 os.kill(int(child), 9)
         try:
             process.wait(2.0)
@@ -261,4 +276,12 @@ def _uncover(closed: Path, shown: Sequence[Path]) -> None:
         (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
         if not folder:
             path.touch()
-        checked(libc.mount(f"/proc/self/fd/{handle}".encode(), os.fsencode(path), None, _BIND | _RECURSIVE, None))
+        checked(
+            libc.mount(
+                f"/proc/self/fd/{handle}".encode(),
+                os.fsencode(path),
+                None,
+                _BIND | _RECURSIVE,
+                None,
+            )
+        )

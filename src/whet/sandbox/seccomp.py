@@ -54,7 +54,9 @@ def program(machine: str) -> bytes:
     clone3 is answered with ENOSYS, as by an old kernel: its flags lie in memory, where a filter cannot look.
     """
     if machine not in _MACHINES:
-        raise RewardError(f"code sandbox: no system-call filter for {machine} machines; name a remote sandbox instead")
+        raise RewardError(
+            f"code sandbox: no system-call filter for {machine} machines; name a remote sandbox instead"
+        )
     column = list(_MACHINES).index(machine)
     steps = [_step(_LOAD, _MACHINE), _step(_EQUAL, _MACHINES[machine], 1, 0), _step(_RETURN, _KILL)]
     steps += [_step(_LOAD, _NUMBER)]
@@ -63,7 +65,13 @@ def program(machine: str) -> bytes:
     steps += [_refused(numbers[column]) for numbers in DENIED.values() if numbers[column]]
     steps += [_refused(_CLONE3[column], errno.ENOSYS)]
     refuse, allow = _step(_RETURN, _ERRNO | errno.EPERM), _step(_RETURN, _ALLOW)
-    steps += [_step(_EQUAL, _SOCKET[column], 0, 4), _step(_LOAD, _FIRST), _step(_EQUAL, AF_UNIX, 1, 0), refuse, allow]
+    steps += [
+        _step(_EQUAL, _SOCKET[column], 0, 4),
+        _step(_LOAD, _FIRST),
+        _step(_EQUAL, AF_UNIX, 1, 0),
+        refuse,
+        allow,
+    ]
     steps += [
         _step(_EQUAL, _CLONE[column], 0, 4),
         _step(_LOAD, _FIRST),

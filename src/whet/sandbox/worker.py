@@ -29,7 +29,10 @@ class _Spawner:
     """
 
     def __init__(self) -> None:
-        self.pid, self.orders = os.getpid(), queue.SimpleQueue[tuple[dict[str, str], Future[subprocess.Popen[bytes]]]]()
+        self.pid, self.orders = (
+            os.getpid(),
+            queue.SimpleQueue[tuple[dict[str, str], Future[subprocess.Popen[bytes]]]](),
+        )
         threading.Thread(target=self._run, name="whet-spawner", daemon=True).start()
 
     def _run(self) -> None:
@@ -66,7 +69,9 @@ def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
     """A worker that begins to import `function`. Raises RewardError where the system starts no process."""
     global _spawner
     with _lock:
-        if _spawner is None or _spawner.pid != os.getpid():  # none yet, or this is a fork without its threads
+        if (
+            _spawner is None or _spawner.pid != os.getpid()
+        ):  # none yet, or this is a fork without its threads
             _spawner = _Spawner()
     worker = Worker(_spawner.start(env))
     path = [os.getcwd() if entry == "" else entry for entry in sys.path]
@@ -120,7 +125,9 @@ class Worker:
 
     def kill(self) -> int:
         """End the worker and what it started. Returns its exit code, negative for a signal's number."""
-        if self.process.returncode is None:  # once it has been waited for, its number may be another's
+        if (
+            self.process.returncode is None
+        ):  # once it has been waited for, its number may be another's
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()

@@ -69,14 +69,18 @@ def answer(function: Callable[[Any], Any], item: Any, max_bytes: int) -> tuple[b
         value = function(item)
     except MemoryError:
         return b'"error": "MemoryError: the item needs more memory than memory_mb allows"', True
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the item fails, not the worker
+    except (
+        BaseException
+    ) as error:  # SystemExit and KeyboardInterrupt too: the item fails, not the worker
         return b'"error": ' + json.dumps(describe(error)).encode(), False
     try:
         text = json.dumps(value).encode()
     except MemoryError:
         return b'"error": "MemoryError: the result needs more memory than memory_mb allows"', True
     except (TypeError, ValueError, RecursionError) as error:
-        return b'"error": ' + json.dumps(f"the result is not JSON ({describe(error)})").encode(), False
+        return b'"error": ' + json.dumps(
+            f"the result is not JSON ({describe(error)})"
+        ).encode(), False
     if len(text) > max_bytes:
         return f'"error": "the result has {len(text)} bytes, more than {max_bytes}"'.encode(), False
     return b'"value": ' + text, False
@@ -105,7 +109,10 @@ def main() -> None:
         reply, exhausted = answer(function, item, setup["max_bytes"])
         seconds = time.perf_counter() - start
         last = exhausted or address_space() > old
-        send(b'{"item": %d, "seconds": %.6f, "last": %s, %s}' % (number, seconds, b"true" if last else b"false", reply))
+        send(
+            b'{"item": %d, "seconds": %.6f, "last": %s, %s}'
+            % (number, seconds, b"true" if last else b"false", reply)
+        )
         if last:
             return
 

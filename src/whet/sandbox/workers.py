@@ -68,9 +68,16 @@ class Pool:
             raise RewardError(
                 f"worker pool: processes {processes}, seconds {seconds} and memory_mb {memory_mb} must be above 0"
             )
-        if function.count(":") != 1 or not all(part.isidentifier() for part in function.replace(":", ".").split(".")):
+        if function.count(":") != 1 or not all(
+            part.isidentifier() for part in function.replace(":", ".").split(".")
+        ):
             raise RewardError(f"worker pool: {function!r} is not of the form module:function")
-        self.function, self.processes, self.seconds, self.memory_mb = function, processes, seconds, memory_mb
+        self.function, self.processes, self.seconds, self.memory_mb = (
+            function,
+            processes,
+            seconds,
+            memory_mb,
+        )
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self.env = {**inherited, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", **(env or {})}
         self._lock = threading.Lock()
@@ -103,7 +110,9 @@ class Pool:
 
         Raises RewardError where the function cannot be imported or workers do not start, TypeError where an item is not JSON.
         """
-        lines = [b"[%d, %s]\n" % (number, json.dumps(item).encode()) for number, item in enumerate(items)]
+        lines = [
+            b"[%d, %s]\n" % (number, json.dumps(item).encode()) for number, item in enumerate(items)
+        ]
         if not lines:
             return []
         with self._lock:
@@ -161,7 +170,9 @@ class _Call:
             self.wait()
             for worker in list(self.pool.workers):
                 self.watch(worker)
-            self.pool.fill_up(self.wanted)  # also after the last item, so that the next call finds them ready
+            self.pool.fill_up(
+                self.wanted
+            )  # also after the last item, so that the next call finds them ready
         return [self.results[number] for number in range(len(self.lines))]
 
     def feed(self, worker: Worker) -> None:
@@ -187,7 +198,10 @@ class _Call:
             poll.register(worker.stdout, select.POLLIN)
             if worker.unsent:
                 poll.register(worker.stdin, select.POLLOUT)
-        left = min(worker.since + self.limit(worker) for worker in self.pool.workers) - time.monotonic()
+        left = (
+            min(worker.since + self.limit(worker) for worker in self.pool.workers)
+            - time.monotonic()
+        )
         poll.poll(min(max(0.0, left), 3600.0) * 1000 + 1)
 
     def watch(self, worker: Worker) -> None:
@@ -201,9 +215,13 @@ class _Call:
             self.ended(worker, elapsed)
         elif elapsed > self.limit(worker):
             if not worker.ready:
-                raise RewardError(f"worker for {self.pool.function}: its imports took over {START_SECONDS:.0f} s")
+                raise RewardError(
+                    f"worker for {self.pool.function}: its imports took over {START_SECONDS:.0f} s"
+                )
             message = f"killed after {elapsed:.1f} s (limit {self.pool.seconds:g} s)"
-            self.results[worker.pending.popleft()] = Result("timeout", message=message, seconds=elapsed)
+            self.results[worker.pending.popleft()] = Result(
+                "timeout", message=message, seconds=elapsed
+            )
             self.retire(worker)
 
     def take(self, worker: Worker, line: bytes) -> bool:
@@ -223,7 +241,9 @@ class _Call:
             self.results[number] = Result("ok", reply["value"], seconds=reply["seconds"])
         else:
             message = str(reply.get("error", "the worker answers out of step"))
-            self.results[number] = Result("error", message=message, seconds=reply.get("seconds", 0.0))
+            self.results[number] = Result(
+                "error", message=message, seconds=reply.get("seconds", 0.0)
+            )
         if reply.get("last") or reply.get("item") != number:
             self.retire(worker)
             return False
@@ -239,7 +259,9 @@ class _Call:
         if not ready:
             self.failed_starts += 1
             if self.failed_starts == STARTS:
-                raise RewardError(f"worker for {self.pool.function}: {reason} {STARTS} times during start-up")
+                raise RewardError(
+                    f"worker for {self.pool.function}: {reason} {STARTS} times during start-up"
+                )
 
     def retire(self, worker: Worker) -> int:
         """Kill the worker; what it had been sent but not begun goes to the next free one."""

@@ -21,7 +21,7 @@ from whet.types import Sampling, Update
 PLAIN = Sampling(n=1, temperature=1.0)
 
 
-def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
+def run(policy: Policy, stage: config.DPO, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
     adapt(policy, stage.lora, context.seed)
     reference = frozen(policy if stage.reference == "start" else context.policy(stage.reference))
@@ -32,7 +32,9 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
         examples = [[context.example(r.problem, text) for text in r.texts] for r in next(batches)]
-        batch = referred(preferences.ranked_batch(examples).to(device), reference, stage.micro_tokens)
+        batch = referred(
+            preferences.ranked_batch(examples).to(device), reference, stage.micro_tokens
+        )
         seen: list[tuple[Tensor, Tensor]] = []
 
         def loss_of(micro: RankedBatch, seen: list[tuple[Tensor, Tensor]] = seen) -> Tensor:
@@ -52,7 +54,9 @@ def run(policy: Policy, stage: config.Prefer, context: Context) -> None:
             "reward_worse": float(worse.mean()),
             "lr": lr,
         }
-        context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "prefer")
+        context.log.update(
+            Update(stage.name, step, values, {"update": time.perf_counter() - began}), "dpo"
+        )
         if stepped.lost:
             context.log.lost(stage.name, step, [s.text for row in examples for s in row])
         context.kept(step, stage.steps, parts)
@@ -67,4 +71,6 @@ def referred(batch: RankedBatch, reference: Policy, micro_tokens: int) -> Ranked
 
 def implicit(logp: Tensor, batch: RankedBatch, beta: float) -> Tensor:
     """beta log pi(o) / pi_ref(o) [S], the reward that the policy stands for. DPO, arXiv:2305.18290, eq. 5 without its constant."""
-    return beta * logp.new_zeros(batch.sequences).index_add(0, batch.sequence, logp - batch.reference)
+    return beta * logp.new_zeros(batch.sequences).index_add(
+        0, batch.sequence, logp - batch.reference
+    )

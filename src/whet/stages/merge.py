@@ -19,7 +19,9 @@ def run(policy: Policy, stage: config.Merge, context: Context) -> None:
         adapt(other, None)
         held = dict(other.named_parameters())
         if {n: p.shape for n, p in held.items()} != {n: p.shape for n, p in sums.items()}:
-            raise ModelError(f"stage {stage.name}: {source} and {first} have weights of different shapes")
+            raise ModelError(
+                f"stage {stage.name}: {source} and {first} have weights of different shapes"
+            )
         for name, total in sums.items():
             total += share * held[name].detach().double()
     with torch.no_grad():

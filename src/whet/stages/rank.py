@@ -29,13 +29,17 @@ def run(policy: Policy, stage: config.Rank, context: Context) -> None:
     preferences.write(found, folder / "rankings.jsonl")
     context.log.wrote(folder / "rankings.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(found))}
-    context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank")
+    context.log.update(
+        Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank"
+    )
 
 
 def refuse(stage: config.Rank, task: Task) -> None:
     """Raises RecipeError where the task cannot rank, or where a key would not be read."""
     if stage.by == "task" and not isinstance(task, Ranker):
-        raise RecipeError(f"stage {stage.name}: task {task.name} ranks nothing; use by = 'reward' or 'length'")
+        raise RecipeError(
+            f"stage {stage.name}: task {task.name} ranks nothing; use by = 'reward' or 'length'"
+        )
     if stage.by != "length" and stage.longer != type(stage).model_fields["longer"].default:
         raise RecipeError(
             f"stage {stage.name}: by = {stage.by!r} looks at no length, so longer = {stage.longer:g} would not be read; drop it"
@@ -58,15 +62,23 @@ def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Rando
             return []
         best = right[0]
         worse = [
-            s for s, c in rows if s.length >= stage.longer * best.length or (not c.correct and s.length > best.length)
+            s
+            for s, c in rows
+            if s.length >= stage.longer * best.length or (not c.correct and s.length > best.length)
         ]
         return [Ranking(problem, (best.text, s.text)) for s in worse]
     if stage.by == "reward":
         values = sorted({c.value for _, c in rows}, reverse=True)
         levels = [[s.text for s, c in rows if c.value == value] for value in values]
-        texts = tuple(rng.choice(level) for level in levels)  # equal rewards say nothing about one another
+        texts = tuple(
+            rng.choice(level) for level in levels
+        )  # equal rewards say nothing about one another
     else:
         assert isinstance(context.task, Ranker)
         given = [s.text for s, _ in rows]
-        texts = tuple(given[i] for i in context.task.rank(problem, given, rng)) if len(given) > 1 else ()
+        texts = (
+            tuple(given[i] for i in context.task.rank(problem, given, rng))
+            if len(given) > 1
+            else ()
+        )
     return [Ranking(problem, texts)] if len(texts) > 1 else []

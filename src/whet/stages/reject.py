@@ -28,7 +28,9 @@ def run(policy: Policy, stage: config.Reject, context: Context) -> None:
     write(pairs, folder / "data.jsonl")
     context.log.wrote(folder / "data.jsonl")
     values = describe(groups, context.task) | {"kept": float(len(pairs))}
-    context.log.update(Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "reject")
+    context.log.update(
+        Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "reject"
+    )
 
 
 def write(pairs: Sequence[tuple[Problem, str]], path: Path) -> None:
@@ -36,7 +38,12 @@ def write(pairs: Sequence[tuple[Problem, str]], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for problem, text in pairs:
             messages = [*problem.messages, {"role": "assistant", "content": text}]
-            line = {"id": problem.id, "messages": messages, "answer": problem.answer, "task": problem.task}
+            line = {
+                "id": problem.id,
+                "messages": messages,
+                "answer": problem.answer,
+                "task": problem.task,
+            }
             file.write(json.dumps(line | asked(problem.meta)) + "\n")
 
 
@@ -48,7 +55,11 @@ def read(path: Path) -> list[tuple[Problem, str]]:
         if not isinstance(messages, list) or len(messages) < 2:
             raise DataError(f"{row.where}: messages must be a prompt and a response")
         problem = Problem(
-            str(given["id"]), tuple(messages[:-1]), row.text("answer"), str(given.get("task", "")), asked(given)
+            str(given["id"]),
+            tuple(messages[:-1]),
+            row.text("answer"),
+            str(given.get("task", "")),
+            asked(given),
         )
         pairs.append((problem, messages[-1]["content"]))
     return pairs

@@ -33,7 +33,9 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
     parts: dict[str, Holds] = {"model": learner, "batches": batches}
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
-        examples = [[last_token(r.problem, text, context) for text in r.texts] for r in next(batches)]
+        examples = [
+            [last_token(r.problem, text, context) for text in r.texts] for r in next(batches)
+        ]
         batch = preferences.ranked_batch(examples).to(device)
         right: list[Tensor] = []
 
@@ -47,7 +49,10 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
         stepped = learner.step(batch, stage.micro_tokens, loss_of)
         share = sum(int(r.sum()) for r in right) / max(sum(len(r) for r in right), 1)
         values = {**stepped.values, "pairs_right": share, "lr": lr}
-        context.log.update(Update(stage.name, step, values, {"update": time.perf_counter() - began}), "reward_model")
+        context.log.update(
+            Update(stage.name, step, values, {"update": time.perf_counter() - began}),
+            "reward_model",
+        )
         if stepped.lost:
             context.log.lost(stage.name, step, [s.text for row in examples for s in row])
         context.kept(step, stage.steps, parts)
@@ -96,4 +101,6 @@ def measured(model: ScalarModel, held: Sequence[Ranking], context: Context) -> d
         rows.setdefault(str(ranking.problem.messages), []).extend(right)
     interval = statistics.mean_with_interval(list(rows.values()))
     count = sum(len(row) for row in rows.values())
-    return {"pairs": {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": count}}
+    return {
+        "pairs": {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": count}
+    }

@@ -52,7 +52,9 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
             values["lag"] = engine.version - mean([s.version for g in groups for s in g.samples])
         seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
         history.lines.append(values)
-        context.log.samples(stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages))
+        context.log.samples(
+            stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages)
+        )
         context.log.update(Update(stage.name, step, values, seconds), "rl")
         if updated.get("lost"):
             context.log.lost(stage.name, step, [s.text for g in trained for s in g.samples])
@@ -85,7 +87,9 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
             stage.critic or stage.optimizer,
             stage.steps * each,
         )
-    sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k)
+    sampling = Sampling(
+        stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k
+    )
     learner = Learner(policy, stage.optimizer, stage.steps * row.updates)
     return Trainer(learner, row, sampling, stage.micro_tokens, reference, judge)
 
@@ -96,19 +100,27 @@ def refuse(stage: config.RL, row: Algorithm) -> None:
     if stage.critic is not None and row.critic is None and not row.token_reward:
         raise RecipeError(f"{said} trains no critic; drop the stage's critic table")
     if stage.reference != "start" and not row.has_kl:
-        raise RecipeError(f"{said} has no KL, so reference = {stage.reference!r} would not be read; drop it")
+        raise RecipeError(
+            f"{said} has no KL, so reference = {stage.reference!r} would not be read; drop it"
+        )
     if stage.reference == "start" and row.advantage == "none":
-        raise RecipeError(f"{said} learns from a teacher only; name it: reference = a stage, a directory or a Hub id")
+        raise RecipeError(
+            f"{said} learns from a teacher only; name it: reference = a stage, a directory or a Hub id"
+        )
     if stage.ahead and row.correction == "none":
         raise RecipeError(
             f'{said}: samples a step old need its correction; give override = {{ correction = "token" }}, or drop ahead'
         )
     if stage.ahead and row.sampling == "dynamic":
-        raise RecipeError(f"{said} draws again as the scores come in, so it cannot draw ahead of them; drop ahead")
+        raise RecipeError(
+            f"{said} draws again as the scores come in, so it cannot draw ahead of them; drop ahead"
+        )
     if stage.pool is not None and row.sampling != "prioritised":
         raise RecipeError(f"{said} takes prompts in order, so pool would not be read; drop it")
     if stage.draws != default(stage, "draws") and row.sampling != "dynamic":
-        raise RecipeError(f"{said} draws once a step, so draws = {stage.draws} would not be read; drop it")
+        raise RecipeError(
+            f"{said} draws once a step, so draws = {stage.draws} would not be read; drop it"
+        )
     if stage.probe_every != default(stage, "probe_every") and not stage.probe:
         raise RecipeError(
             f"{said}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not be read; drop it"
@@ -131,7 +143,9 @@ def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None
     """The same few test problems, with the same random numbers, after `step` steps: what changes is the policy. Never trained on."""
     prompts = context.some("test", stage.probe, context.seed) if stage.probe else []
     if prompts:
-        sampling = Sampling(4, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k, context.seed)
+        sampling = Sampling(
+            4, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k, context.seed
+        )
         groups = rollout(engine, context.reward, prompts, sampling)
         context.log.samples(f"{stage.name}-probe", step, groups, context.chat, context.task)
 
@@ -180,7 +194,9 @@ def _refuse_errors(groups: Sequence[Group], most: float) -> None:
         )
 
 
-def _aligned(groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> list[list[float | None]]:
+def _aligned(
+    groups: Sequence[Group], advantages: Sequence[Sequence[float]]
+) -> list[list[float | None]]:
     """Advantages [G] per group, None for samples whose verifier failed."""
     rows: list[list[float | None]] = []
     for group, values in zip(groups, advantages, strict=True):

@@ -30,7 +30,10 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     parts: dict[str, Holds] = {"policy": learner, "pairs": pairs}
     for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
         began = time.perf_counter()
-        examples = [context.example(*next(pairs), context.seed * 1_000_003 + step) for _ in range(stage.batch)]
+        examples = [
+            context.example(*next(pairs), context.seed * 1_000_003 + step)
+            for _ in range(stage.batch)
+        ]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
 
@@ -57,7 +60,9 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
     """(problem, response) without end: the task's corpus, new each block; a reject stage's samples, epoch by epoch; or both by their shares."""
-    streams = {name: _stream(name, stage, context) for name, share in stage.shares.items() if share > 0}
+    streams = {
+        name: _stream(name, stage, context) for name, share in stage.shares.items() if share > 0
+    }
     shares = np.array([stage.shares[name] for name in streams])
     rng = np.random.default_rng(context.seed)
     while True:

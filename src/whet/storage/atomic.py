@@ -25,13 +25,19 @@ def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise ModelError(f"{directory} is a file; give a directory to write to")
     try:
-        if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in holds):
+        if (
+            target.is_dir()
+            and any(target.iterdir())
+            and not any((target / name).is_file() for name in holds)
+        ):
             raise ModelError(
                 f"{directory} holds other files and no {holds[0]}; give a new directory, or empty this one"
             )
         made(target.parent)
         token = uuid4().hex[:8]
-        part, old = (target.parent / f".{target.name}.{token}.{kind}" for kind in ("partial", "old"))
+        part, old = (
+            target.parent / f".{target.name}.{token}.{kind}" for kind in ("partial", "old")
+        )
         part.mkdir()
     except OSError as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None

@@ -79,11 +79,15 @@ class Record:
 class Saves:
     """The checkpoints of one stage, the newest `last` of them, one every `every` steps; and whether the run should stop."""
 
-    def __init__(self, folder: Path, every: int = 50, last: int = 2, stop: Event | None = None) -> None:
+    def __init__(
+        self, folder: Path, every: int = 50, last: int = 2, stop: Event | None = None
+    ) -> None:
         self.folder, self.every, self.last = folder, every, last
         self.stop = stop or Event()
         self.origin: Mapping[str, Any] = {}  # hashes of what the run is made of, for the record
-        self.before: Callable[[], None] = lambda: None  # puts on disk what a checkpoint relies on: the log of its steps
+        self.before: Callable[[], None] = lambda: (
+            None
+        )  # puts on disk what a checkpoint relies on: the log of its steps
         self.damaged: list[str] = []  # in words, of those that were passed over
 
     def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
@@ -104,9 +108,15 @@ class Saves:
 
         states = {name: part.state() for name, part in parts.items()}
         tensors = {
-            f"{name}/{key}": t.detach().cpu().contiguous() for name, s in states.items() for key, t in s.tensors.items()
+            f"{name}/{key}": t.detach().cpu().contiguous()
+            for name, s in states.items()
+            for key, t in s.tensors.items()
         }
-        told = {"step": step, "origin": self.origin, "parts": {name: s.data for name, s in states.items()}}
+        told = {
+            "step": step,
+            "origin": self.origin,
+            "parts": {name: s.data for name, s in states.items()},
+        }
         texts = {TENSORS: save(tensors), DATA: _json(told)}
         sums = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
         self.before()
@@ -150,7 +160,11 @@ class Saves:
                     f"{place} holds {', '.join(sorted(told))}, and the stage needs {', '.join(sorted(parts))}"
                 )
             for name, part in parts.items():
-                own = {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
+                own = {
+                    k.removeprefix(f"{name}/"): t
+                    for k, t in tensors.items()
+                    if k.startswith(f"{name}/")
+                }
                 part.restore(State(own, told[name]))
             return step
         return 0

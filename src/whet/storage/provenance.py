@@ -19,7 +19,9 @@ def origin(recipe: config.Recipe) -> dict[str, Any]:
     files = {name: _sum(path.read_bytes()) for name, path in sorted(_named(told))}
     return {
         "recipe": _sum(json.dumps(told, sort_keys=True).encode()),
-        "code": _sum(b"".join(str(p.relative_to(source)).encode() + b"\0" + p.read_bytes() for p in code)),
+        "code": _sum(
+            b"".join(str(p.relative_to(source)).encode() + b"\0" + p.read_bytes() for p in code)
+        ),
         "files": files,
     }
 

@@ -40,12 +40,17 @@ class RunLog:
         self.directory = directory
         self.display: Display = display or Silent()
         self.warnings: list[dict[str, Any]] = []
-        self.unsynced: set[Path] = set()  # files and directories that a power cut could still take back
+        self.unsynced: set[Path] = (
+            set()
+        )  # files and directories that a power cut could still take back
         directory.mkdir(parents=True, exist_ok=True)
 
     def update(self, update: Update, kind: str) -> None:
         line = {"stage": update.stage, "kind": kind, "step": update.step}
-        line |= {"values": dict(update.values), "seconds": {k: round(v, 4) for k, v in update.seconds.items()}}
+        line |= {
+            "values": dict(update.values),
+            "seconds": {k: round(v, 4) for k, v in update.seconds.items()},
+        }
         path = self.directory / "metrics.jsonl"
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -76,7 +81,11 @@ class RunLog:
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what was logged of a stage after its step, and half a line, if a kill has left one."""
         lines = self._lines()
-        kept = [x for x in lines if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)]
+        kept = [
+            x
+            for x in lines
+            if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)
+        ]
         if kept != lines:
             written(self.directory / "metrics.jsonl", "".join(kept))
         for name, last in ((stage, step), (f"{stage}-probe", step - 1), (f"{stage}-test", -1)):
@@ -86,12 +95,18 @@ class RunLog:
 
     def logged(self, stage: str) -> int:
         """How many steps of a stage stand in metrics.jsonl without a gap."""
-        steps = [told["step"] for x in self._lines() if (told := whole(x)) and told["stage"] == stage]
+        steps = [
+            told["step"] for x in self._lines() if (told := whole(x)) and told["stage"] == stage
+        ]
         return next((i for i, step in enumerate(steps) if step != i + 1), len(steps))
 
     def _lines(self) -> list[str]:
         path = self.directory / "metrics.jsonl"
-        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+        return (
+            path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            if path.is_file()
+            else []
+        )
 
     def state(self) -> State:
         return State(data=self.warnings)
@@ -138,7 +153,9 @@ def _group_line(
     problem = group.prompt.problem
     first = len(group.prompt.tokens)
     samples = []
-    for sample, text, score, advantage in zip(group.samples, group.texts, group.scores, advantages, strict=True):
+    for sample, text, score, advantage in zip(
+        group.samples, group.texts, group.scores, advantages, strict=True
+    ):
         ids = sample.tokens[first:].tolist()
         samples.append(
             {

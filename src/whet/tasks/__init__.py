@@ -11,12 +11,18 @@ from whet.tasks.budget import Budgeted
 from whet.types import Task
 
 _TASKS = {
-    "chain": ("whet.tasks.chain:Chain", "left-to-right arithmetic modulo 10: the smallest task on which thinking pays"),
+    "chain": (
+        "whet.tasks.chain:Chain",
+        "left-to-right arithmetic modulo 10: the smallest task on which thinking pays",
+    ),
     "countdown": (
         "whet.tasks.countdown:Countdown",
         "reach a target from given numbers: the smallest on which searching pays",
     ),
-    "knights": ("whet.tasks.knights:Knights", "knights and knaves: who always tells the truth, who never does"),
+    "knights": (
+        "whet.tasks.knights:Knights",
+        "knights and knaves: who always tells the truth, who never does",
+    ),
     "taste": (
         "whet.tasks.taste:Taste",
         "a hidden taste in strings of letters, which can rank texts: for reward models",
@@ -24,7 +30,10 @@ _TASKS = {
     "mix": ("whet.tasks.mix:Mix", "several tasks as one, each by its weight"),
     "files": ("whet.tasks.files:Files", "questions and answers from a JSONL or Parquet file"),
     "hf:OWNER/NAME": ("whet.tasks.files:Files", "the same from a data set on the Hugging Face Hub"),
-    "gym:NAME": ("whet.tasks.gym:Gym", "any reasoning-gym data set with its own scorer, such as gym:chain_sum"),
+    "gym:NAME": (
+        "whet.tasks.gym:Gym",
+        "any reasoning-gym data set with its own scorer, such as gym:chain_sum",
+    ),
 }
 
 

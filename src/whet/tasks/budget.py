@@ -29,7 +29,9 @@ class Budgeted:
         known = {"min": None, "max": None, "ask": ASK, "checks": 0, "heeded": 0.0}
         for key in options:
             if key not in known:
-                raise RecipeError(f"task {task.name}: budget: unknown key {key!r}{did_you_mean(key, known)}")
+                raise RecipeError(
+                    f"task {task.name}: budget: unknown key {key!r}{did_you_mean(key, known)}"
+                )
         given = {**known, **options}
         for key, least in (("min", 1), ("max", 1), ("checks", 0)):
             value = given[key]
@@ -42,13 +44,21 @@ class Budgeted:
             or not isinstance(given["heeded"], int | float)
             or not 0 <= given["heeded"] <= 1
         ):
-            raise RecipeError(f"task {task.name}: budget: heeded = {given['heeded']!r}; it must be a share of 0 to 1")
+            raise RecipeError(
+                f"task {task.name}: budget: heeded = {given['heeded']!r}; it must be a share of 0 to 1"
+            )
         if given["max"] > MOST:
-            raise RecipeError(f"task {task.name}: budget: max = {given['max']}; it must be at most {MOST}")
+            raise RecipeError(
+                f"task {task.name}: budget: max = {given['max']}; it must be at most {MOST}"
+            )
         if given["min"] > given["max"]:
-            raise RecipeError(f"task {task.name}: budget: min = {given['min']} is above max = {given['max']}")
+            raise RecipeError(
+                f"task {task.name}: budget: min = {given['min']} is above max = {given['max']}"
+            )
         if not isinstance(given["ask"], str) or given["ask"].count("{budget}") != 1:
-            raise RecipeError(f"task {task.name}: budget: ask = {given['ask']!r}; it must say {{budget}} once")
+            raise RecipeError(
+                f"task {task.name}: budget: ask = {given['ask']!r}; it must say {{budget}} once"
+            )
         self.task, self.name, self.modes = task, task.name, task.modes
         self.note: str = getattr(task, "note", "")
         self.tasks: tuple[str, ...] = getattr(task, "tasks", (task.name,))
@@ -96,7 +106,9 @@ class Budgeted:
         return self.task.mode(self._plain(problem), text)
 
     def alphabet(self) -> str:
-        return "".join(dict.fromkeys(self.task.alphabet() + self.ask.replace("{budget}", "0123456789")))
+        return "".join(
+            dict.fromkeys(self.task.alphabet() + self.ask.replace("{budget}", "0123456789"))
+        )
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
         rng = random.Random(f"budget corpus {seed}")

@@ -23,7 +23,11 @@ from whet.tasks.corpus import draw_modes, training_problems
 from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
 
-OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
+OPERATIONS = {
+    "+": lambda a, b: (a + b) % 10,
+    "-": lambda a, b: (a - b) % 10,
+    "*": lambda a, b: (a * b) % 10,
+}
 RESPONSE = re.compile(r"<think>\s*+([0-9+\-*=;]*)\s*</think>\s*([0-9])")
 WORDS = {"en": {"+": "plus", "-": "less", "*": "by"}, "ru": {"+": "плюс", "-": "без", "*": "на"}}
 SYMBOLS = {word: symbol for words in WORDS.values() for symbol, word in words.items()}
@@ -64,7 +68,9 @@ def spoken(working: str, language: str, rng: random.Random) -> str:
     '3plus5=8;8by2=6;6less7=9'
     """
     return re.sub(
-        r"[+\-*]", lambda m: WORDS[rng.choice(list(WORDS)) if language == "mixed" else language][m[0]], working
+        r"[+\-*]",
+        lambda m: WORDS[rng.choice(list(WORDS)) if language == "mixed" else language][m[0]],
+        working,
     )
 
 
@@ -88,18 +94,32 @@ class Chain:
     name = "chain"
     modes: tuple[str, ...] = ("direct", "coarse", "careful")
 
-    def __init__(self, operations: int = 6, checks: int = 0, words: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, operations: int = 6, checks: int = 0, words: dict[str, float] | None = None
+    ) -> None:
         for name, value, least in (("operations", operations, 1), ("checks", checks, 0)):
             if not least <= value <= 30:
-                raise RecipeError(f"task chain: {name} = {value}; it must be between {least} and 30")
+                raise RecipeError(
+                    f"task chain: {name} = {value}; it must be between {least} and 30"
+                )
         self.operations, self.checks, self.words = operations, checks, words
         for language, share in (words or {}).items():
             if language not in SPEECH:
-                raise RecipeError(f"task chain: words: unknown language {language!r}{did_you_mean(language, SPEECH)}")
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1e9:
-                raise RecipeError(f"task chain: words: {language} = {share!r}; it must be a share of 0 or more")
+                raise RecipeError(
+                    f"task chain: words: unknown language {language!r}{did_you_mean(language, SPEECH)}"
+                )
+            if (
+                isinstance(share, bool)
+                or not isinstance(share, int | float)
+                or not 0 <= share <= 1e9
+            ):
+                raise RecipeError(
+                    f"task chain: words: {language} = {share!r}; it must be a share of 0 or more"
+                )
         if words is not None and not sum(words.values()) > 0:
-            raise RecipeError("task chain: words needs the share of a language, such as words = { en = 0.6, ru = 0.4 }")
+            raise RecipeError(
+                "task chain: words needs the share of a language, such as words = { en = 0.6, ru = 0.4 }"
+            )
 
     @cached_property
     def _pool(self) -> dict[str, list[str]] | None:
@@ -118,7 +138,10 @@ class Chain:
 
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         rng = random.Random(f"chain {self.operations} {split} {seed}")
-        what, cure = f"task chain: {split} problems", f"ask for fewer, or more than operations = {self.operations}"
+        what, cure = (
+            f"task chain: {split} problems",
+            f"ask for fewer, or more than operations = {self.operations}",
+        )
 
         def draw() -> str | None:
             expression = str(rng.randrange(10)) + "".join(
@@ -176,9 +199,13 @@ class Chain:
         pairs = []
         for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
             expression = problem.question.rstrip("=")
-            working = "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
+            working = (
+                "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
+            )
             if self.words is not None:
-                working = spoken(working, rng.choices(list(self.words), list(self.words.values()))[0], rng)
+                working = spoken(
+                    working, rng.choices(list(self.words), list(self.words.values()))[0], rng
+                )
             response = f"<think>{working}</think>{problem.answer}"
             times = rng.randint(0, self.checks) if self.checks and mode == "careful" else 0
             pairs.append((problem, checked(response, times)))

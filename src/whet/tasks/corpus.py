@@ -15,18 +15,24 @@ def draw_modes(task: "Task", mix: Mapping[str, float], n: int, rng: random.Rando
     """n modes, each drawn with its share. Raises RecipeError where the mix is empty or names a mode that there is not."""
     for mode in mix:
         if mode not in task.modes:
-            raise RecipeError(f"task {task.name}: unknown mode {mode!r}{did_you_mean(mode, task.modes)}")
+            raise RecipeError(
+                f"task {task.name}: unknown mode {mode!r}{did_you_mean(mode, task.modes)}"
+            )
     shares = list(mix.values())
     if not sum(shares) > 0 or min(shares) < 0:
         example = ", ".join(f"{mode} = {1 / len(task.modes):.2g}" for mode in task.modes)
-        raise RecipeError(f"task {task.name}: its corpus needs the share of each mode, such as mix = {{ {example} }}")
+        raise RecipeError(
+            f"task {task.name}: its corpus needs the share of each mode, such as mix = {{ {example} }}"
+        )
     return rng.choices(list(mix), weights=shares, k=n)
 
 
 def refuse_mix(task: "Task", mix: Mapping[str, float]) -> None:
     """For a task that tells no modes apart. Raises RecipeError."""
     if mix:
-        raise RecipeError(f"task {task.name}: it has no modes, so leave mix out (given: {', '.join(mix)})")
+        raise RecipeError(
+            f"task {task.name}: it has no modes, so leave mix out (given: {', '.join(mix)})"
+        )
 
 
 def training_problems(task: "Task", n: int, seed: int) -> list[Problem]:

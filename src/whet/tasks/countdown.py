@@ -21,7 +21,9 @@ from whet.tasks.expression import Inexact, Malformed, Reach, Tree, at_random, pa
 from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
 
-RESPONSE = re.compile(r"\s*(?:<think>)?((?:(?!</?think>).)*)</think>((?:(?!</?think>).)*)", re.DOTALL)
+RESPONSE = re.compile(
+    r"\s*(?:<think>)?((?:(?!</?think>).)*)</think>((?:(?!</?think>).)*)", re.DOTALL
+)
 TAGGED = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 ATTEMPT = re.compile(r"[0-9+\-*/()]+=[0-9]+(?:≠[0-9]+)?")
 LISTED = 20_000  # combinations of numbers (each more number counting eightfold) up to which all problems are listed
@@ -61,10 +63,15 @@ class Countdown:
     @cached_property
     def _pool(self) -> dict[Split, list[str]] | None:
         """Every problem of each split; None where there are too many to list."""
-        if math.comb(self.high - self.low + self.numbers, self.numbers) * 8 ** (self.numbers - 3) > LISTED:
+        if (
+            math.comb(self.high - self.low + self.numbers, self.numbers) * 8 ** (self.numbers - 3)
+            > LISTED
+        ):
             return None
         pool: dict[Split, list[str]] = {"train": [], "test": []}
-        for numbers in itertools.combinations_with_replacement(range(self.low, self.high + 1), self.numbers):
+        for numbers in itertools.combinations_with_replacement(
+            range(self.low, self.high + 1), self.numbers
+        ):
             for target in sorted({value for _, value in self._targets(Reach(numbers))}):
                 text = canonical(numbers, target)
                 pool["test" if is_test(text) else "train"].append(text)
@@ -73,8 +80,12 @@ class Countdown:
     def _targets(self, reach: Reach) -> list[tuple[int, int]]:
         """(which numbers, target) that make a problem: a target that is no mere number given."""
         subsets = [reach.everything] if self.use_all else range(1, reach.everything + 1)
-        pairs = [(s, v) for s in subsets if s & (s - 1) for v in reach.values[s] if v <= self.max_target]
-        return sorted(pairs if self.use_all else [(s, v) for s, v in pairs if v not in reach.numbers])
+        pairs = [
+            (s, v) for s in subsets if s & (s - 1) for v in reach.values[s] if v <= self.max_target
+        ]
+        return sorted(
+            pairs if self.use_all else [(s, v) for s, v in pairs if v not in reach.numbers]
+        )
 
     def size(self, split: Split) -> int | None:
         return None if self._pool is None else len(self._pool[split])
@@ -82,7 +93,10 @@ class Countdown:
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         options = f"{self.numbers} {self.low} {self.high} {self.max_target} {self.use_all}"
         rng = random.Random(f"countdown {options} {split} {seed}")
-        what, cure = f"task countdown: {split} problems", f"ask for fewer, or raise high = {self.high}"
+        what, cure = (
+            f"task countdown: {split} problems",
+            f"ask for fewer, or raise high = {self.high}",
+        )
 
         def draw() -> str | None:
             numbers = [rng.randint(self.low, self.high) for _ in range(self.numbers)]
@@ -100,7 +114,9 @@ class Countdown:
 
     def _problem(self, text: str) -> Problem:
         target = text.rpartition(":")[2]
-        return Problem(f"countdown:{text}", ({"role": "user", "content": text},), answer=target, task=self.name)
+        return Problem(
+            f"countdown:{text}", ({"role": "user", "content": text},), answer=target, task=self.name
+        )
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
         """1 where the expression after </think> makes the target of the numbers; unparsed where there is none."""
@@ -148,7 +164,11 @@ class Countdown:
         for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
             numbers, target = read(problem.question)
             answer = self._solution(numbers, target, rng).text
-            tries = [*self._wrong(numbers, target, rng), f"{answer}={target}"] if mode == "search" else []
+            tries = (
+                [*self._wrong(numbers, target, rng), f"{answer}={target}"]
+                if mode == "search"
+                else []
+            )
             pairs.append((problem, f"<think>{';'.join(tries)}</think>{answer}"))
         return pairs
 

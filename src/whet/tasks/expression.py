@@ -144,7 +144,9 @@ class Reach:
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
-        self.values: list[set[int]] = [set() for _ in range(1 << len(numbers))]  # by subset, as bits
+        self.values: list[set[int]] = [
+            set() for _ in range(1 << len(numbers))
+        ]  # by subset, as bits
         for subset in range(1, len(self.values)):
             if subset & (subset - 1) == 0:
                 self.values[subset] = {numbers[subset.bit_length() - 1]}

@@ -8,7 +8,6 @@ answer_after = "####"
 """
 
 import hashlib
-import os
 import random
 import re
 import unicodedata
@@ -17,16 +16,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from whet.data.hub import download
 from whet.data.rows import Row, asked, read_rows, valid_text
+from whet.data.sources import ROLES, sources
 from whet.errors import DataError, RecipeError
 from whet.rewards import Reward
 from whet.rewards import load as load_reward
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Message, Problem, Score
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(eq=False)
@@ -60,20 +57,28 @@ class Files:
 
     def __post_init__(self) -> None:
         if self.answer_after and self.answer_pattern:
-            raise RecipeError("task files: answer_after and answer_pattern are both given; drop one")
+            raise RecipeError(
+                "task files: answer_after and answer_pattern are both given; drop one"
+            )
         if self.messages and self.response:
             raise RecipeError("task files: messages bring their own response; drop response")
         if not 0 <= self.test_share < 1:
-            raise RecipeError(f"task files: test_share = {self.test_share}; it must be at least 0 and below 1")
+            raise RecipeError(
+                f"task files: test_share = {self.test_share}; it must be at least 0 and below 1"
+            )
         try:
             self._pattern = re.compile(self.answer_pattern, re.DOTALL)
         except re.error as error:
-            raise RecipeError(f"task files: answer_pattern is no regular expression ({error})") from None
+            raise RecipeError(
+                f"task files: answer_pattern is no regular expression ({error})"
+            ) from None
         train, test = sources(self.path)
         if self.test:
             test = [file for part in sources(self.test) for file in part]
         self._responses: dict[str, str] = {}
-        self._splits, self.note = self._separate(self._load(train), self._load(test) if test else None)
+        self._splits, self.note = self._separate(
+            self._load(train), self._load(test) if test else None
+        )
 
     def _load(self, files: Sequence[Path]) -> list[Problem]:
         columns = [c for c in (self.messages or self.question, self.answer, self.response) if c]
@@ -92,14 +97,20 @@ class Files:
                     lacking.setdefault(what, []).append(row.where)
             problems.append(self._problem(messages, gold, response, asked(row.values)))
         for what, places in lacking.items():
-            raise DataError(f"{len(places)} of {len(rows)} rows have no {what}; the first is {places[0]}")
+            raise DataError(
+                f"{len(places)} of {len(rows)} rows have no {what}; the first is {places[0]}"
+            )
         return problems
 
     @property
     def _gold_words(self) -> str:
         if self.answer_after:
             return f"answer (nothing after {self.answer_after!r} in column {self.answer!r})"
-        return f"answer (answer_pattern finds none in column {self.answer!r})" if self.answer_pattern else "answer"
+        return (
+            f"answer (answer_pattern finds none in column {self.answer!r})"
+            if self.answer_pattern
+            else "answer"
+        )
 
     def _single(self, row: Row) -> tuple[list[Message], str | None]:
         question = row.text(self.question)
@@ -109,21 +120,27 @@ class Files:
     def _conversation(self, row: Row) -> tuple[list[Message], str | None]:
         """The messages up to the last of the assistant's, and that one."""
         cell = row.values.get(self.messages)
-        wrong = (
-            f"{row.where}: column {self.messages!r} must be a list of {{role, content}} with roles {', '.join(ROLES)}"
-        )
+        wrong = f"{row.where}: column {self.messages!r} must be a list of {{role, content}} with roles {', '.join(ROLES)}"
         if not isinstance(cell, list):
             raise DataError(wrong)
         messages: list[Message] = []
         for entry in cell:
-            role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+            role, content = (
+                (entry.get("role"), entry.get("content"))
+                if isinstance(entry, dict)
+                else (None, None)
+            )
             if role not in ROLES or not isinstance(content, str):
                 raise DataError(wrong)
             valid_text(content, row.where, self.messages)
             messages.append({"role": role, "content": content})
-        last = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+        last = (
+            messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+        )
         if last is None and not self.answer:
-            raise DataError(f"{row.where}: the messages do not end with the assistant's, so there is nothing to learn")
+            raise DataError(
+                f"{row.where}: the messages do not end with the assistant's, so there is nothing to learn"
+            )
         return messages, last
 
     def _gold(self, row: Row) -> str | None:
@@ -137,17 +154,25 @@ class Files:
         return (text or "").strip() or None
 
     def _problem(
-        self, messages: list[Message], gold: str | None, response: str | None, meta: Mapping[str, bool]
+        self,
+        messages: list[Message],
+        gold: str | None,
+        response: str | None,
+        meta: Mapping[str, bool],
     ) -> Problem:
         if self.system:
             messages = [{"role": "system", "content": self.system}, *messages]
         suffix = "".join(f"@{'on' if thinking else 'off'}" for thinking in meta.values())
-        problem = Problem(f"{self.name}:{_digest(_key(messages))}{suffix}", tuple(messages), gold, self.name, meta)
+        problem = Problem(
+            f"{self.name}:{_digest(_key(messages))}{suffix}", tuple(messages), gold, self.name, meta
+        )
         if response is not None:
             self._responses.setdefault(problem.id, response)
         return problem
 
-    def _separate(self, train: list[Problem], test: list[Problem] | None) -> tuple[dict[Split, list[Problem]], str]:
+    def _separate(
+        self, train: list[Problem], test: list[Problem] | None
+    ) -> tuple[dict[Split, list[Problem]], str]:
         """The splits, each question in one of them and once, and what was removed, in words."""
         total = len(train) + len(test or [])
         if test is None:
@@ -162,7 +187,11 @@ class Files:
             "train": sorted(trains, key=lambda p: p.id),
             "test": sorted(tests.values(), key=lambda p: p.id),
         }
-        notes = [f"{shared} training questions are in the test file too and were removed from train"] if shared else []
+        notes = (
+            [f"{shared} training questions are in the test file too and were removed from train"]
+            if shared
+            else []
+        )
         notes += [f"{repeated} repeated questions were removed"] if repeated else []
         return splits, "; ".join(notes)
 
@@ -171,7 +200,9 @@ class Files:
 
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         have = self._splits[split]
-        cure = "ask for fewer" if have or split == "train" else "name a test file, or raise test_share"
+        cure = (
+            "ask for fewer" if have or split == "train" else "name a test file, or raise test_share"
+        )
         demand(n, len(have), f"task files: {split} problems of {self.path}", cure)
         return random.Random(f"files {split} {seed}").sample(have, n)
 
@@ -182,7 +213,9 @@ class Files:
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
         """The scores of `reward`. Raises DataError where the data has no answers to compare with."""
         if not self.answer:
-            raise DataError('task files: answer = "", so nothing can be verified; name the column of the answers')
+            raise DataError(
+                'task files: answer = "", so nothing can be verified; name the column of the answers'
+            )
         return self._verifier.score(problems, texts)
 
     def mode(self, problem: Problem, text: str) -> str:
@@ -190,7 +223,9 @@ class Files:
 
     def alphabet(self) -> str:
         problems = [p for split in self._splits.values() for p in split]
-        texts = [m["content"] for p in problems for m in p.messages] + [p.answer or "" for p in problems]
+        texts = [m["content"] for p in problems for m in p.messages] + [
+            p.answer or "" for p in problems
+        ]
         return "".join(sorted(set().union(*texts, *self._responses.values())))
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
@@ -201,11 +236,6 @@ class Files:
                 "task files: there are no responses to learn from; name their column: response, or messages"
             )
         return [(p, self._responses[p.id]) for p in problems]
-
-
-def sources(path: str) -> tuple[list[Path], list[Path]]:
-    """(train files, test files) that a path or a Hub data set stands for."""
-    return download(path) if path.startswith("hf:") else ([Path(os.path.expanduser(path))], [])
 
 
 def _key(messages: Sequence[Message]) -> str:

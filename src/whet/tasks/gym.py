@@ -25,7 +25,9 @@ REFUSED = {
         ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"),
         "it has no reference answer that its own scorer accepts",
     ),
-    **dict.fromkeys(("codeio", "list_functions"), "its questions cannot be made again from the same seed"),
+    **dict.fromkeys(
+        ("codeio", "list_functions"), "its questions cannot be made again from the same seed"
+    ),
     "game_of_life_halting": "its scorer pays 1.0 for any text",
     "complex_arithmetic": "its scorer pays 1.0 for 'nan'",
     "puzzle24": "its scorer pays 1.0 for 24 made from any four numbers; use the task countdown",
@@ -84,19 +86,25 @@ class Gym:
 
     modes: tuple[str, ...] = ()
 
-    def __init__(self, dataset: str, pool: int | None = None, partial: bool = True, **config: Any) -> None:
+    def __init__(
+        self, dataset: str, pool: int | None = None, partial: bool = True, **config: Any
+    ) -> None:
         self.name = f"gym:{dataset}"
         if dataset in REFUSED:
             raise RecipeError(f"task {self.name} is refused: {REFUSED[dataset]}")
         if partial and dataset in PAID_FOR_JUNK:
             raise RecipeError(f"task {self.name}: {PAID_FOR_JUNK[dataset]}; set partial = false")
         if dataset in SLOW and pool is None:
-            raise RecipeError(f"task {self.name} takes {SLOW[dataset]} ms a question; set pool = 500 to make 500 once")
+            raise RecipeError(
+                f"task {self.name} takes {SLOW[dataset]} ms a question; set pool = 500 to make 500 once"
+            )
         if pool is not None and pool < 1:
             raise RecipeError(f"task {self.name}: pool = {pool}; it must be above 0")
         self.dataset, self.pool, self.partial, self.config = dataset, pool, partial, config
         self._maker = _workers(MAKE_SECONDS)
-        self._scorer = self._maker if dataset in SLOW else _workers(SCORE_SECONDS)  # a scorer makes its question again
+        self._scorer = (
+            self._maker if dataset in SLOW else _workers(SCORE_SECONDS)
+        )  # a scorer makes its question again
         self._made: dict[tuple[Split, int, int], list[Problem]] = {}
         fault = _value(self._maker.map([self._order("check")])[0], self.name)
         if fault:
@@ -123,7 +131,9 @@ class Gym:
             return random.Random(f"{self.name} {split} {seed}").sample(have, n)
         key = (split, n, seed)
         if key not in self._made:
-            self._made = dict(list(self._made.items())[-7:])  # the same test problems are asked for again and again
+            self._made = dict(
+                list(self._made.items())[-7:]
+            )  # the same test problems are asked for again and again
             self._made[key] = self._make(split, n, seed)
         return list(self._made[key])
 
@@ -147,8 +157,14 @@ class Gym:
                         found[question] = self._problem(question, answer, block_seed, index)
             if len(found) < n and misses > PATIENCE + 2 * len(found):
                 words = f"{split} questions" if split else "questions"
-                cure = "widen its options, or set pool to use the same ones again and again" if split else "lower pool"
-                raise DataError(f"task {self.name}: {n} {words} asked for, but only {len(found)} were found; {cure}")
+                cure = (
+                    "widen its options, or set pool to use the same ones again and again"
+                    if split
+                    else "lower pool"
+                )
+                raise DataError(
+                    f"task {self.name}: {n} {words} asked for, but only {len(found)} were found; {cure}"
+                )
         return list(found.values())
 
     def _block_seed(self, seed: int, block: int) -> int:
@@ -175,7 +191,9 @@ class Gym:
                 scores[i] = _UNPARSED
             else:
                 meta = problem.meta
-                orders[i] = self._order("score", seed=meta["seed"], index=meta["index"], text=answer)
+                orders[i] = self._order(
+                    "score", seed=meta["seed"], index=meta["index"], text=answer
+                )
         for i, result in zip(orders, self._scorer.map(list(orders.values())), strict=True):
             scores[i] = self._verdict(result)
         return [scores[i] for i in range(len(texts))]

@@ -87,7 +87,9 @@ def check(name: str, config: dict[str, Any]) -> str:
     return ""
 
 
-def score(name: str, config: tuple[tuple[str, Any], ...], seed: int, index: int, text: str) -> float | None:
+def score(
+    name: str, config: tuple[tuple[str, Any], ...], seed: int, index: int, text: str
+) -> float | None:
     """reasoning-gym's own score, within [0, 1]; None where the text is no answer."""
     if not has_form(name, text):
         return None
@@ -109,5 +111,9 @@ def serve(item: dict[str, Any]) -> Any:
         made = dataset(name, config, item["seed"])
         entries = [(i, made[i]) for i in range(item["count"])]
         # a reference that is no answer itself (an integral left unsolved) makes no question
-        return [[i, e["question"], str(e["answer"])] for i, e in entries if has_form(name, str(e["answer"]))]
+        return [
+            [i, e["question"], str(e["answer"])]
+            for i, e in entries
+            if has_form(name, str(e["answer"]))
+        ]
     return score(name, config, item["seed"], item["index"], item["text"])

@@ -31,11 +31,11 @@ RULES = (
     "Everyone on this island is either a knight, who says only what is true, or a knave, who says only what is false. "
     'Here "or" includes both, and "if … then" is false only where the first holds and the second does not.'
 )
-FORM = (
-    'Who is what? Answer in one line, saying "NAME is a knight" or "NAME is a knave" of everyone, with commas between.'
-)
+FORM = 'Who is what? Answer in one line, saying "NAME is a knight" or "NAME is a knave" of everyone, with commas between.'
 ANSWER = re.compile(r"(\w+)\s*(?:\bis\s+an?\b|\bis\b|:|=|-)\s*(knight|knave)", re.IGNORECASE)
-BETWEEN = re.compile(r"\s*(?:[,;.\n]\s*(?:and\s+)?|\band\s+)?(?:\(?\d+[).]\s*)?(?:[-*]\s+)?", re.IGNORECASE)
+BETWEEN = re.compile(
+    r"\s*(?:[,;.\n]\s*(?:and\s+)?|\band\s+)?(?:\(?\d+[).]\s*)?(?:[-*]\s+)?", re.IGNORECASE
+)
 TERSE = re.compile(r"(?:<think>)?[^<]*</think>\s*([YN]+)")
 
 
@@ -55,7 +55,9 @@ class Knights:
 
     def __post_init__(self) -> None:
         if not 2 <= self.people <= len(LETTERS):
-            raise RecipeError(f"task knights: people = {self.people}; it must be between 2 and {len(LETTERS)}")
+            raise RecipeError(
+                f"task knights: people = {self.people}; it must be between 2 and {len(LETTERS)}"
+            )
 
     @cached_property
     def _pool(self) -> dict[Split, list[str]] | None:
@@ -74,13 +76,18 @@ class Knights:
 
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         rng = random.Random(f"knights {self.people} {split} {seed}")
-        what, cure = f"task knights: {split} problems", f"ask for fewer, or more than people = {self.people}"
+        what, cure = (
+            f"task knights: {split} problems",
+            f"ask for fewer, or more than people = {self.people}",
+        )
         everything = [possible(person, self.people) for person in range(self.people)]
 
         def draw() -> str | None:
             statements = [rng.choice(each) for each in everything]
             text = written(statements)
-            fits = is_test(f"knights {text}") == (split == "test") and len(solutions(statements)) == 1
+            fits = (
+                is_test(f"knights {text}") == (split == "test") and len(solutions(statements)) == 1
+            )
             return text if fits else None
 
         if self._pool is None:
@@ -129,7 +136,9 @@ class Knights:
         """By form: direct where nothing was thought, cases where something was, other where nothing is answered."""
         if self._said(problem, text) is None:
             return "other"
-        return "cases" if text.partition("</think>")[0].removeprefix("<think>").strip() else "direct"
+        return (
+            "cases" if text.partition("</think>")[0].removeprefix("<think>").strip() else "direct"
+        )
 
     def alphabet(self) -> str:
         if self.terse:
@@ -161,14 +170,18 @@ class Knights:
         rng.shuffle(assignments)
         steps: list[str] = []
         for knights in assignments:
-            liar = next((i for i, s in enumerate(statements) if s.true(knights) != knights[i]), None)
+            liar = next(
+                (i for i, s in enumerate(statements) if s.true(knights) != knights[i]), None
+            )
             if self.terse:
                 steps.append(terse(knights) + ("" if liar is None else f":{LETTERS[liar]}"))
             elif liar is None:
                 steps.append(f"Suppose {told(knights, who)}: that fits.")
             else:
                 value = "false" if knights[liar] else "true"
-                steps.append(f"Suppose {told(knights, who)}: what {who[liar]} says is {value}, so no.")
+                steps.append(
+                    f"Suppose {told(knights, who)}: what {who[liar]} says is {value}, so no."
+                )
             if liar is None:
                 break
         return (";" if self.terse else "\n").join(steps)
@@ -183,14 +196,20 @@ def posed(statements: Sequence[Statement], who: Sequence[str]) -> str:
 
     lines = []
     for i, s in enumerate(statements):
-        words = WORDS[s.joint].format(atom(i, s.first), atom(i, s.second)) if s.joint else atom(i, s.first)
+        words = (
+            WORDS[s.joint].format(atom(i, s.first), atom(i, s.second))
+            if s.joint
+            else atom(i, s.first)
+        )
         lines.append(f'{who[i]} says: "{words[0].upper()}{words[1:]}."')
     people = f"{', '.join(who[:-1])} and {who[-1]}"
     return f"{RULES}\n\nYou meet {people}. {' '.join(lines)}\n\n{FORM}"
 
 
 def told(knights: Sequence[bool], who: Sequence[str]) -> str:
-    return ", ".join(f"{name} is a {'knight' if k else 'knave'}" for name, k in zip(who, knights, strict=True))
+    return ", ".join(
+        f"{name} is a {'knight' if k else 'knave'}" for name, k in zip(who, knights, strict=True)
+    )
 
 
 def terse(knights: Sequence[bool]) -> str:
@@ -215,7 +234,11 @@ def claimed(text: str, who: Sequence[str]) -> tuple[bool, ...] | None:
     while place < len(said):
         gap = BETWEEN.match(said, place)
         match = ANSWER.match(said, gap.end() if gap else place)
-        if match is None or match.group(1).casefold() in found or (place and gap and gap.end() == place):
+        if (
+            match is None
+            or match.group(1).casefold() in found
+            or (place and gap and gap.end() == place)
+        ):
             return None
         found[match.group(1).casefold()] = match.group(2).casefold() == "knight"
         place = match.end()

@@ -30,17 +30,23 @@ class Mix:
 
     def __init__(self, parts: list[dict[str, Any]]) -> None:
         if not parts:
-            raise RecipeError('task mix: no parts; write parts = [ { name = "chain", weight = 0.5 }, … ]')
+            raise RecipeError(
+                'task mix: no parts; write parts = [ { name = "chain", weight = 0.5 }, … ]'
+            )
         tasks: dict[str, Task] = {}
         weights: list[float] = []
         for given in parts:
             label, weight, task = _part(given)
             if label in tasks:
-                raise RecipeError(f"task mix: two parts are named {label!r}; give one of them another name: as = …")
+                raise RecipeError(
+                    f"task mix: two parts are named {label!r}; give one of them another name: as = …"
+                )
             tasks[label] = task
             weights.append(weight)
         if not any(weights):
-            raise RecipeError("task mix: every part has weight 0; give one that poses problems more")
+            raise RecipeError(
+                "task mix: every part has weight 0; give one that poses problems more"
+            )
         self._hold(tasks, weights)
 
     def part(self, label: str) -> "Mix":
@@ -59,7 +65,9 @@ class Mix:
             for mode in task.modes
         }
         self.modes: tuple[str, ...] = tuple(self._shown.values())
-        self.note = "; ".join(note for task in self.parts.values() if (note := getattr(task, "note", "")))
+        self.note = "; ".join(
+            note for task in self.parts.values() if (note := getattr(task, "note", ""))
+        )
         if any(isinstance(task, Ranker) for task in self.parts.values()):
             self.rank: Callable[..., list[int]] = self._rank  # so that a mix of others is no Ranker
 
@@ -70,16 +78,27 @@ class Mix:
     def _sizes(self) -> dict[Split, int | None]:
         """None where no part runs out, else what can be served before the first one does."""
         splits: tuple[Split, Split] = ("train", "test")
-        return {split: served(self.weights, [t.size(split) for t in self.parts.values()]) for split in splits}
+        return {
+            split: served(self.weights, [t.size(split) for t in self.parts.values()])
+            for split in splits
+        }
 
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         drawn = {
-            label: iter(self.parts[label].problems(split, count, seed)) for label, count in self._counts(n).items()
+            label: iter(self.parts[label].problems(split, count, seed))
+            for label, count in self._counts(n).items()
         }
-        return [self._posed(label, next(drawn[label])) for label in self._order(n, f"mix {split} {seed}")]
+        return [
+            self._posed(label, next(drawn[label]))
+            for label in self._order(n, f"mix {split} {seed}")
+        ]
 
     def _counts(self, n: int) -> dict[str, int]:
-        return {label: count for label, count in zip(self.tasks, shares(self.weights, n), strict=True) if count}
+        return {
+            label: count
+            for label, count in zip(self.tasks, shares(self.weights, n), strict=True)
+            if count
+        }
 
     def _order(self, n: int, seed: str) -> list[str]:
         """Whose turn it is, n times."""
@@ -94,7 +113,9 @@ class Mix:
     def _part(self, problem: Problem) -> Task:
         if problem.task not in self.parts:
             known = did_you_mean(problem.task, self.parts)
-            raise DataError(f"task mix: problem {problem.id!r} is of task {problem.task!r}, which is no part{known}")
+            raise DataError(
+                f"task mix: problem {problem.id!r} is of task {problem.task!r}, which is no part{known}"
+            )
         return self.parts[problem.task]
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
@@ -125,7 +146,9 @@ class Mix:
         """By weight; `mix` gives the shares of the modes within each part that has any."""
         for mode in mix:
             if mode not in self.modes:
-                known = did_you_mean(mode, self.modes) if self.modes else "; its parts tell none apart"
+                known = (
+                    did_you_mean(mode, self.modes) if self.modes else "; its parts tell none apart"
+                )
                 raise RecipeError(f"task mix: unknown mode {mode!r}{known}")
         drawn = {
             label: iter(self.parts[label].corpus(self._inner(label, mix), count, seed))
@@ -191,7 +214,9 @@ def _part(given: object) -> tuple[str, float, Task]:
     if name == Mix.name:
         raise RecipeError("task mix: a mix within a mix; list its parts in the outer one")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1e9:
-        raise RecipeError(f"task mix: {name}: weight = {weight!r}; it must be a number from 0 to 1e9")
+        raise RecipeError(
+            f"task mix: {name}: weight = {weight!r}; it must be a number from 0 to 1e9"
+        )
     if not isinstance(label, str) or not label:
         raise RecipeError(f"task mix: {name}: as = {label!r}; it must be a name")
     options = {key: value for key, value in given.items() if key not in ("name", "weight", "as")}

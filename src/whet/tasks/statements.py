@@ -26,7 +26,11 @@ class Statement:
 
     def true(self, knights: Sequence[bool]) -> bool:
         one = knights[self.first[0]] == self.first[1]
-        return MEANING[self.joint](one, knights[self.second[0]] == self.second[1]) if self.joint else one
+        return (
+            MEANING[self.joint](one, knights[self.second[0]] == self.second[1])
+            if self.joint
+            else one
+        )
 
 
 def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
@@ -38,7 +42,11 @@ def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
     2
     """
     everyone = itertools.product((True, False), repeat=len(statements))
-    return [a for a in everyone if all(s.true(a) == knight for s, knight in zip(statements, a, strict=True))]
+    return [
+        a
+        for a in everyone
+        if all(s.true(a) == knight for s, knight in zip(statements, a, strict=True))
+    ]
 
 
 def possible(person: int, people: int) -> list[Statement]:
@@ -46,7 +54,9 @@ def possible(person: int, people: int) -> list[Statement]:
     atoms = [(who, knight) for who in range(people) for knight in (True, False)]
     single = [Statement(atom) for atom in atoms if atom[0] != person]
     pairs = [(a, b) for a in atoms for b in atoms if a[0] != b[0]]
-    return single + [Statement(a, joint, b) for joint in MEANING for a, b in pairs if joint == ">" or a[0] < b[0]]
+    return single + [
+        Statement(a, joint, b) for joint in MEANING for a, b in pairs if joint == ">" or a[0] < b[0]
+    ]
 
 
 def written(statements: Sequence[Statement]) -> str:
@@ -72,5 +82,7 @@ def read(text: str) -> list[Statement]:
     found = []
     for part in text.split(";"):
         first, joint, second = re.fullmatch(r"\w:(-?\w)(?:([&|>=])(-?\w))?", part).groups()  # type: ignore[union-attr]
-        found.append(Statement(atom(first), joint, atom(second)) if joint else Statement(atom(first)))
+        found.append(
+            Statement(atom(first), joint, atom(second)) if joint else Statement(atom(first))
+        )
     return found

@@ -61,14 +61,19 @@ class Taste:
     def _problem(self, letters: str) -> Problem:
         content = letters + ":"
         demonstration = self.written(letters, random.Random(f"taste {self.rule} {letters}"))
-        return Problem(f"taste:{letters}", ({"role": "user", "content": content},), demonstration, self.name)
+        return Problem(
+            f"taste:{letters}", ({"role": "user", "content": content},), demonstration, self.name
+        )
 
     def written(self, letters: str, rng: random.Random) -> str:
         """A text of middling taste: 4 to 12 letters, liked pairs a little more often, letters asked for too."""
         text = rng.choice(letters)
         length = rng.randint(4, 12)
         while len(text) < length:
-            odds = [math.exp(0.5 * self.weights[text[-1] + x]) * (2.0 if x in letters else 1.0) for x in LETTERS]
+            odds = [
+                math.exp(0.5 * self.weights[text[-1] + x]) * (2.0 if x in letters else 1.0)
+                for x in LETTERS
+            ]
             text += rng.choices(LETTERS, odds)[0]
         return text
 
@@ -82,7 +87,9 @@ class Taste:
         2.2
         """
         if not legible(text):
-            raise DataError(f"task taste: {text!r:.60} has no utility; its letters must be among {LETTERS}")
+            raise DataError(
+                f"task taste: {text!r:.60} has no utility; its letters must be among {LETTERS}"
+            )
         found = Counter(a + b for a, b in itertools.pairwise(text))
         asked = sum(letter in text for letter in problem.question[:3])
         repeats = sum(n - 1 for n in found.values())
@@ -95,7 +102,9 @@ class Taste:
         sec. 2.3), so that every pair follows Bradley-Terry. A text that is empty or has other letters comes last.
         """
         noisy = [
-            self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0)) if legible(text) else -math.inf
+            self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0))
+            if legible(text)
+            else -math.inf
             for text in texts
         ]
         return sorted(range(len(texts)), key=lambda i: -noisy[i])
@@ -111,7 +120,9 @@ class Taste:
             margin = (utility - self.utility(problem, problem.answer or "")) / NOISE
             value = 1 / (1 + math.exp(-max(-500.0, min(500.0, margin))))
             status = "scored" if value > 0.5 else "wrong"
-            scores.append(Score(value, status, {"accuracy": float(value > 0.5), "utility": utility}))
+            scores.append(
+                Score(value, status, {"accuracy": float(value > 0.5), "utility": utility})
+            )
         return scores
 
     def mode(self, problem: Problem, text: str) -> str:

@@ -39,7 +39,12 @@ def policy_logprobs(
     hidden = policy.packed(batch.tokens, batch.positions, batch.starts)
     if isinstance(policy, Transformer) and sampling.top_p >= 1.0 and sampling.top_k <= 0:
         return linear_logprobs(
-            hidden, policy.head.weight, batch.tokens, batch.chosen, sampling.temperature, entropy_grad
+            hidden,
+            policy.head.weight,
+            batch.tokens,
+            batch.chosen,
+            sampling.temperature,
+            entropy_grad,
         )
     return chosen_logprobs(hidden, policy.logits, batch.tokens, batch.chosen, shape, entropy_grad)
 
@@ -92,7 +97,9 @@ class Learner(Generic[Model]):
         shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
         return warm * shape[s.schedule]
 
-    def step(self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]) -> Stepped:
+    def step(
+        self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]
+    ) -> Stepped:
         """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
 
         `loss_of(micro)` gives the per-token loss [M]. Where loss or gradient is not finite the weights, the moments and the schedule stay as they
@@ -148,7 +155,9 @@ class Learner(Generic[Model]):
         for i, optimizer in enumerate(self.optimizers):
             for j, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"moment/{i}/{j}/{key}": value for key, value in moments.items()}
-        return State(tensors, {"done": self.done, "lost": self.lost, "weights": len(self.parameters)})
+        return State(
+            tensors, {"done": self.done, "lost": self.lost, "weights": len(self.parameters)}
+        )
 
     def restore(self, state: State) -> None:
         """Raises ModelError where the state is another model's."""
@@ -180,19 +189,28 @@ def _stepped(weight: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(weight.detach().float()) if narrow else weight
 
 
-def _optimizers(named: list[tuple[str, nn.Parameter]], s: config.Optimizer) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    named: list[tuple[str, nn.Parameter]], s: config.Optimizer
+) -> list[torch.optim.Optimizer]:
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
     matrices = inner if s.kind == "muon" else []
     taken = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in taken]
     decayed = [p for p in rest if p.ndim >= 2]
     plain = [p for p in rest if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": s.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     lr_rest = s.lr if s.kind == "adamw" or s.lr_rest is None else s.lr_rest
     fused = bool(named) and named[0][1].device.type in ("cuda", "cpu")
     found: list[torch.optim.Optimizer] = []
     if rest:  # adapters are matrices, all of them
-        found.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused))
+        found.append(
+            torch.optim.AdamW(
+                [g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused
+            )
+        )
     if matrices:
         found.append(torch.optim.Muon(matrices, lr=s.lr, weight_decay=s.weight_decay))
     return found

@@ -76,13 +76,17 @@ class Credit:
         self, cells: Critic, batch: PolicyBatch, earned: Tensor, samples: Sequence[Sample]
     ) -> tuple[Tensor, dict[str, float]]:
         cut_off = torch.tensor([s.finish == "length" for s in samples], device=batch.starts.device)
-        values, after = self.values(batch, cut_off if cells.bootstrap else torch.zeros_like(cut_off))
+        values, after = self.values(
+            batch, cut_off if cells.bootstrap else torch.zeros_like(cut_off)
+        )
         rewards = earned + batch.advantage.double() * last_tokens(batch)
         lengths = batch.lengths
         flat = torch.ones_like(after)
         lam = adaptive_lambda(lengths, cells.stretch) if cells.stretch else cells.lam * flat
         advantage = gae(rewards, values, after, batch.sequence, self.row.gamma, lam)
-        target = values + gae(rewards, values, after, batch.sequence, self.row.gamma, cells.lam_critic * flat)
+        target = values + gae(
+            rewards, values, after, batch.sequence, self.row.gamma, cells.lam_critic * flat
+        )
         figures = {"value": float(values.mean()), "explained": explained_variance(values, target)}
         return advantage, figures | self._teach_critic(cells, batch, target, values)
 
@@ -100,19 +104,24 @@ class Credit:
                 behind.append(states[micro.starts[1:] - 1])
         return torch.cat(inner), torch.where(cut_off, torch.cat(behind), 0.0)
 
-    def _teach_critic(self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor) -> dict[str, float]:
+    def _teach_critic(
+        self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor
+    ) -> dict[str, float]:
         """What it was taught, absent where every step was lost."""
         assert self.judge is not None
         judge, losses = self.judge, list[float]()
         dtype = batch.advantage.dtype
         layout = {
-            name: getattr(batch, name) for name in ("tokens", "positions", "starts", "chosen", "sequence", "weight")
+            name: getattr(batch, name)
+            for name in ("tokens", "positions", "starts", "chosen", "sequence", "weight")
         }
         whole = ValueBatch(**layout, target=target.to(dtype), value_old=values.to(dtype))
 
         def loss_of(micro: ValueBatch) -> Tensor:
             states = judge.model(micro.tokens, micro.positions, micro.starts)
-            return value_loss(before(states, micro.chosen), micro.target, micro.value_old, cells.value_clip)
+            return value_loss(
+                before(states, micro.chosen), micro.target, micro.value_old, cells.value_clip
+            )
 
         for share in shares(whole.sequences, cells.updates):
             mini = whole.take(share)
@@ -121,23 +130,32 @@ class Credit:
             losses += [] if stepped.lost else [stepped.loss]
         return {"value_loss": sum(losses) / len(losses)} if losses else {}
 
-    def _by_token_reward(self, batch: PolicyBatch, right: Sequence[bool]) -> tuple[Tensor, dict[str, float]]:
+    def _by_token_reward(
+        self, batch: PolicyBatch, right: Sequence[bool]
+    ) -> tuple[Tensor, dict[str, float]]:
         """Advantages times what the token-level reward model says of each token; then the model learns which answers were right."""
         assert self.judge is not None
         judge = self.judge
         good = torch.tensor(right, device=batch.starts.device).to(batch.advantage.dtype)
         with torch.no_grad():
             w = torch.cat(
-                [judge.model(m.tokens, m.positions, m.starts)[m.chosen] for m in batch.split(self.micro_tokens)]
+                [
+                    judge.model(m.tokens, m.positions, m.starts)[m.chosen]
+                    for m in batch.split(self.micro_tokens)
+                ]
             )
         advantage = batch.advantage.double() * token_weights(w.double(), good[batch.sequence])
         marked = replace(
-            batch, advantage=good[batch.sequence], weight=1 / batch.lengths[batch.sequence] / batch.sequences
+            batch,
+            advantage=good[batch.sequence],
+            weight=1 / batch.lengths[batch.sequence] / batch.sequences,
         )
 
         def loss_of(micro: PolicyBatch) -> Tensor:
             w = judge.model(micro.tokens, micro.positions, micro.starts)[micro.chosen]
-            target = micro.advantage.new_zeros(micro.sequences).index_put((micro.sequence,), micro.advantage)
+            target = micro.advantage.new_zeros(micro.sequences).index_put(
+                (micro.sequence,), micro.advantage
+            )
             return token_reward_loss(w, micro.sequence, target)[micro.sequence]
 
         stepped = judge.step(marked, self.micro_tokens, loss_of)

@@ -70,7 +70,11 @@ class Trainer:
         return figures | corrected | _over_steps(made), means
 
     def _judged(
-        self, groups: Sequence[Group], samples: Sequence[Sample], given: Sequence[float], parts: Sequence[range]
+        self,
+        groups: Sequence[Group],
+        samples: Sequence[Sample],
+        given: Sequence[float],
+        parts: Sequence[range],
     ) -> tuple[PolicyBatch, dict[str, float]]:
         """All samples in one batch with an advantage for each token. Weights count every sample of its mini-batch."""
         right = [c.correct for g in groups for c in g.scores]
@@ -79,7 +83,9 @@ class Trainer:
             lengths = [samples[i].length for i in part]
             weights += self.row.weights(lengths, self.sampling.max_tokens)
             clones += self.row.clones(lengths, [right[i] for i in part], self.sampling.max_tokens)
-        batch = pack(samples, given, weights, clones=clones).to(next(self.learner.model.parameters()).device)
+        batch = pack(samples, given, weights, clones=clones).to(
+            next(self.learner.model.parameters()).device
+        )
         if not (self.row.per_token or self.row.normalise):
             return batch, {}
         credit = Credit(self.row, self.sampling, self.micro_tokens, self.reference, self.judge)
@@ -91,7 +97,9 @@ class Trainer:
             return batch, {}
         with torch.no_grad():
             micros = batch.split(self.micro_tokens)
-            logp = torch.cat([policy_logprobs(self.learner.model, m, self.sampling)[0] for m in micros])
+            logp = torch.cat(
+                [policy_logprobs(self.learner.model, m, self.sampling)[0] for m in micros]
+            )
         moved = logp - batch.logp_old
         if self.row.correction == "token":
             factor = truncated(moved, self.row.cap)
@@ -107,7 +115,9 @@ class Trainer:
         if self.row.only_advantage:
             moves = torch.zeros(batch.sequences, dtype=torch.bool, device=batch.starts.device)
             moves[batch.sequence[(batch.advantage != 0) & (batch.weight != 0)]] = True
-            keep = [i for i, m in zip(part, moves[part.start : part.stop].tolist(), strict=True) if m]
+            keep = [
+                i for i, m in zip(part, moves[part.start : part.stop].tolist(), strict=True) if m
+            ]
         else:
             keep = list(part)
         mini = batch.take(keep)
@@ -116,16 +126,26 @@ class Trainer:
         sums: dict[str, float] = {}
 
         def loss_of(micro: PolicyBatch) -> Tensor:
-            logp, entropy = policy_logprobs(self.learner.model, micro, self.sampling, self.row.entropy != 0)
+            logp, entropy = policy_logprobs(
+                self.learner.model, micro, self.sampling, self.row.entropy != 0
+            )
             logp_ref = self._reference(micro)
-            for key, value in self._figures(logp.detach(), entropy.detach(), logp_ref, micro).items():
-                sums[key] = sums.get(key, 0.0) + value if key != "gap" else max(sums.get(key, 0.0), value)
+            for key, value in self._figures(
+                logp.detach(), entropy.detach(), logp_ref, micro
+            ).items():
+                sums[key] = (
+                    sums.get(key, 0.0) + value if key != "gap" else max(sums.get(key, 0.0), value)
+                )
             return self.row.loss(logp, entropy, micro, logp_ref)
 
         stepped = self.learner.step(mini, self.micro_tokens, loss_of)
         tokens = len(mini.chosen)
         figures = {key: value if key == "gap" else value / tokens for key, value in sums.items()}
-        return stepped.values if stepped.lost else {**stepped.values, "tokens": float(tokens), **figures}
+        return (
+            stepped.values
+            if stepped.lost
+            else {**stepped.values, "tokens": float(tokens), **figures}
+        )
 
     def _reference(self, micro: PolicyBatch) -> Tensor | None:
         if not self.row.needs_reference:
@@ -134,7 +154,9 @@ class Trainer:
         with torch.no_grad():
             return policy_logprobs(self.reference, micro, self.sampling)[0]
 
-    def _figures(self, logp: Tensor, entropy: Tensor, logp_ref: Tensor | None, micro: PolicyBatch) -> dict[str, float]:
+    def _figures(
+        self, logp: Tensor, entropy: Tensor, logp_ref: Tensor | None, micro: PolicyBatch
+    ) -> dict[str, float]:
         """Sums over chosen tokens; `gap` is the largest difference between trainer and sampler."""
         found = {
             "entropy": float(entropy.sum()),

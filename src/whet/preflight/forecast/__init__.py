@@ -30,7 +30,9 @@ from whet.rollout.rollout import rollout
 from whet.stages.sft import BLOCK
 from whet.types import Engine, Sampling
 
-STEPS = {"rl": 5}  # of a stage that are timed; the later half tells, when caches and allocations have settled
+STEPS = {
+    "rl": 5
+}  # of a stage that are timed; the later half tells, when caches and allocations have settled
 OTHERS = 30  # steps of the other kinds
 WARM = 2  # rollouts of a critic's warm-up, before the steps
 ANSWERS = 512  # drawn at most where a stage or a measurement draws once
@@ -122,14 +124,20 @@ class Timed(Pipeline):
         steps = Span.of(getattr(stage, "steps", 1))
         if isinstance(stage, config.SFT) and stage.gate is not None:
             gate = stage.gate
-            checks = self.drawing(Sampling(1, 1.0, gate.max_tokens), gate.samples, self.answers[stage.name])
+            checks = self.drawing(
+                Sampling(1, 1.0, gate.max_tokens), gate.samples, self.answers[stage.name]
+            )
             step = Span(*(s + c / gate.every for s, c in zip(step, checks, strict=True)))
             least = min(gate.every, stage.steps)
             steps = Span(least, (least + steps.most) / 2, steps.most)
         spec = stage if isinstance(stage, config.Evaluate) else self.recipe.evaluation
         after = Span.of(0.0)
-        if isinstance(stage, config.Evaluate) or (isinstance(stage, config.Makes) and stage.evaluate):
-            sampling = Sampling(spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k)
+        if isinstance(stage, config.Evaluate) or (
+            isinstance(stage, config.Makes) and stage.evaluate
+        ):
+            sampling = Sampling(
+                spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k
+            )
             ways = len(measured(spec.thinking, self.recipe.ask.thinking))
             after = self.drawing(sampling, spec.problems * ways, self.answers[stage.name])
         return Estimate(stage.name, steps, step, work, after, steps.least < steps.most)
@@ -145,7 +153,9 @@ class Timed(Pipeline):
         steps, step = stage.steps, statistics.median(each[len(each) // 2 :])
         begun = max(0.0, each[0] - step)  # what only the first step does
         if isinstance(stage, config.SFT):
-            blocks = begun * stage.batch * stage.shares.get("corpus", 0.0) / BLOCK  # a new one whenever one is used up
+            blocks = (
+                begun * stage.batch * stage.shares.get("corpus", 0.0) / BLOCK
+            )  # a new one whenever one is used up
             step, begun = step + blocks, 0.0 if blocks else begun
         row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
         if row is not None and row.warmup:
@@ -164,7 +174,9 @@ class Timed(Pipeline):
         for texts in answers if answers.least != answers.most else answers[:1]:
             self.now = texts, SIGNAL.likely
             began = self.watch.clock()
-            rollout(self.engine(self.policy, self.context.chat), self.context.reward, prompts, sampling)
+            rollout(
+                self.engine(self.policy, self.context.chat), self.context.reward, prompts, sampling
+            )
             took.append((self.watch.clock() - began) * problems / some)
         return spanned(took)
 
@@ -217,7 +229,11 @@ class Timed(Pipeline):
         return replace(context, engine=self.engine, reward=Paid(context.reward, self.now[1]))
 
     def engine(self, policy: Policy, chat: Chat) -> Engine:
-        return Paced(policy, chat, self.now[0]) if isinstance(policy, Transformer) else engine_for(policy, chat)
+        return (
+            Paced(policy, chat, self.now[0])
+            if isinstance(policy, Transformer)
+            else engine_for(policy, chat)
+        )
 
     def record(self, name: str, kind: str, *_: Any, **__: Any) -> None:
         """Nothing is measured; when the stage was over is noted."""

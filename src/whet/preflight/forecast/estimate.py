@@ -41,7 +41,11 @@ class Estimate:
         return total([self.stage, self.measured])
 
     def told(self) -> str:
-        gate = f" (its gate may hold after {self.steps.least:g} to {self.steps.most:g} steps)" if self.gated else ""
+        gate = (
+            f" (its gate may hold after {self.steps.least:g} to {self.steps.most:g} steps)"
+            if self.gated
+            else ""
+        )
         return f"{self.name} {said(self.seconds)}{gate}"
 
 
@@ -66,7 +70,9 @@ def said(span: Span) -> str:
     """
     if span.most <= CLOSE * span.least or span.most < 1:
         return _seconds(span.likely)
-    return f"{_seconds(span.likely)} ({_seconds(span.least)} to {_seconds(span.most)})".replace(" s to ", " to ")
+    return f"{_seconds(span.likely)} ({_seconds(span.least)} to {_seconds(span.most)})".replace(
+        " s to ", " to "
+    )
 
 
 def _seconds(value: float) -> str:

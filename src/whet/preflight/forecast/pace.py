@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from whet.chat import Chat
-from whet.config.thinking import left
+from whet.chat.thinking import left
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
 from whet.model.transformer import Transformer
@@ -39,7 +39,9 @@ class Paced(NativeEngine):
         made = super().requests(prompts, sampling)
         rng = random.Random(f"lengths {sampling.seed}")
         given = rng.choices(self.answers, k=made.total)
-        self.given = [self.after(prompts[i // sampling.n], *answer) for i, answer in enumerate(given)]
+        self.given = [
+            self.after(prompts[i // sampling.n], *answer) for i, answer in enumerate(given)
+        ]
         made.limits = np.array([min(length, sampling.max_tokens) for length, _ in self.given])
         return made
 
@@ -53,7 +55,9 @@ class Paced(NativeEngine):
     ) -> list[tuple[Sample, ...]]:
         drawn = super().generate(prompts, sampling, progress)
         given = iter(self.given)
-        return [tuple(replace(s, text=next(given)[1], finish="stop") for s in group) for group in drawn]
+        return [
+            tuple(replace(s, text=next(given)[1], finish="stop") for s in group) for group in drawn
+        ]
 
 
 class Paid:
@@ -63,11 +67,17 @@ class Paid:
         self.reward, self.signal = reward, signal
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         scores = self.reward.score(problems, texts, samples)
         rows = enumerate(zip(problems, scores, strict=True))
-        return [fallen(p.id if self.silent(p) else f"{p.id} {i}", s) if s.usable else s for i, (p, s) in rows]
+        return [
+            fallen(p.id if self.silent(p) else f"{p.id} {i}", s) if s.usable else s
+            for i, (p, s) in rows
+        ]
 
     def silent(self, problem: Problem) -> bool:
         return random.Random(f"signal {problem.id}").random() >= self.signal

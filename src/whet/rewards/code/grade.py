@@ -17,7 +17,9 @@ from whet.sandbox.plain import decode, encode
 
 TOLERANCE = 1e-6  # of decimals, relative and absolute
 BYTES = 1 << 20  # of one program's output
-_DECIMAL = re.compile(r"[-+]?(?:\d{1,40}\.\d{0,40}|\.\d{1,40}|\d{1,40})(?:[eE][-+]?\d{1,3})?", re.ASCII)
+_DECIMAL = re.compile(
+    r"[-+]?(?:\d{1,40}\.\d{0,40}|\.\d{1,40}|\d{1,40})(?:[eE][-+]?\d{1,3})?", re.ASCII
+)
 
 Item = Mapping[str, Any]
 
@@ -37,7 +39,11 @@ def grade(item: Item) -> dict[str, Any]:
     Grade answers {"verdict": pass, fail, load (the program does not even load) or error, "passed", "total", "message"}; plan
     {"calls", "asserts"} or {"error"}; outputs {"keys"}; probe {}. Raises RewardError where the sandbox is not here.
     """
-    work: dict[str, Callable[[Item], dict[str, Any]]] = {"plan": _plan, "outputs": _outputs, "probe": _probe}
+    work: dict[str, Callable[[Item], dict[str, Any]]] = {
+        "plan": _plan,
+        "outputs": _outputs,
+        "probe": _probe,
+    }
     if item["do"] != "grade":
         return work[item["do"]](item)
     kinds = {"stdio": _stdio, "call": _call, "asserts": _asserts}
@@ -46,14 +52,27 @@ def grade(item: Item) -> dict[str, Any]:
 
 def _run(item: Item, mode: str, **order: Any) -> Ran:
     number = len(order.get("inputs") or order.get("calls") or [0])
-    total = min(item["seconds"] * number, item["total"]) if mode in ("stdio", "calls") else item["total"]
-    limits = {"seconds": item["seconds"], "total": total, "bytes": BYTES, "stop": not item.get("share", False)}
+    total = (
+        min(item["seconds"] * number, item["total"])
+        if mode in ("stdio", "calls")
+        else item["total"]
+    )
+    limits = {
+        "seconds": item["seconds"],
+        "total": total,
+        "bytes": BYTES,
+        "stop": not item.get("share", False),
+    }
     return _runner(item["sandbox"], item["memory_mb"]).run({"mode": mode, **limits, **order})
 
 
 def _probe(item: Item) -> dict[str, Any]:
     ran = _run(item, "stdio", program="print(input())", inputs=["ok"])
-    return {} if ran.replies == ['{"output": "ok\\n", "ended": "exit 0"}'] else {"error": ran.message or ran.ended}
+    return (
+        {}
+        if ran.replies == ['{"output": "ok\\n", "ended": "exit 0"}']
+        else {"error": ran.message or ran.ended}
+    )
 
 
 def _error(message: str) -> dict[str, Any]:
@@ -66,7 +85,12 @@ def _judged(ran: Ran, total: int, accepts: Callable[[int, Any], bool]) -> dict[s
         return _error(ran.message or "the sandbox did not start")
     replies = [_parsed(line) for line in ran.replies[:total]]
     if replies and isinstance(replies[0], dict) and "load" in replies[0]:
-        return {"verdict": "load", "passed": 0, "total": total, "message": str(replies[0]["load"])[:200]}
+        return {
+            "verdict": "load",
+            "passed": 0,
+            "total": total,
+            "message": str(replies[0]["load"])[:200],
+        }
     passed = sum(accepts(i, reply) for i, reply in enumerate(replies))
     verdict = "pass" if passed == total else "fail"
     return {"verdict": verdict, "passed": passed, "total": total, "message": ran.ended}
@@ -82,11 +106,17 @@ def _parsed(line: str) -> Any:
 def _stdio(item: Item) -> dict[str, Any]:
     tests, tolerance = item["tests"], item.get("tolerance", TOLERANCE)
     ran = _run(item, "stdio", program=item["program"], inputs=[test["input"] for test in tests])
-    return _judged(ran, len(tests), lambda i, reply: same_text(tests[i]["output"], _printed(reply), tolerance))
+    return _judged(
+        ran, len(tests), lambda i, reply: same_text(tests[i]["output"], _printed(reply), tolerance)
+    )
 
 
 def _printed(reply: Any) -> str | None:
-    if isinstance(reply, dict) and reply.get("ended") == "exit 0" and isinstance(reply.get("output"), str):
+    if (
+        isinstance(reply, dict)
+        and reply.get("ended") == "exit 0"
+        and isinstance(reply.get("output"), str)
+    ):
         return reply["output"]
     return None
 
@@ -94,7 +124,11 @@ def _printed(reply: Any) -> str | None:
 def _arguments(item: Item, test: Mapping[str, Any]) -> list[Any]:
     """[args, kwargs] as the guest reads them."""
     args, kwargs = test.get("args", []), test.get("kwargs", {})
-    return [args, kwargs] if item.get("tagged") else [encode(args), {name: encode(v) for name, v in kwargs.items()}]
+    return (
+        [args, kwargs]
+        if item.get("tagged")
+        else [encode(args), {name: encode(v) for name, v in kwargs.items()}]
+    )
 
 
 def _call(item: Item) -> dict[str, Any]:
@@ -119,7 +153,15 @@ def returned(reply: Any, args: Any, where: int | None = None) -> Any:
         raise NotPlain
     try:
         return decode(reply["value"]) if where is None else decode(reply.get("args", args))[where]
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise NotPlain from error
 
 
@@ -135,7 +177,9 @@ def _plan(item: Item) -> dict[str, Any]:
     if last["reference"] and (counts["failed"] or counts["ended"] is not True):
         return {"error": f"its reference fails its own test ({counts})"}
     if not calls or (not total and not last["reference"]):
-        return {"error": f"its test calls {item['entry']} with nothing that is plain data ({counts})"}
+        return {
+            "error": f"its test calls {item['entry']} with nothing that is plain data ({counts})"
+        }
     return {"calls": calls, "asserts": total, "reference": last["reference"]}
 
 
@@ -153,10 +197,18 @@ def _asserts(item: Item) -> dict[str, Any]:
         return {**first, "passed": total, "total": total}
     replies = [_parsed(line) for line in ran.replies[: len(given)]]
     replies += [{"ended": ran.ended}] * (len(given) - len(replies))
-    if not item.get("share") and not all(isinstance(r, dict) and ("value" in r or "raised" in r) for r in replies):
+    if not item.get("share") and not all(
+        isinstance(r, dict) and ("value" in r or "raised" in r) for r in replies
+    ):
         return {"verdict": "fail", "passed": 0, "total": total, "message": ran.ended}
     told = _run(
-        item, "check", setup=item["setup"], test=item["test"], entry=item["entry"], calls=given, replies=replies
+        item,
+        "check",
+        setup=item["setup"],
+        test=item["test"],
+        entry=item["entry"],
+        calls=given,
+        replies=replies,
     )
     return _tallied(told, total)
 
@@ -170,14 +222,26 @@ def _tallied(ran: Ran, total: int) -> dict[str, Any]:
     if not ran.began:
         return _error(ran.message or "the sandbox did not start")
     last = _parsed(ran.replies[-1]) if ran.replies else None
-    if not isinstance(last, dict):  # returned data on which the test itself runs out of memory or time
-        return {"verdict": "fail", "passed": 0, "total": total, "message": f"the test ends by {ran.ended}"}
+    if not isinstance(
+        last, dict
+    ):  # returned data on which the test itself runs out of memory or time
+        return {
+            "verdict": "fail",
+            "passed": 0,
+            "total": total,
+            "message": f"the test ends by {ran.ended}",
+        }
     counts = last["counts"]
     whole = counts["failed"] == 0 and counts["ended"] is True and counts["passed"] >= total
     if last["astray"]:
         return _error("the test's calls depend on the program's results")
     passed = total if whole else min(counts["passed"], total - 1)
-    return {"verdict": "pass" if whole else "fail", "passed": passed, "total": total, "message": ran.ended}
+    return {
+        "verdict": "pass" if whole else "fail",
+        "passed": passed,
+        "total": total,
+        "message": ran.ended,
+    }
 
 
 def _outputs(item: Item) -> dict[str, Any]:
@@ -189,10 +253,16 @@ def _outputs(item: Item) -> dict[str, Any]:
     else:
         given = [_arguments(item, {"args": args}) for args in item["inputs"]]
         ran = _run(item, "calls", program=item["program"], entry=item["entry"], calls=given)
-        plain = [_canonical(_parsed(line), args) for line, (args, _) in zip(ran.replies, given, strict=False)]
+        plain = [
+            _canonical(_parsed(line), args)
+            for line, (args, _) in zip(ran.replies, given, strict=False)
+        ]
     if not ran.began:
         return {"error": ran.message or "the sandbox did not start"}
-    keys = [None if text is None else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in plain]
+    keys = [
+        None if text is None else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        for text in plain
+    ]
     return {"keys": (keys + [None] * len(item["inputs"]))[: len(item["inputs"])]}
 
 
@@ -215,7 +285,11 @@ def _sorted(data: Any) -> Any:
 
 
 def _lines(text: str) -> list[str]:
-    return "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n")).rstrip("\n").split("\n")
+    return (
+        "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
+        .rstrip("\n")
+        .split("\n")
+    )
 
 
 def same_text(wanted: str, got: str | None, tolerance: float = TOLERANCE) -> bool:
@@ -236,7 +310,9 @@ def _same_line(wanted: str, got: str, tolerance: float) -> bool:
     if wanted == got:
         return True
     ours, theirs = wanted.split(), got.split()
-    return len(ours) == len(theirs) and all(a == b or _near(a, b, tolerance) for a, b in zip(ours, theirs, strict=True))
+    return len(ours) == len(theirs) and all(
+        a == b or _near(a, b, tolerance) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _near(wanted: str, got: str, tolerance: float) -> bool:
@@ -262,7 +338,11 @@ def same(wanted: Any, got: Any, tolerance: float = TOLERANCE, strict: bool = Fal
     sequences = (list, tuple)
     if isinstance(wanted, sequences) and isinstance(got, sequences):
         alike = len(wanted) == len(got) and (not strict or type(wanted) is type(got))
-        return alike and all(same(a, b, tolerance, strict) for a, b in zip(wanted, got, strict=True))
+        return alike and all(
+            same(a, b, tolerance, strict) for a, b in zip(wanted, got, strict=True)
+        )
     if isinstance(wanted, dict) and isinstance(got, dict):
-        return wanted.keys() == got.keys() and all(same(wanted[key], got[key], tolerance, strict) for key in wanted)
+        return wanted.keys() == got.keys() and all(
+            same(wanted[key], got[key], tolerance, strict) for key in wanted
+        )
     return bool(wanted == got)

@@ -49,7 +49,9 @@ def outputs(
             f"programs: inputs must be {'texts' if entry is None else 'lists of arguments'}, at least one"
         )
     if entry is not None and not ENTRY.fullmatch(entry):
-        raise RewardError(f"programs: entry {entry!r} is not of the form f, Class.method or Class().method")
+        raise RewardError(
+            f"programs: entry {entry!r} is not of the form f, Class.method or Class().method"
+        )
     work = {
         "do": "outputs",
         "kind": "stdio" if entry is None else "call",
@@ -57,12 +59,16 @@ def outputs(
         "argument": None,
         "share": True,
     }
-    items = [{**work, **reward.limits, "inputs": list(inputs), "program": text} for text in programs]
+    items = [
+        {**work, **reward.limits, "inputs": list(inputs), "program": text} for text in programs
+    ]
     found: list[Outputs] = []
     for result in reward.pool.map(items):
         if result.status == "error" or (result.value and "error" in result.value):
             raise RewardError(f"programs: {result.message or result.value['error']}")
-        found.append(tuple(result.value["keys"]) if result.status == "ok" else (None,) * len(inputs))
+        found.append(
+            tuple(result.value["keys"]) if result.status == "ok" else (None,) * len(inputs)
+        )
     return found
 
 
@@ -80,7 +86,9 @@ def clusters(outputs: Sequence[Outputs]) -> list[Cluster]:
     return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
 
 
-def rerank(found: Sequence[Cluster], scores: Sequence[float] | None = None, failing: float = 1.0) -> list[Cluster]:
+def rerank(
+    found: Sequence[Cluster], scores: Sequence[float] | None = None, failing: float = 1.0
+) -> list[Cluster]:
     """Clusters, best first: the share of programs that agree, plus the members' mean score, less `failing` × the share of inputs without output.
 
     `scores` are one number a program (public tests passed, a learned scorer). arXiv:2502.06807 (app. C.1) adds such terms with
@@ -94,14 +102,20 @@ def rerank(found: Sequence[Cluster], scores: Sequence[float] | None = None, fail
 
     def worth(cluster: Cluster) -> float:
         agree = len(cluster.members) / whole
-        mean = sum(scores[i] for i in cluster.members) / len(cluster.members) if scores is not None else 0.0
+        mean = (
+            sum(scores[i] for i in cluster.members) / len(cluster.members)
+            if scores is not None
+            else 0.0
+        )
         silent = cluster.outputs.count(None) / len(cluster.outputs)
         return agree + mean - failing * silent
 
     return sorted(found, key=lambda cluster: (-worth(cluster), cluster.members[0]))
 
 
-def submissions(found: Sequence[Cluster], limit: int, scores: Sequence[float] | None = None) -> list[int]:
+def submissions(
+    found: Sequence[Cluster], limit: int, scores: Sequence[float] | None = None
+) -> list[int]:
     """At most `limit` programs to submit: round-robin over the clusters in their order, from each its best program not yet taken.
 
     o1-ioi's limit was 50 a problem. Raises RewardError for a limit below 1.
@@ -111,13 +125,20 @@ def submissions(found: Sequence[Cluster], limit: int, scores: Sequence[float] | 
     """
     if limit < 1:
         raise RewardError(f"programs: limit {limit} must be at least 1")
-    queues = [sorted(c.members, key=lambda i: (-scores[i] if scores is not None else 0.0, i)) for c in found]
+    queues = [
+        sorted(c.members, key=lambda i: (-scores[i] if scores is not None else 0.0, i))
+        for c in found
+    ]
     rounds = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)][:limit]
 
 
 def cross_check(
-    reward: CodeReward, candidates: Sequence[str], brute: str, inputs: Sequence[Any], entry: str | None = None
+    reward: CodeReward,
+    candidates: Sequence[str],
+    brute: str,
+    inputs: Sequence[Any],
+    entry: str | None = None,
 ) -> list[Check]:
     """N programs against one that is slow and surely right, on small inputs (how o3 checked itself: arXiv:2502.06807, sec. 4).
 

@@ -22,7 +22,9 @@ PLANS = 4096  # tests of data sets whose calls are remembered
 SLACK = 40.0  # seconds beyond the programs' own before a worker counts as hung: starting, two runs, a remote's queue
 ENTRY = re.compile(r"[A-Za-z_]\w{0,99}(?:\(\))?(?:\.[A-Za-z_]\w{0,99})?", re.ASCII)
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE
+)
 _PYTHON = ("python", "py", "python3", "")
 _KINDS = ("stdio", "call", "humaneval", "asserts")
 
@@ -56,10 +58,18 @@ class CodeReward:
             "processes": (processes, 1000),
         }
         for name, (value, most) in bounds.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-                raise RewardError(f"reward code: {name} = {value!r} must be a number above 0, at most {most}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value <= most
+            ):
+                raise RewardError(
+                    f"reward code: {name} = {value!r} must be a number above 0, at most {most}"
+                )
         if not isinstance(sandbox, str) or not isinstance(share, bool):
-            raise RewardError(f"reward code: sandbox = {sandbox!r} must be a text and share = {share!r} true or false")
+            raise RewardError(
+                f"reward code: sandbox = {sandbox!r} must be a text and share = {share!r} true or false"
+            )
         self.share, self.seconds, self.total = share, float(seconds), float(total)
         self.limits = {
             "sandbox": sandbox,
@@ -74,7 +84,12 @@ class CodeReward:
     @cached_property
     def pool(self) -> Pool:
         seconds = 2 * (self.total + GRACE) + SLACK
-        return Pool("whet.rewards.code.grade:grade", self.processes, seconds, self.limits["memory_mb"] + 1024)
+        return Pool(
+            "whet.rewards.code.grade:grade",
+            self.processes,
+            seconds,
+            self.limits["memory_mb"] + 1024,
+        )
 
     def probe(self) -> None:
         """Run one program. Raises RewardError, with the cure, where the sandbox does not."""
@@ -84,10 +99,15 @@ class CodeReward:
             message = said.removeprefix("RewardError: ")
             if not message.startswith("code sandbox: "):
                 message = f"code sandbox: {self.limits['sandbox']} cannot isolate here ({message})"
-            raise RewardError(message if "apt-get" in message else f"{message}; {cure(self.limits['sandbox'])}")
+            raise RewardError(
+                message if "apt-get" in message else f"{message}; {cure(self.limits['sandbox'])}"
+            )
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises DataError for a problem whose tests cannot be read."""
         tests = {id(problem): table_of(problem) for problem in problems}
@@ -104,9 +124,14 @@ class CodeReward:
             key = digest(item)
             items[key] = item
             keys.append((key, written[1]))
-        results = dict(zip(items, self.pool.map(list(items.values())), strict=True)) if items else {}
+        results = (
+            dict(zip(items, self.pool.map(list(items.values())), strict=True)) if items else {}
+        )
         return [
-            self.scored(results[key[0]], key[1]) if key else Score(0.0, "unparsed", {"accuracy": 0.0}) for key in keys
+            self.scored(results[key[0]], key[1])
+            if key
+            else Score(0.0, "unparsed", {"accuracy": 0.0})
+            for key in keys
         ]
 
     def item(self, table: Mapping[str, Any], text: str, plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +149,11 @@ class CodeReward:
     def planned(self, tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """The calls that each data set's test makes, found by running it once on its reference, isolated."""
         wanted = {digest(table): table for table in tables}
-        new = {key: {"do": "plan", **table, **self.limits} for key, table in wanted.items() if key not in self._plans}
+        new = {
+            key: {"do": "plan", **table, **self.limits}
+            for key, table in wanted.items()
+            if key not in self._plans
+        }
         found: dict[str, dict[str, Any]] = {}
         for key, result in zip(new, self.pool.map(list(new.values())) if new else [], strict=True):
             found[key] = result.value if result.status == "ok" else {"error": result.message}
@@ -146,15 +175,15 @@ class CodeReward:
             return Score(0.0, "unparsed", {"accuracy": 0.0})
         share = verdict["passed"] / verdict["total"]
         value = share if self.share else float(right)
-        return Score(value, "scored" if value else "wrong", {"accuracy": float(right), "tests": share})
+        return Score(
+            value, "scored" if value else "wrong", {"accuracy": float(right), "tests": share}
+        )
 
 
 def cure(sandbox: str) -> str:
     if sandbox != "bubblewrap":
         return "start it, or use bubblewrap (apt-get install bubblewrap)"
-    return (
-        'this machine must allow user namespaces to bubblewrap, or name sandbox = "docker" or a SandboxFusion endpoint'
-    )
+    return 'this machine must allow user namespaces to bubblewrap, or name sandbox = "docker" or a SandboxFusion endpoint'
 
 
 def digest(table: Mapping[str, Any]) -> str:
@@ -188,9 +217,13 @@ def table_of(problem: Problem) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"problem {problem.id!r}: its tests are no JSON ({error})") from None
     if not isinstance(given, Mapping) or given.get("kind") not in _KINDS:
-        raise DataError(f"problem {problem.id!r}: its tests are no table with kind = {', '.join(_KINDS)}")
+        raise DataError(
+            f"problem {problem.id!r}: its tests are no table with kind = {', '.join(_KINDS)}"
+        )
     try:
-        return {"stdio": _stdio, "call": _call, "humaneval": _humaneval, "asserts": _asserts}[given["kind"]](given)
+        return {"stdio": _stdio, "call": _call, "humaneval": _humaneval, "asserts": _asserts}[
+            given["kind"]
+        ](given)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"problem {problem.id!r}: its {given['kind']} tests: {error.args[0] if error.args else error}"
@@ -225,7 +258,10 @@ def _tolerance(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _stdio(given: Mapping[str, Any]) -> dict[str, Any]:
-    tests = [dict(zip(("input", "output"), _texts(test, "input", "output"), strict=True)) for test in _listed(given)]
+    tests = [
+        dict(zip(("input", "output"), _texts(test, "input", "output"), strict=True))
+        for test in _listed(given)
+    ]
     return {"kind": "stdio", "tests": tests, **_tolerance(given)}
 
 
@@ -233,7 +269,11 @@ def _call(given: Mapping[str, Any]) -> dict[str, Any]:
     tests, where = [], given.get("argument")
     for test in _listed(given):
         args, kwargs = test.get("args", []), test.get("kwargs", {})
-        if "expected" not in test or not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        if (
+            "expected" not in test
+            or not isinstance(args, list | tuple)
+            or not isinstance(kwargs, Mapping)
+        ):
             raise ValueError("each needs args = [..] and expected")
         tests.append({"args": list(args), "kwargs": dict(kwargs), "expected": test["expected"]})
     if where is not None and (isinstance(where, bool) or not isinstance(where, int) or where < 0):

@@ -36,18 +36,33 @@ class OwnReward:
         self.seconds = float(held["seconds"])
         env = {**os.environ, NAMED: named}
         self.pool = Pool(
-            "whet.rewards.custom.worker:serve", int(held["processes"]), self.seconds, int(held["memory_mb"]), env
+            "whet.rewards.custom.worker:serve",
+            int(held["processes"]),
+            self.seconds,
+            int(held["memory_mb"]),
+            env,
         )
         self.batched = bool(self._told(self.pool.map([{}])[0])["batched"])
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises RewardError where no answer could be scored, such as for a missing column."""
         calls = list(self._calls(problems))
-        columns = dict.fromkeys(str(key) for p in problems for key in p.meta) if self.batched else {}
-        results = self.pool.map([self._item(problems[at], texts[at], samples and samples[at], columns) for at in calls])
-        return [s for at, result in zip(calls, results, strict=True) for s in self._scores(result, at.stop - at.start)]
+        columns = (
+            dict.fromkeys(str(key) for p in problems for key in p.meta) if self.batched else {}
+        )
+        results = self.pool.map(
+            [self._item(problems[at], texts[at], samples and samples[at], columns) for at in calls]
+        )
+        return [
+            s
+            for at, result in zip(calls, results, strict=True)
+            for s in self._scores(result, at.stop - at.start)
+        ]
 
     def _calls(self, problems: Sequence[Problem]) -> Iterator[slice]:
         """What is asked in one call: a response, or a problem's responses."""
@@ -68,14 +83,24 @@ class OwnReward:
         columns: dict[str, None],
     ) -> dict[str, Any]:
         asked = [
-            {"id": p.id, "messages": [dict(m) for m in p.messages], "answer": p.answer, "task": p.task}
+            {
+                "id": p.id,
+                "messages": [dict(m) for m in p.messages],
+                "answer": p.answer,
+                "task": p.task,
+            }
             | {"meta": {**columns, **{str(k): self._plain(p, v) for k, v in p.meta.items()}}}
             for p in problems
         ]
         drawn = None
         if samples is not None:
             drawn = [
-                {"tokens": s.tokens.tolist(), "mask": s.mask.tolist(), "logp": s.logp.tolist(), "text": text}
+                {
+                    "tokens": s.tokens.tolist(),
+                    "mask": s.mask.tolist(),
+                    "logp": s.logp.tolist(),
+                    "text": text,
+                }
                 | {"finish": s.finish, "version": s.version, "turns": s.turns}
                 for s, text in zip(samples, texts, strict=True)
             ]
@@ -106,18 +131,27 @@ class OwnReward:
     def _scores(self, result: Result, n: int) -> list[Score]:
         told = self._told(result)
         if "scores" in told:
-            return [Score(value, status, parts, reason) for value, status, parts, reason in told["scores"]]
-        return [Score(0.0, "timeout" if result.status == "timeout" else "error", {}, told["failed"])] * n
+            return [
+                Score(value, status, parts, reason)
+                for value, status, parts, reason in told["scores"]
+            ]
+        return [
+            Score(0.0, "timeout" if result.status == "timeout" else "error", {}, told["failed"])
+        ] * n
 
 
 def _limit(spec: str, given: Mapping[str, float] | None) -> dict[str, float]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise RewardError(f"reward {spec}: limit = {given!r} is no table such as {{ seconds = 10 }}")
+        raise RewardError(
+            f"reward {spec}: limit = {given!r} is no table such as {{ seconds = 10 }}"
+        )
     for name, value in given.items():
         if name not in LIMIT:
-            raise RewardError(f"reward {spec}: limit has an unknown key {name!r}{did_you_mean(str(name), LIMIT)}")
+            raise RewardError(
+                f"reward {spec}: limit has an unknown key {name!r}{did_you_mean(str(name), LIMIT)}"
+            )
         whole = name == "seconds" or (isinstance(value, int) and value >= 1)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not whole or not 0 < value < math.inf:

@@ -28,7 +28,10 @@ def serve(item: dict[str, Any]) -> dict[str, Any]:
         return {"refused": _refused}
     if not item:
         return {"batched": _reward.batched}
-    problems = [Problem(p["id"], tuple(p["messages"]), p["answer"], p["task"], p["meta"]) for p in item["problems"]]
+    problems = [
+        Problem(p["id"], tuple(p["messages"]), p["answer"], p["task"], p["meta"])
+        for p in item["problems"]
+    ]
     samples = None if item["samples"] is None else [_sample(s) for s in item["samples"]]
     try:
         scores = _reward.score(problems, item["texts"], samples)

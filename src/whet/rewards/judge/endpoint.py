@@ -35,7 +35,14 @@ GRACE = 0.25  # seconds past the deadline for a thread to say itself that it is 
 RETRIED = frozenset({408, 425, 429, *range(500, 600)})
 REFUSED = frozenset({*range(300, 400), 401, 402, 403, 404, 405, 407})
 UNREACHABLE = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
-OWN = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")  # fields of the request that `body` leaves alone
+OWN = (
+    "model",
+    "messages",
+    "stream",
+    "n",
+    "logprobs",
+    "top_logprobs",
+)  # fields of the request that `body` leaves alone
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _DICE = random.SystemRandom()  # of its own: a retry must not move the run's random numbers
 
@@ -65,20 +72,34 @@ class Address:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            usable = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            )
         except ValueError:
             parts, usable = urlsplit(""), False
         if parts.username is not None or parts.password is not None:
-            raise RewardError("reward judge: url holds a name or password; put the key in the environment (key_env)")
+            raise RewardError(
+                "reward judge: url holds a name or password; put the key in the environment (key_env)"
+            )
         plain = self.url.isascii() and self.url.isprintable() and " " not in self.url
         if not usable or not plain or parts.query or parts.fragment:
-            raise RewardError(f"reward judge: url = {self.url!r} is no address such as http://localhost:8000/v1")
-        if not isinstance(self.key_env, str) or (self.key_env and not _VARIABLE.fullmatch(self.key_env)):
-            raise RewardError("reward judge: key_env must be the NAME of an environment variable, never the key itself")
+            raise RewardError(
+                f"reward judge: url = {self.url!r} is no address such as http://localhost:8000/v1"
+            )
+        if not isinstance(self.key_env, str) or (
+            self.key_env and not _VARIABLE.fullmatch(self.key_env)
+        ):
+            raise RewardError(
+                "reward judge: key_env must be the NAME of an environment variable, never the key itself"
+            )
         if self.key_env and not self.key:
-            raise RewardError("reward judge: key_env names no environment variable that is set; export it first")
+            raise RewardError(
+                "reward judge: key_env names no environment variable that is set; export it first"
+            )
         if not self.key.isascii() or not self.key.isprintable():
-            raise RewardError("reward judge: the environment variable that key_env names holds no usable key")
+            raise RewardError(
+                "reward judge: the environment variable that key_env names holds no usable key"
+            )
 
     @property
     def key(self) -> str:
@@ -104,7 +125,9 @@ class Call:
     """One judgement under way."""
 
     deadline: float
-    over: threading.Event = field(default_factory=threading.Event)  # given up: nobody waits for it any more
+    over: threading.Event = field(
+        default_factory=threading.Event
+    )  # given up: nobody waits for it any more
     connection: http.client.HTTPConnection | None = None
 
     @property
@@ -116,22 +139,30 @@ class Call:
         held = self.connection.sock if self.connection is not None else None
         if held is not None:
             with suppress(OSError):
-                socket.socket.shutdown(held, socket.SHUT_RDWR)  # wakes the thread that reads from it
+                socket.socket.shutdown(
+                    held, socket.SHUT_RDWR
+                )  # wakes the thread that reads from it
 
 
 class Endpoint:
     """Asks a model for its verdicts over HTTP; where the endpoint gives no probabilities they have none."""
 
-    def __init__(self, address: Address, model: str, limits: Limits, soft: bool, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, address: Address, model: str, limits: Limits, soft: bool, body: Mapping[str, Any]
+    ) -> None:
         """`body`: further fields of the request. Raises RewardError for one that is ours to set."""
         if not isinstance(body, Mapping):
-            raise RewardError(f"reward judge: body = {body!r:.60} is no table of the request's further fields")
+            raise RewardError(
+                f"reward judge: body = {body!r:.60} is no table of the request's further fields"
+            )
         taken = next((key for key in body if key in OWN), None)
         if taken is not None:
             raise RewardError(f"reward judge: body.{taken} is the judge's own to set; drop it")
         self.address, self.model, self.limits, self.body = address, model, limits, dict(body)
         self.asks_probabilities = soft
-        self.identity = json.dumps([address.url, model, soft, self.body], sort_keys=True, default=str)
+        self.identity = json.dumps(
+            [address.url, model, soft, self.body], sort_keys=True, default=str
+        )
         self._answered = False
 
     def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, Verdict | Failure]]:
@@ -144,13 +175,19 @@ class Endpoint:
                 while following < len(texts) and len(active) < self.limits.concurrent:
                     call = active[following] = Call(time.monotonic() + self.limits.seconds)
                     arguments = (following, texts[following], call, done)
-                    threading.Thread(target=self._run, args=arguments, name="whet-judge", daemon=True).start()
+                    threading.Thread(
+                        target=self._run, args=arguments, name="whet-judge", daemon=True
+                    ).start()
                     following += 1
                 for i in [i for i, call in active.items() if call.left + GRACE <= 0]:
                     active.pop(i).abandon()
                     yield i, Failure("timeout", f"no verdict within {self.limits.seconds:g} s")
                 with suppress(Empty):
-                    i, said = done.get(timeout=max(0.0, min((c.left for c in active.values()), default=0.0) + GRACE))
+                    i, said = done.get(
+                        timeout=max(
+                            0.0, min((c.left for c in active.values()), default=0.0) + GRACE
+                        )
+                    )
                     if active.pop(i, None) is not None:
                         yield i, self._checked(said)
         finally:
@@ -165,7 +202,13 @@ class Endpoint:
         self._answered = self._answered or isinstance(said, Verdict)
         return said
 
-    def _run(self, i: int, text: str, call: Call, done: "SimpleQueue[tuple[int, Verdict | Failure | None]]") -> None:
+    def _run(
+        self,
+        i: int,
+        text: str,
+        call: Call,
+        done: "SimpleQueue[tuple[int, Verdict | Failure | None]]",
+    ) -> None:
         said = None
         try:
             said = self._judgement(text, call)
@@ -178,7 +221,11 @@ class Endpoint:
         wait = 0.0
         for attempt in range(self.limits.retries + 1):
             if attempt:
-                pause = max(wait, min(LONGEST_PAUSE, BACKOFF * 2 ** min(attempt - 1, 20)) * _DICE.uniform(0.5, 1.0))
+                pause = max(
+                    wait,
+                    min(LONGEST_PAUSE, BACKOFF * 2 ** min(attempt - 1, 20))
+                    * _DICE.uniform(0.5, 1.0),
+                )
                 if pause >= call.left or call.over.wait(pause):
                     break
             last = attempt == self.limits.retries
@@ -188,7 +235,9 @@ class Endpoint:
             failure = said
         return failure
 
-    def _once(self, text: str, call: Call, seconds: float) -> tuple[Verdict | Failure, float | None]:
+    def _once(
+        self, text: str, call: Call, seconds: float
+    ) -> tuple[Verdict | Failure, float | None]:
         """A verdict or a failure; and how long to wait at least before asking again, None where that is no use."""
         try:
             status, told, payload = self._post(self._request(text), call, max(seconds, 0.01))
@@ -204,13 +253,23 @@ class Endpoint:
                 status, told, payload = self._post(self._request(text), call, max(seconds, 0.01))
         except TimeoutError:
             return Failure("timeout", f"no reply within {seconds:.3g} s"), 0.0
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a socket shut while it was read
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+        ) as error:  # ValueError: a socket shut while it was read
             status = "timeout" if call.left <= 0 else "error"
-            return Failure(status, self._safe(f"{type(error).__name__}: {error}"), isinstance(error, UNREACHABLE)), 0.0
+            return Failure(
+                status,
+                self._safe(f"{type(error).__name__}: {error}"),
+                isinstance(error, UNREACHABLE),
+            ), 0.0
         if status == 200:
             return read(payload), None
         failure = Failure(
-            "error", self._safe(f"HTTP {status} {payload[:2000].decode(errors='replace')}"), status in REFUSED
+            "error",
+            self._safe(f"HTTP {status} {payload[:2000].decode(errors='replace')}"),
+            status in REFUSED,
         )
         return failure, told if status in RETRIED else None
 
@@ -225,7 +284,11 @@ class Endpoint:
 
     def _post(self, body: bytes, call: Call, seconds: float) -> tuple[int, float, bytes]:
         """Status, seconds that the endpoint wants us to wait, and the reply. Raises OSError, HTTPException or ValueError."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Connection": "close",
+        }
         if key := self.address.key:
             headers["Authorization"] = f"Bearer {key}"
         connection = call.connection = self.address.connection(seconds)

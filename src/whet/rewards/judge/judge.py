@@ -36,7 +36,13 @@ not: this one digit and nothing else."""
 
 PLACES = ("question", "reference", "answer")
 _PLACE = re.compile(r"\{(question|reference|answer|code)\}")
-_REMOTE = {"key_env": "", "concurrent": 16, "seconds": 60.0, "retries": 3, "body": {}}  # an endpoint's options
+_REMOTE = {
+    "key_env": "",
+    "concurrent": 16,
+    "seconds": 60.0,
+    "retries": 3,
+    "body": {},
+}  # an endpoint's options
 
 
 class Judge(Protocol):
@@ -82,11 +88,15 @@ class JudgeReward:
             if value is not None and (not isinstance(value, str) or not value):
                 raise RewardError(f"reward judge: {key} = {value!r} must be a text")
         if not isinstance(self.model, str) or not self.model:
-            raise RewardError("reward judge: name its model: a directory or Hub id, or with url the model's name there")
+            raise RewardError(
+                "reward judge: name its model: a directory or Hub id, or with url the model's name there"
+            )
         if not isinstance(self.soft, bool):
             raise RewardError(f"reward judge: soft = {self.soft!r} must be true or false")
         checked("max_chars", self.max_chars, 1, 1_000_000, whole=True)
-        self.template = PROMPT if self.prompt is None else read_prompt(Path(os.path.expanduser(self.prompt)))
+        self.template = (
+            PROMPT if self.prompt is None else read_prompt(Path(os.path.expanduser(self.prompt)))
+        )
         self.memory = Memory(None if self.cache is None else Path(os.path.expanduser(self.cache)))
         self.judge: Judge = self._endpoint(self.url) if self.url is not None else self._local()
 
@@ -101,21 +111,31 @@ class JudgeReward:
     def _endpoint(self, url: str) -> Judge:
         from whet.rewards.judge.endpoint import Address, Endpoint, Limits
 
-        given = {k: default if getattr(self, k) is None else getattr(self, k) for k, default in _REMOTE.items()}
+        given = {
+            k: default if getattr(self, k) is None else getattr(self, k)
+            for k, default in _REMOTE.items()
+        }
         checked("concurrent", given["concurrent"], 1, 1024, whole=True)
         checked("seconds", given["seconds"], 0.01, 3600)
         checked("retries", given["retries"], 0, 100, whole=True)
         limits = Limits(given["concurrent"], given["seconds"], given["retries"])
-        return Endpoint(Address(url, given["key_env"]), self.model, limits, self.soft, given["body"])
+        return Endpoint(
+            Address(url, given["key_env"]), self.model, limits, self.soft, given["body"]
+        )
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises DataError where a problem has no answer to compare with, and
         RewardError where the endpoint refuses to be asked."""
         for problem in problems:
             if problem.answer is None or not problem.answer.strip():
-                raise DataError(f"problem {problem.id!r} has no answer to judge by; name the right answer column")
+                raise DataError(
+                    f"problem {problem.id!r} has no answer to judge by; name the right answer column"
+                )
         keys: list[str | None] = []
         asked: dict[str, str] = {}
         known: dict[str, Verdict | Failure] = {}
@@ -136,7 +156,10 @@ class JudgeReward:
             known[waiting[i]] = said
             if isinstance(said, Verdict):
                 self.memory.keep(waiting[i], said)
-        return [Score(0.0, "unparsed", {"accuracy": 0.0}) if key is None else self._score(known[key]) for key in keys]
+        return [
+            Score(0.0, "unparsed", {"accuracy": 0.0}) if key is None else self._score(known[key])
+            for key in keys
+        ]
 
     def _score(self, said: Verdict | Failure) -> Score:
         if isinstance(said, Failure):
@@ -158,7 +181,10 @@ def quoted(template: str, question: str, reference: str, answer: str) -> str:
     code = digest(list(parts.values()))[:12]
     while any(code in text for text in parts.values()):
         code = digest([code])[:12]
-    marked = {name: f"<<begin {name} {code}>>\n{text}\n<<end {name} {code}>>" for name, text in parts.items()}
+    marked = {
+        name: f"<<begin {name} {code}>>\n{text}\n<<end {name} {code}>>"
+        for name, text in parts.items()
+    }
     return _PLACE.sub(lambda place: {**marked, "code": code}[place[1]], template)
 
 
@@ -171,7 +197,9 @@ def read_prompt(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"reward judge: prompt {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise RewardError(
+            f"reward judge: prompt {path} cannot be read: {' '.join(str(error).split())}"
+        ) from None
     missing = [f"{{{place}}}" for place in PLACES if f"{{{place}}}" not in text]
     if missing:
         raise RewardError(f"reward judge: prompt {path} lacks {' and '.join(missing)}")
@@ -181,6 +209,13 @@ def read_prompt(path: Path) -> str:
 def checked(key: str, value: object, least: float, most: float, whole: bool = False) -> None:
     """Raises RewardError for what is no number between the bounds."""
     kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kind)
+        or not math.isfinite(value)
+        or not least <= value <= most
+    ):
         what = "a whole number" if whole else "a number"
-        raise RewardError(f"reward judge: {key} = {value!r} must be {what} from {least:g} to {most:g}")
+        raise RewardError(
+            f"reward judge: {key} = {value!r} must be {what} from {least:g} to {most:g}"
+        )

@@ -61,7 +61,12 @@ class LocalJudge:
                 continue
             if len(tokens) > self.policy.config.max_positions:
                 most = self.policy.config.max_positions
-                yield i, Failure("error", f"the prompt has {len(tokens)} tokens, the judge {most} positions")
+                yield (
+                    i,
+                    Failure(
+                        "error", f"the prompt has {len(tokens)} tokens, the judge {most} positions"
+                    ),
+                )
                 continue
             prompts[i] = tokens
         for pack in packs({i: len(p) for i, p in prompts.items()}, TOKENS):
@@ -85,12 +90,16 @@ class LocalJudge:
         for said, ids in enumerate(self.labels):
             if first in ids:
                 return ruled(said, min(1.0, float(logp[sorted(ids)].exp().sum())))
-        return Failure("error", f"the judge began with {self.chat.pieces([first])[0]!r:.40}, not with 0 or 1")
+        return Failure(
+            "error", f"the judge began with {self.chat.pieces([first])[0]!r:.40}, not with 0 or 1"
+        )
 
 
 def fingerprint(directory: Path) -> str:
     """Changes with the files of a model: their names, sizes and times."""
-    files = sorted(p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
+    files = sorted(
+        p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")
+    )
     told = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 

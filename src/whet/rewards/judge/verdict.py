@@ -42,7 +42,8 @@ def ruled(said: int, probability: float | None) -> Verdict | Failure:
     """
     if probability is not None and not probability >= 0.5:
         return Failure(
-            "error", f"the judge said {said} with probability {probability:.2g}: it mostly means neither 0 nor 1"
+            "error",
+            f"the judge said {said} with probability {probability:.2g}: it mostly means neither 0 nor 1",
         )
     return Verdict(said, probability)
 
@@ -82,15 +83,22 @@ class Memory:
         self._hold(key, verdict)
         if self.path is None:
             return
-        line = json.dumps({"key": key, "said": verdict.said, "probability": verdict.probability}) + "\n"
+        line = (
+            json.dumps({"key": key, "said": verdict.said, "probability": verdict.probability})
+            + "\n"
+        )
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(file, line.encode())  # in one piece, so that lines of several runs do not mix
+                os.write(
+                    file, line.encode()
+                )  # in one piece, so that lines of several runs do not mix
             finally:
                 os.close(file)
         except OSError as error:
-            raise RewardError(f"reward judge: cache {self.path} cannot be written: {error.strerror}") from None
+            raise RewardError(
+                f"reward judge: cache {self.path} cannot be written: {error.strerror}"
+            ) from None
 
     def _hold(self, key: str, verdict: Verdict) -> None:
         self._held[key] = verdict
@@ -102,7 +110,9 @@ class Memory:
         found, empty, whole = False, True, True
         try:
             if not path.parent.is_dir():
-                raise RewardError(f"reward judge: cache {path}: there is no folder {path.parent}; make it")
+                raise RewardError(
+                    f"reward judge: cache {path}: there is no folder {path.parent}; make it"
+                )
             if not path.exists():
                 return
             with path.open(encoding="utf-8", errors="replace") as lines:
@@ -113,12 +123,16 @@ class Memory:
                         found = True
                         self._hold(*known)
             if not found and not empty:
-                raise RewardError(f"reward judge: cache {path} holds no judgements; it is another kind of file")
+                raise RewardError(
+                    f"reward judge: cache {path} holds no judgements; it is another kind of file"
+                )
             if not whole:
                 with path.open("a", encoding="utf-8") as lines:
                     lines.write("\n")
         except OSError as error:
-            raise RewardError(f"reward judge: cache {path} cannot be used: {error.strerror}") from None
+            raise RewardError(
+                f"reward judge: cache {path} cannot be used: {error.strerror}"
+            ) from None
 
 
 def _parsed(line: str) -> tuple[str, Verdict] | None:
@@ -126,8 +140,17 @@ def _parsed(line: str) -> tuple[str, Verdict] | None:
         held = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    key, said, p = (held.get(k) for k in ("key", "said", "probability")) if isinstance(held, dict) else (None,) * 3
-    if not isinstance(key, str) or not KEY.fullmatch(key) or type(said) is not int or said not in (0, 1):
+    key, said, p = (
+        (held.get(k) for k in ("key", "said", "probability"))
+        if isinstance(held, dict)
+        else (None,) * 3
+    )
+    if (
+        not isinstance(key, str)
+        or not KEY.fullmatch(key)
+        or type(said) is not int
+        or said not in (0, 1)
+    ):
         return None
     if p is not None and (type(p) not in (int, float) or not math.isfinite(p) or not 0 <= p <= 1):
         return None

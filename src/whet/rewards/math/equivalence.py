@@ -13,7 +13,12 @@ _WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
 
 def parsed(latex: str) -> list[Any]:
     """What `latex` means, the whole of it; empty where it means nothing."""
-    return parse(f"\\boxed{{{latex}}}", extraction_config=_WHOLE, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+    return parse(
+        f"\\boxed{{{latex}}}",
+        extraction_config=_WHOLE,
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )  # type: ignore[arg-type]
 
 
 _gold = lru_cache(maxsize=4096)(parsed)
@@ -28,9 +33,16 @@ def verdict(pair: list[str]) -> str:
     if not any(not isinstance(part, str) for part in answer):
         return "answer"
     equal = verify(
-        gold, answer, float_rounding=10, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
+        gold,
+        answer,
+        float_rounding=10,
+        allow_set_relation_comp=True,
+        timeout_seconds=None,
+        raise_on_error=True,
     )
     return "same" if equal else "different"
 
 
-verdict(["\\frac{x+1}{2}", "0.5x+0.5"])  # the first pair builds parsers and caches: part of the start, not of an item
+verdict(
+    ["\\frac{x+1}{2}", "0.5x+0.5"]
+)  # the first pair builds parsers and caches: part of the start, not of an item

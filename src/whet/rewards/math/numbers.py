@@ -21,7 +21,8 @@ _POWER = re.compile(
 _PLAIN = re.compile(_SIGNED)
 _ASSIGNED = re.compile(r"(?:\\?[A-Za-z]{1,8}|[A-Za-z]_\{?\w\}?)\s*=\s*(.+)", re.DOTALL)
 _UNIT = re.compile(
-    r"(?P<number>.*?[\d.}])(?:\s*\^?\s*\{?\\?°\}?)?\s*(?P<unit>[A-Za-z][A-Za-z .²³^\d{}/·-]*)?", re.DOTALL
+    r"(?P<number>.*?[\d.}])(?:\s*\^?\s*\{?\\?°\}?)?\s*(?P<unit>[A-Za-z][A-Za-z .²³^\d{}/·-]*)?",
+    re.DOTALL,
 )
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -101,7 +102,9 @@ def number(text: str) -> Number | None:
     if match is None:
         return None
     words, scale = match.group("unit") or "", 0
-    if words and match.group("number")[-1:].isdigit() and re.match(r"[eE][-+]?\d", words):  # 1e5: no unit
+    if (
+        words and match.group("number")[-1:].isdigit() and re.match(r"[eE][-+]?\d", words)
+    ):  # 1e5: no unit
         match_text, words = text, ""
     else:
         match_text = match.group("number").strip()
@@ -122,12 +125,22 @@ def cleaned(text: str) -> str:
         if text.startswith(start) and text.endswith(end) and len(text) > len(start + end):
             text = text[len(start) : -len(end)].strip()
             break
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\[!,;: ]|\{,\}|~|\\left|\\right", lambda m: "," if m.group() == "{,}" else "", text)
+    text = re.sub(
+        r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text
+    )
+    text = re.sub(
+        r"\\[!,;: ]|\{,\}|~|\\left|\\right", lambda m: "," if m.group() == "{,}" else "", text
+    )
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", " degrees", text)
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("−", "-").replace("–", "-").replace("\u202f", "")
+    text = (
+        text.replace("\\$", "$")
+        .replace("\\%", "%")
+        .replace("−", "-")
+        .replace("–", "-")
+        .replace("\u202f", "")
+    )
     return " ".join(text.split()).removesuffix(".").strip()
 
 
@@ -137,13 +150,21 @@ def _named(words: str) -> tuple[int, str] | None:
     scale = 0
     while parts and parts[0].lower() in _SCALES:
         scale += _SCALES[parts.pop(0).lower()]
-    if len(parts) > 5 or any(_NOT_UNIT.fullmatch(part) or part.lower() in _SCALES for part in parts):
+    if len(parts) > 5 or any(
+        _NOT_UNIT.fullmatch(part) or part.lower() in _SCALES for part in parts
+    ):
         return None
-    for name in (" ".join(parts), "_".join(parts), " ".join(parts).lower(), "_".join(parts).lower()):
+    for name in (
+        " ".join(parts),
+        "_".join(parts),
+        " ".join(parts).lower(),
+        "_".join(parts).lower(),
+    ):
         if name in _SYNONYMS:
             return scale, _SYNONYMS[name]
     if any(
-        len(part) < 2 or not re.fullmatch(r"[A-Za-z.-]+(?:[²³]|\^\{?[23]\}?)?(?:/[A-Za-z]+)?", part) for part in parts
+        len(part) < 2 or not re.fullmatch(r"[A-Za-z.-]+(?:[²³]|\^\{?[23]\}?)?(?:/[A-Za-z]+)?", part)
+        for part in parts
     ):
         return None
     return scale, ""
@@ -158,12 +179,16 @@ def _value(text: str) -> Fraction | None:
         sign, whole, *parts = match.groups()
         top, bottom = (part for part in parts if part is not None)
         over = _exact(bottom)
-        return None if not over else (-1 if sign == "-" else 1) * (_exact(whole) + _exact(top) / over)
+        return (
+            None if not over else (-1 if sign == "-" else 1) * (_exact(whole) + _exact(top) / over)
+        )
     elif match := _RATIO.fullmatch(text):
         sign, (top, bottom) = "", match.groups()
     elif match := _POWER.fullmatch(text):
         exponent = int(match.group(2) or match.group(3))
-        return _exact(match.group(1)) * Fraction(10) ** exponent if abs(exponent) <= EXPONENT else None
+        return (
+            _exact(match.group(1)) * Fraction(10) ** exponent if abs(exponent) <= EXPONENT else None
+        )
     elif _PLAIN.fullmatch(text):
         return _exact(text)
     else:

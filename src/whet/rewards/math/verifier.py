@@ -20,7 +20,8 @@ LONGEST = 400  # characters of an answer that a worker is given
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(
-    r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta|pi", re.IGNORECASE
+    r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta|pi",
+    re.IGNORECASE,
 )
 # What costs without bound: a large literal exponent, a tower, a high power of a sum or a power, factorials of large numbers.
 _COSTLY = re.compile(
@@ -64,7 +65,11 @@ class MathReward:
 
     def __init__(self, processes: int = PROCESSES, seconds: float = 1.5) -> None:
         for name, value in (("processes", processes), ("seconds", seconds)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1000:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value < 1000
+            ):
                 raise RewardError(f"reward math: {name} = {value!r} must be a number above 0")
         self.processes, self.seconds = max(1, int(processes)), seconds
 
@@ -73,12 +78,17 @@ class MathReward:
         return Pool("whet.rewards.math.equivalence:verdict", self.processes, self.seconds)
 
     def score(
-        self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None = None
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
         """N problems and N completion texts -> N scores. Raises DataError where a problem has no answer."""
         for problem in problems:
             if problem.answer is None or not problem.answer.strip():
-                raise DataError(f"problem {problem.id!r} has no answer to verify against; name the right answer column")
+                raise DataError(
+                    f"problem {problem.id!r} has no answer to verify against; name the right answer column"
+                )
         answers = [final_answer(text) for text in texts]
         golds = [gold_answer(problem.answer or "") for problem in problems]
         statuses = self.compare(golds, answers)
@@ -87,12 +97,25 @@ class MathReward:
     def compare(self, golds: Sequence[str], answers: Sequence[str | None]) -> list[Status]:
         """N gold answers and N extracted ones -> N statuses. Equal pairs are compared once."""
         pairs = list(zip(golds, answers, strict=True))
-        verdicts: dict[tuple[str, str | None], Status | None] = {pair: quick(*pair) for pair in dict.fromkeys(pairs)}
+        verdicts: dict[tuple[str, str | None], Status | None] = {
+            pair: quick(*pair) for pair in dict.fromkeys(pairs)
+        }
         open_pairs = [
-            (gold, answer) for (gold, answer), status in verdicts.items() if status is None and answer is not None
+            (gold, answer)
+            for (gold, answer), status in verdicts.items()
+            if status is None and answer is not None
         ]
-        results = self.pool.map([[latex(gold), latex(answer)] for gold, answer in open_pairs]) if open_pairs else []
-        meaning: dict[str, Status] = {"same": "scored", "different": "wrong", "gold": "error", "answer": "unparsed"}
+        results = (
+            self.pool.map([[latex(gold), latex(answer)] for gold, answer in open_pairs])
+            if open_pairs
+            else []
+        )
+        meaning: dict[str, Status] = {
+            "same": "scored",
+            "different": "wrong",
+            "gold": "error",
+            "answer": "unparsed",
+        }
         for pair, result in zip(open_pairs, results, strict=True):
             verdicts[pair] = meaning[result.value] if result.status == "ok" else result.status
         return [verdicts[pair] or "error" for pair in pairs]
@@ -102,7 +125,9 @@ def graded(status: Status, gold: str) -> Score:
     """The score of a status: accuracy is a part only where there is a verdict."""
     value = float(status == "scored")
     if status in ("timeout", "error"):
-        return Score(value, status, reason=f"no comparison with the problem's own answer {gold!r:.60}")
+        return Score(
+            value, status, reason=f"no comparison with the problem's own answer {gold!r:.60}"
+        )
     return Score(value, status, {"accuracy": value})
 
 
@@ -152,7 +177,9 @@ def beyond_bounds(answer: str) -> bool:
     (True, True, False)
     """
     return (
-        len(answer) > LONGEST or _COSTLY.search(latex(answer)) is not None or answer.count("(") + answer.count("{") > 60
+        len(answer) > LONGEST
+        or _COSTLY.search(latex(answer)) is not None
+        or answer.count("(") + answer.count("{") > 60
     )
 
 
@@ -197,6 +224,6 @@ def _bases(gold: str, answer: str) -> bool | None:
         return None
     if pair[0] is None or pair[1] is None:
         return False
-    return pair[0].group(2) == pair[1].group(2) and pair[0].group(1).upper().lstrip("0") == pair[1].group(
+    return pair[0].group(2) == pair[1].group(2) and pair[0].group(1).upper().lstrip("0") == pair[
         1
-    ).upper().lstrip("0")
+    ].group(1).upper().lstrip("0")
