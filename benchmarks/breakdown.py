@@ -1,9 +1,10 @@
-"""Where a step's time goes, by kind of work: whet's own side of `whet bench`, its kernels timed one by one, torch's operations by its profiler.
+"""Where a step's time goes, by kind of work: whet's own side of `whet bench`, its kernels timed one
+by one, torch's operations by its profiler.
 
     python benchmarks/breakdown.py [worst typical vocabulary ppo] [--size 5M] [--threads 2]
 
-The shares are of the step; what stands under no name is Python, dispatch and small operations. Profiling makes a step slower: the seconds are
-of the same steps without it.
+The shares are of the step; what stands under no name is Python, dispatch and small operations.
+Profiling makes a step slower: the seconds are of the same steps without it.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""What a step of PPO costs beside one of GRPO: seconds, peak memory, models held. Every row in a process of its own, in turn, medians.
+"""What a step of PPO costs beside one of GRPO: seconds, peak memory, models held. Every row in a
+process of its own, in turn, medians.
 
     python benchmarks/cost.py [--hidden 256 --layers 6] [--rounds 3]
 
-8 prompts x 8 samples of 128 tokens, every group with signal; a critic of the policy's size. Rewards alternate: what is learnt plays no part.
+8 prompts x 8 samples of 128 tokens, every group with signal; a critic of the policy's size. Rewards
+alternate: what is learnt plays no part.
 """
 
 import argparse

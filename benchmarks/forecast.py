@@ -1,9 +1,11 @@
-"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the whole, MiB of each that trains.
+"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the
+whole, MiB of each that trains.
 
     python benchmarks/forecast.py recipes/lora-mini.toml recipes/ppo-mini.toml,stage.rl.steps=15
 
-One after the other, each side in a process of its own, in seconds of the processor, which busy neighbours stretch less than the clock's: for models
-that run on one thread they are the clock's on a free core. A gated stage is compared for the steps that it took.
+One after the other, each side in a process of its own, in seconds of the processor, which busy
+neighbours stretch less than the clock's: for models that run on one thread they are the clock's on
+a free core. A gated stage is compared for the steps that it took.
 """
 
 import json
@@ -23,7 +25,9 @@ from whet.preflight.forecast.estimate import Span, total
 
 
 class Measured(Pipeline):
-    """A run that notes the processor's seconds of each stage, its measurement included, and the most memory that it held meanwhile."""
+    """A run that notes the processor's seconds of each stage, its measurement included, and the
+    most memory that it held meanwhile.
+    """
 
     def stage(self, stage: Any) -> None:
         began = time.process_time()

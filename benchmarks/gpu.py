@@ -1,9 +1,12 @@
-"""What is to be shown on a GPU, each figure with its goal: equality with the CPU, sampling against the memory's rate, the update's MFU, memory, TRL.
+"""What is to be shown on a GPU, each figure with its goal: equality with the CPU, sampling against
+the memory's rate, the update's MFU, memory, TRL.
 
-    python benchmarks/gpu.py [--device cuda] [--shape 1.5B] [--batch 256] [--tokens 256] [--only sampling,update] [--json FILE]
+    python benchmarks/gpu.py [--device cuda] [--shape 1.5B] [--batch 256] [--tokens 256] [--only
+    sampling,update] [--json FILE]
 
-Random weights of real shapes, bfloat16. `--device cpu --shape tiny` runs the same lines on a CPU in float32, the kernels by their formulas in
-torch; its figures of speed have no goal. A part that fails is printed with its error, and the others run. Exit 1: an equality does not hold.
+Random weights of real shapes, bfloat16. `--device cpu --shape tiny` runs the same lines on a CPU in
+float32, the kernels by their formulas in torch; its figures of speed have no goal. A part that
+fails is printed with its error, and the others run. Exit 1: an equality does not hold.
 """
 
 import argparse
@@ -45,7 +48,9 @@ from whet.types import Sampling
 
 
 def sampling(setup: Setup) -> Iterator[Line]:
-    """Tokens a second, and bytes that must be read - weights once a step, all rows' keys and values, a group's prompt once - by the memory's rate."""
+    """Tokens a second, and bytes that must be read - weights once a step, all rows' keys and
+    values, a group's prompt once - by the memory's rate.
+    """
     model = model_of(setup.shape, setup.device, setup.dtype)
     c, asked, width = (
         model.config,
@@ -95,7 +100,9 @@ def sampling(setup: Setup) -> Iterator[Line]:
 
 
 def update(setup: Setup) -> Iterator[Line]:
-    """Seconds of an update, and its FLOPs - those that must be done, a prompt once for its group, nothing made again - by the card's rate."""
+    """Seconds of an update, and its FLOPs - those that must be done, a prompt once for its group,
+    nothing made again - by the card's rate.
+    """
     model = model_of(setup.shape, setup.device, setup.dtype)
     c, count = model.config, max(GROUP, setup.batch)
     batch = pack(

@@ -75,7 +75,9 @@ def same_as_cpu(setup: Setup) -> Iterator[Line]:
 
 
 def attention(setup: Setup) -> Iterator[Line]:
-    """Ragged segments through the kernel, and padded, beside float64 on the CPU; values and gradients."""
+    """Ragged segments through the kernel, and padded, beside float64 on the CPU; values and
+    gradients.
+    """
     c, rng = setup.shape, torch.Generator().manual_seed(0)
     lengths = [37, 1, 290, 130, 64, 128, 7, 5]
     starts = torch.tensor([0, *lengths]).cumsum(0)
@@ -128,7 +130,9 @@ def attention(setup: Setup) -> Iterator[Line]:
 
 
 def sharing(setup: Setup) -> Iterator[Line]:
-    """The gradient of groups with their prompts computed once, and once for each answer, beside float64 on the CPU."""
+    """The gradient of groups with their prompts computed once, and once for each answer, beside
+    float64 on the CPU.
+    """
     exact = small(setup)
     samples = answers(exact.config, 2 * GROUP, 24, 40)
     _, by = gradient(exact, samples)

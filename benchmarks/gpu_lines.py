@@ -1,4 +1,6 @@
-"""What the parts of gpu.py are made of: the setup, a line of the table, models and answers of random numbers."""
+"""What the parts of gpu.py are made of: the setup, a line of the table, models and answers of
+random numbers.
+"""
 
 import platform
 import statistics

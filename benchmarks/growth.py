@@ -1,8 +1,10 @@
-"""How cost grows with length, batch, group and parameters: seconds of sampling and of the update, and the exponent between the ends.
+"""How cost grows with length, batch, group and parameters: seconds of sampling and of the update,
+and the exponent between the ends.
 
     python benchmarks/growth.py [--rounds 3] [--threads 2]
 
-One thing is changed at a time. Fixed lengths, every group with signal, prompts of 16 tokens, whet's own side of `whet bench`.
+One thing is changed at a time. Fixed lengths, every group with signal, prompts of 16 tokens, whet's
+own side of `whet bench`.
 """
 
 import argparse

@@ -19,7 +19,9 @@ def spread(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
 
 
 def sides(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A stage's figures by what they are of: all, and each way of thinking or task where it has them."""
+    """A stage's figures by what they are of: all, and each way of thinking or task where it has
+    them.
+    """
     name = stage["name"]
     if "thinking" in stage:
         return {f"{name}, thinking {switch}": told for switch, told in stage["thinking"].items()}

@@ -1,4 +1,5 @@
-"""What rewards withstand and what they cost: fuzzed answers, functions that hang or die in a running recipe, answers a second.
+"""What rewards withstand and what they cost: fuzzed answers, functions that hang or die in a
+running recipe, answers a second.
 
 python benchmarks/rewards.py fuzz --answers 10000
 python benchmarks/rewards.py broken --answers 500
@@ -258,7 +259,9 @@ def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, An
 
 
 def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
-    """(kind, workers, answers a second): each kind in one call, after a call that has started the workers."""
+    """(kind, workers, answers a second): each kind in one call, after a call that has started the
+    workers.
+    """
     own = Path(tempfile.mkdtemp()) / "own.py"
     own.write_text("def reward(prompt, sample):\n    return float(prompt.answer in sample.text)\n")
     rng = random.Random(0)

@@ -1,9 +1,11 @@
-"""Every row of the table of algorithms, from one base model on one task: accuracy by samples drawn and by seconds, mean ± sd over seeds.
+"""Every row of the table of algorithms, from one base model on one task: accuracy by samples drawn
+and by seconds, mean ± sd over seeds.
 
     python benchmarks/rows.py [--seeds 5] [--rows ppo,grpo] [--out runs/rows]
 
-The base is that of recipes/r1-zero-mini.toml, trained once. A run is 70 rollouts of 32 prompts x 8 samples; every row has the same
-optimizer. Accuracy on the way is that of the rollouts themselves (new problems, temperature 1), at the end that of 1,000 test problems.
+The base is that of recipes/r1-zero-mini.toml, trained once. A run is 70 rollouts of 32 prompts x 8
+samples; every row has the same optimizer. Accuracy on the way is that of the rollouts themselves
+(new problems, temperature 1), at the end that of 1,000 test problems.
 """
 
 import argparse
@@ -66,7 +68,9 @@ optimizer = {{ lr = 5e-4 }}
 
 
 def run(out: Path, text: str, name: str) -> dict[str, object]:
-    """One run in a process of its own, with one thread; what it left behind. One that is there already is not made again."""
+    """One run in a process of its own, with one thread; what it left behind. One that is there
+    already is not made again.
+    """
     path = out / f"{name}.toml"
     kept = out / f"{name}.json"
     if kept.exists() and path.read_text(encoding="utf-8") == text:

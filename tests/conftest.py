@@ -1,4 +1,6 @@
-"""In CI nothing may be skipped: a skip is a failure there, unless its reason is the shared data that only our own machines have."""
+"""In CI nothing may be skipped: a skip is a failure there, unless its reason is the shared data
+that only our own machines have.
+"""
 
 import os
 from collections.abc import Generator
@@ -10,7 +12,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def excused(reason: str) -> bool:
-    """Whether a skip may stand: outside CI all may; in CI those that need ../shared, where there is none."""
+    """Whether a skip may stand: outside CI all may; in CI those that need ../shared, where there is
+    none.
+    """
     return os.environ.get("CI", "").lower() != "true" or (
         "shared" in reason and not SHARED.exists()
     )

@@ -1,10 +1,12 @@
 """Kills runs and goes on with them: `make crash`, `make crash KILLS=12` for a short form.
 
-One recipe of every kind of stage that trains runs undisturbed; then again and again it is killed with SIGKILL, at a random moment or right before
-one of the calls that write its files, up to three times on the way, and gone on with. What it has left is compared with the undisturbed run: the weights
-of every stage, every line of the log but its times, every sample. Then a smaller recipe, with every kind of stage, is killed by strace right before
-each system call of its save path (`sweep.py`), and meets simulated power cuts (`power.py`): before each call and each fsync from KILLS=200 on, before
-a few below that. The last line reads `kills N, differing 0`.
+One recipe of every kind of stage that trains runs undisturbed; then again and again it is killed
+with SIGKILL, at a random moment or right before one of the calls that write its files, up to three
+times on the way, and gone on with. What it has left is compared with the undisturbed run: the
+weights of every stage, every line of the log but its times, every sample. Then a smaller recipe,
+with every kind of stage, is killed by strace right before each system call of its save path
+(`sweep.py`), and meets simulated power cuts (`power.py`): before each call and each fsync from
+KILLS=200 on, before a few below that. The last line reads `kills N, differing 0`.
 """
 
 import itertools
@@ -88,7 +90,8 @@ samples = 4
 max_tokens = 8
 optimizer = { lr = 1e-3 }
 """
-# Ends the process, as SIGKILL would, right before the N-th call that changes what is on disk; or has the disk full from there on.
+# Ends the process, as SIGKILL would, right before the N-th call that changes what is on disk; or
+# has the disk full from there on.
 AT_CALL = """
 import os, sys
 left = int(os.environ["CRASH_AT"])
@@ -155,7 +158,9 @@ def left(run: Path) -> dict[str, Any]:
 
 
 def moments(seconds: float, calls: int, rng: random.Random) -> Iterator[list[tuple[str, float]]]:
-    """For each run, its one to three deaths: after so many seconds, or right before a call. The calls are gone through in turn."""
+    """For each run, its one to three deaths: after so many seconds, or right before a call. The
+    calls are gone through in turn.
+    """
     order = itertools.cycle(rng.sample(range(1, calls + 1), calls))
     while True:
         yield [
@@ -167,7 +172,9 @@ def moments(seconds: float, calls: int, rng: random.Random) -> Iterator[list[tup
 
 
 def killed(folder: Path, deaths: list[tuple[str, float]]) -> int:
-    """A run that dies so, and goes on to its end. Returns how many deaths it came to before it was done."""
+    """A run that dies so, and goes on to its end. Returns how many deaths it came to before it was
+    done.
+    """
     (folder / "crash.toml").write_text(RECIPE)
     came = 0
     for kind, moment in deaths:

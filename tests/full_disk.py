@@ -1,9 +1,10 @@
 """Runs on disks that fill up: `make full-disk`, `make full-disk SIZES=3` for a short form.
 
-The recipe of `crash` runs in a tmpfs of so many KiB, in a mount namespace of its own. It must end with one line and without a traceback; with room made, it goes
-on, and what it has left is what a run with room leaves. Then a smaller recipe, with every kind of stage, is told by strace that the disk is full, once, at
-each system call of its save path that takes room (`sweep.py`): at each from SIZES=40 on, at as many as SIZES below that.
-The last line reads `full disks N, differing 0`.
+The recipe of `crash` runs in a tmpfs of so many KiB, in a mount namespace of its own. It must end
+with one line and without a traceback; with room made, it goes on, and what it has left is what a
+run with room leaves. Then a smaller recipe, with every kind of stage, is told by strace that the
+disk is full, once, at each system call of its save path that takes room (`sweep.py`): at each from
+SIZES=40 on, at as many as SIZES below that. The last line reads `full disks N, differing 0`.
 """
 
 import json

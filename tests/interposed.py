@@ -1,8 +1,11 @@
-"""Runs in whose system calls strace steps in: killed right before one of them, or told that the disk is full there.
+"""Runs in whose system calls strace steps in: killed right before one of them, or told that the
+disk is full there.
 
-A run is forked from a process that has imported everything, and waits until strace holds it: what strace counts is whet's own
-work. The calls that count are those of the save path: they name something in the run's directory and could change it, or end a change.
-SIGKILL that strace delivers on entering a call keeps the call from being made, so that a death before each call is also one right after the call before it.
+A run is forked from a process that has imported everything, and waits until strace holds it: what
+strace counts is whet's own work. The calls that count are those of the save path: they name
+something in the run's directory and could change it, or end a change. SIGKILL that strace delivers
+on entering a call keeps the call from being made, so that a death before each call is also one
+right after the call before it.
 """
 
 import contextlib
@@ -49,7 +52,9 @@ RECIPE = (Path(__file__).parent / "data" / "every_stage.toml").read_text()
 
 
 class Call(NamedTuple):
-    """One system call of the save path: the how-manieth of its name it is, all paths counted, and what it says, the run's folder left out."""
+    """One system call of the save path: the how-manieth of its name it is, all paths counted, and
+    what it says, the run's folder left out.
+    """
 
     name: str
     number: int
@@ -79,7 +84,9 @@ def unable() -> str:
 
 
 def run(folder: Path, *words: str, inject: str | None = None) -> Ended:
-    """`whet run` of the folder's crash.toml, in it. `inject` as strace has it; where empty strace only looks on, where None it is not there."""
+    """`whet run` of the folder's crash.toml, in it. `inject` as strace has it; where empty strace
+    only looks on, where None it is not there.
+    """
     go, gone = os.pipe()
     child = os.fork()
     if not child:
@@ -132,7 +139,9 @@ def _let_trace() -> None:
 
 @contextlib.contextmanager
 def _attached(process: int, log: Path, inject: str) -> Iterator[str | None]:
-    """Within it strace holds the process's first thread, which alone writes a run's files. Yields what it said where it could not."""
+    """Within it strace holds the process's first thread, which alone writes a run's files. Yields
+    what it said where it could not.
+    """
     command = [
         "strace",
         "-yy",

@@ -1,7 +1,8 @@
-"""Random ragged batches, and the gradient that whet's own path, Trainer and Learner, makes of them in float64.
+"""Random ragged batches, and the gradient that whet's own path, Trainer and Learner, makes of them
+in float64.
 
-The policy is a table: the state of a token is a hash of its prefix. A state that no chosen token is drawn in can be marked UNREAD: the
-policy, the reference and the judge answer NaN there.
+The policy is a table: the state of a token is a hash of its prefix. A state that no chosen token is
+drawn in can be marked UNREAD: the policy, the reference and the judge answer NaN there.
 """
 
 import functools
@@ -38,7 +39,9 @@ ROWS = {
 
 
 class Table(nn.Module):
-    """`width` numbers for each state; states are whole numbers, so that they are exact whatever stands before a segment."""
+    """`width` numbers for each state; states are whole numbers, so that they are exact whatever
+    stands before a segment.
+    """
 
     def __init__(self, seed, width):
         super().__init__()
@@ -82,7 +85,9 @@ class Still:
 
 
 class Dealt(Learner):
-    """Deals the sequences of a batch out to `ranks`, each with micro-batches of its own; their gradients are added up."""
+    """Deals the sequences of a batch out to `ranks`, each with micro-batches of its own; their
+    gradients are added up.
+    """
 
     def __init__(self, model):
         super().__init__(model, config.Optimizer(max_grad_norm=1e9), 1)
@@ -143,7 +148,9 @@ class Case:
 
 
 def completion(rng, prompt):
-    """Answers of one token and more, tool output inside and at the end, a cut in some; EOS, which is also the pad id, anywhere."""
+    """Answers of one token and more, tool output inside and at the end, a cut in some; EOS, which
+    is also the pad id, anywhere.
+    """
     answer, tool, tail = rng.randrange(1, 8), rng.randrange(-4, 4), rng.randrange(-8, 4)
     mask = [False] * len(prompt) + [True] * answer
     mask += [False] * tool + [True] * rng.randrange(1, 4) if tool > 0 else []
@@ -188,7 +195,9 @@ def models(transformer=False):
 
 
 def trained(given, micro_tokens=WHOLE, ranks=1, transformer=False, rng=None):
-    """The gradients of policy and judge, added over all optimizer steps; the advantages; how many sequences the policy saw."""
+    """The gradients of policy and judge, added over all optimizer steps; the advantages; how many
+    sequences the policy saw.
+    """
     policy, judge, reference = models(transformer)
     for learner in (policy, judge):
         learner.ready(ranks, rng)

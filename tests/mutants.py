@@ -1,6 +1,7 @@
 """Plants errors in a copy of whet, one at a time, and runs the maths suite on each: `make mutants`.
 
-A mutant is (file, what stands there, what is put in its place), and may name the tests that should notice. The last line reads `planted N, killed N`.
+A mutant is (file, what stands there, what is put in its place), and may name the tests that should
+notice. The last line reads `planted N, killed N`.
 """
 
 import os

@@ -1,8 +1,10 @@
-"""The oracle: a policy small enough that every answer can be written down, so that expectations are sums and exact.
+"""The oracle: a policy small enough that every answer can be written down, so that expectations are
+sums and exact.
 
-Vocabulary 3, at most 3 tokens, EOS is also the pad id, temperature 0.6, float64. The expected gradient of whet's own path from samples to a
-loss (row.advantages, weights, clones, pack, Credit, policy_logprobs, row.loss) is held against exact gradients of objectives.
-`python tests/oracle.py` prints the table of docs/algorithms/oracle.md.
+Vocabulary 3, at most 3 tokens, EOS is also the pad id, temperature 0.6, float64. The expected
+gradient of whet's own path from samples to a loss (row.advantages, weights, clones, pack, Credit,
+policy_logprobs, row.loss) is held against exact gradients of objectives. `python tests/oracle.py`
+prints the table of docs/algorithms/oracle.md.
 """
 
 import itertools
@@ -94,7 +96,9 @@ def sample(tokens, finish="stop"):
 
 
 class Oracle:
-    """`policy` is trained, `behaviour` draws (the same one, unless a test says otherwise), `reference` is what a KL holds it to."""
+    """`policy` is trained, `behaviour` draws (the same one, unless a test says otherwise),
+    `reference` is what a KL holds it to.
+    """
 
     def __init__(self, reward=reward, behaviour=None, sampling=SAMPLING, longest=LONGEST):
         self.policy, self.reference = Tabular(), Tabular(seed=11, scale=0.8)
@@ -131,7 +135,9 @@ class Oracle:
         return sum(x.sum().exp() * (x.sum() - q.sum()) for x, q in zip(logps, ref, strict=True))
 
     def token_kl(self, logps):
-        """sum over prefixes, each as likely as it is now, of KL(pi(.|prefix) || ref(.|prefix)): GKD's objective on own samples."""
+        """sum over prefixes, each as likely as it is now, of KL(pi(.|prefix) || ref(.|prefix)):
+        GKD's objective on own samples.
+        """
         t = self.sampling.temperature
         pi = (self.policy.table / t).log_softmax(-1)
         ref = (self.reference.table / t).log_softmax(-1).detach()
@@ -143,7 +149,9 @@ class Oracle:
         return (visits * each).sum()
 
     def critic(self, beta=0.0):
-        """The exact one: what the policy earns after each prefix, reward less beta x k1 of the tokens still to come."""
+        """The exact one: what the policy earns after each prefix, reward less beta x k1 of the
+        tokens still to come.
+        """
         logps, ref = self.logps(self.policy), self.logps(self.reference)
         value = dict.fromkeys(PREFIXES, 0.0)
         for prefix in value:
@@ -183,7 +191,9 @@ class Oracle:
         return total
 
     def batch(self, row, groups, chances, critic):
-        """Groups, each an update of its own, weighted by their chances: the loss is linear in the weights."""
+        """Groups, each an update of its own, weighted by their chances: the loss is linear in the
+        weights.
+        """
         samples, given, weights, clones, right, old = [], [], [], [], [], []
         for group, chance in zip(groups, chances.tolist(), strict=True):
             lengths = [len(self.answers[i]) for i in group]
@@ -239,7 +249,9 @@ def claims(o):
 
 
 def unbiased():
-    """Rows -> (what is changed in them, the group size, the factor, the critic) under which the claim holds to 1e-10."""
+    """Rows -> (what is changed in them, the group size, the factor, the critic) under which the
+    claim holds to 1e-10.
+    """
     o = Oracle()
     return {
         "reinforce": ({}, 3, 2 / 3, None),
@@ -260,7 +272,9 @@ def error(o, name, changed, size, factor, critic):
 
 
 def as_is(o, name):
-    """Degrees between the row's expected step, as it stands in the table, and its claim. Critics are exact."""
+    """Degrees between the row's expected step, as it stands in the table, and its claim. Critics
+    are exact.
+    """
     row = TABLE[name]
     critic = None
     if row.critic is not None:

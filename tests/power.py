@@ -1,8 +1,10 @@
 """Power cuts, as the worst of disks would have them: whatever was not synced is lost.
 
-While a run goes on, each fsync is noted: what a file held, which names a directory had. Right before each of them the power may be cut; since nothing
-becomes safe between two of them, these are all the states that such a disk can be left in. Of each there are two kinds: names that were
-not synced are lost with the rest, or they are there and what they name is empty or as old as its last sync.
+While a run goes on, each fsync is noted: what a file held, which names a directory had. Right
+before each of them the power may be cut; since nothing becomes safe between two of them, these are
+all the states that such a disk can be left in. Of each there are two kinds: names that were not
+synced are lost with the rest, or they are there and what they name is empty or as old as its last
+sync.
 """
 
 import os
@@ -36,7 +38,9 @@ class Disk:
             self.held[inode] = path.read_bytes()
 
     def left(self, place: Path, to: Path, lost: bool) -> None:
-        """Writes to `to` what a cut leaves of `place`; `lost`: without the names that were not synced."""
+        """Writes to `to` what a cut leaves of `place`; `lost`: without the names that were not
+        synced.
+        """
         self._folder(
             os.stat(place).st_ino,
             {os.stat(p).st_ino: p for p in (place, *place.rglob("*"))},
@@ -80,7 +84,9 @@ def noted(before: Callable[[Disk], None]) -> Iterator[None]:
 
 
 def cuts(recipe: config.Recipe, place: Path, every: int = 1) -> list[Path]:
-    """Runs a recipe in `place`/whole and leaves, in folders beside it, what a cut would leave there before every so-many-th fsync."""
+    """Runs a recipe in `place`/whole and leaves, in folders beside it, what a cut would leave there
+    before every so-many-th fsync.
+    """
     runs, found, count = place / "whole", list[Path](), 0
     runs.mkdir()
 
@@ -130,7 +136,9 @@ def tried(
 
 
 def main(every: int) -> tuple[int, int]:
-    """How many cuts there were in the recipe of all stages, and after how many a run has left other files, which it prints."""
+    """How many cuts there were in the recipe of all stages, and after how many a run has left other
+    files, which it prints.
+    """
     from crash import left
 
     recipe = recipes.load(Path(__file__).parent / "data" / "every_stage.toml")

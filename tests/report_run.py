@@ -1,4 +1,6 @@
-"""A made-up run directory in the shape that whet.storage.run_log writes: chain, a base that guesses, RL, a student."""
+"""A made-up run directory in the shape that whet.storage.run_log writes: chain, a base that
+guesses, RL, a student.
+"""
 
 import json
 import math
@@ -242,7 +244,9 @@ def write_samples(directory: Path, stage: str, step: int, groups: list[dict[str,
 def make(
     directory: Path, steps: int = 70, prompts: int = 12, samples: int = 8, seed: int = 0
 ) -> Path:
-    """The whole directory. Step 1 of rl begins with the attacks; one problem comes back at every fifth step."""
+    """The whole directory. Step 1 of rl begins with the attacks; one problem comes back at every
+    fifth step.
+    """
     rng = random.Random(seed)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "summary.json").write_text(json.dumps(summary()), encoding="utf-8")

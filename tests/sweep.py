@@ -1,6 +1,8 @@
-"""Every system call of a whole run's save path in turn: the run is killed right before it, or is told there that the disk is full; then it goes on.
+"""Every system call of a whole run's save path in turn: the run is killed right before it, or is
+told there that the disk is full; then it goes on.
 
-What is left must be what an undisturbed run leaves, to the bit. `make crash` and `make full-disk` end with these.
+What is left must be what an undisturbed run leaves, to the bit. `make crash` and `make full-disk`
+end with these.
 """
 
 import random
@@ -58,7 +60,9 @@ def killed(folder: Path, call: Call, rng: random.Random) -> str:
 
 
 def refused(folder: Path, call: Call, rng: random.Random) -> str:
-    """Is told once, by that call, that the disk is full. Writes that it can do without it may do without."""
+    """Is told once, by that call, that the disk is full. Writes that it can do without it may do
+    without.
+    """
     first = run(folder, "--overwrite", inject=here(call, "error=ENOSPC"))
     said = first.told.strip()
     if (
@@ -90,7 +94,9 @@ def undisturbed(place: Path) -> tuple[list[Call], dict[str, Any]]:
 
 
 def sweep(case: Case, most: int = 0, seed: int = 0) -> tuple[int, int]:
-    """Each call in turn, or `most` of them at even distances. Returns how many faults came, and how many runs differed or ended wrongly."""
+    """Each call in turn, or `most` of them at even distances. Returns how many faults came, and how
+    many runs differed or ended wrongly.
+    """
     rng, faults, differing, reached = random.Random(seed), 0, 0, Counter[str]()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)

@@ -1,4 +1,6 @@
-"""Models of transformers' behind whet's words, on tiny random checkpoints: the same numbers as transformers' own."""
+"""Models of transformers' behind whet's words, on tiny random checkpoints: the same numbers as
+transformers' own.
+"""
 
 import json
 import sys

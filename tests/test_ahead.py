@@ -1,4 +1,6 @@
-"""Sampling that runs a step ahead of the updates: what is drawn when, with which weights, and that nothing in flight is lost."""
+"""Sampling that runs a step ahead of the updates: what is drawn when, with which weights, and that
+nothing in flight is lost.
+"""
 
 import json
 import threading

@@ -1,4 +1,6 @@
-"""The bench measures the same work on every side: lengths, prompts, weights, loss and gradient; and says what it measured."""
+"""The bench measures the same work on every side: lengths, prompts, weights, loss and gradient; and
+says what it measured.
+"""
 
 import json
 import statistics
@@ -101,7 +103,9 @@ def test_the_limit_is_the_work_s_flops_over_the_machine_s():
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_both_sides_compute_the_same_gradient(model, tmp_path, beta):
-    """TRL's own step, from its own samples; whet's from the same samples, with the silent groups left out and prompts shared."""
+    """TRL's own step, from its own samples; whet's from the same samples, with the silent groups
+    left out and prompts shared.
+    """
     pytest.importorskip("trl")
     given = replace(TINY, beta=beta)
     trainer = peers.trainer(given, model, 1, tmp_path)

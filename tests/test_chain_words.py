@@ -1,4 +1,6 @@
-"""Chain with its operations in words: the same arithmetic, told in a language that the reward `language` can judge."""
+"""Chain with its operations in words: the same arithmetic, told in a language that the reward
+`language` can judge.
+"""
 
 import pytest
 

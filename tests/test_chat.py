@@ -81,7 +81,9 @@ def trained(special, digits=False, add=()):
 
 
 def spiece(scheme):
-    """A sentencepiece-style BPE as Llama 2 (legacy) and Mistral or Gemma have it, with bytes to fall back on."""
+    """A sentencepiece-style BPE as Llama 2 (legacy) and Mistral or Gemma have it, with bytes to
+    fall back on.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=SPIECE_SPECIAL, show_progress=False
     )
@@ -216,7 +218,9 @@ def test_ids_equal_transformers(models_, name, texts, system, thinking, ask):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_text_becomes_a_special_token(models_, name, data):
-    """Hostile contents give the special tokens that harmless ones give, in the same order; the text survives."""
+    """Hostile contents give the special tokens that harmless ones give, in the same order; the text
+    survives.
+    """
     chat, _, special = models_[name]
     halves = [
         half

@@ -1,4 +1,6 @@
-"""A tokenizer's files in a Hugging Face directory: what they may hold, and what is said of broken ones."""
+"""A tokenizer's files in a Hugging Face directory: what they may hold, and what is said of broken
+ones.
+"""
 
 import json
 from pathlib import Path
@@ -70,7 +72,9 @@ def test_where_templates_are_kept(tmp_path, plain, form):
 
 
 def test_template_beats_a_base_models_eos(tmp_path):
-    """Qwen's base models name <|endoftext|> as eos while their template ends turns with <|im_end|>: both end."""
+    """Qwen's base models name <|endoftext|> as eos while their template ends turns with <|im_end|>:
+    both end.
+    """
     where = saved(tmp_path, trained(CHATML_SPECIAL), CHATML, eos_token="<|endoftext|>")
     (where / "generation_config.json").write_text('{"eos_token_id": [9], "top_p": 0.5}')
     chat = Chat.load(where)
@@ -88,7 +92,9 @@ def test_template_beats_a_base_models_eos(tmp_path):
 
 
 def test_control_tokens_that_a_model_forgot_to_call_special(tmp_path):
-    """DeepSeek-R1's distillations hold <｜User｜> as an ordinary added token: a user must not be able to write it."""
+    """DeepSeek-R1's distillations hold <｜User｜> as an ordinary added token: a user must not be able
+    to write it.
+    """
     user, bot = "<｜User｜>", "<｜Assistant｜>"
     template = (
         "{% for m in messages %}{{ '" + user + "' ~ m.content }}{% endfor %}{{ '" + bot + "' }}"

@@ -1,4 +1,6 @@
-"""The commands as a user types them: what works leaves everything behind, what does not is one line and exit code 2."""
+"""The commands as a user types them: what works leaves everything behind, what does not is one line
+and exit code 2.
+"""
 
 import json
 import os

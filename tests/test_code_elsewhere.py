@@ -1,4 +1,6 @@
-"""The same guest in Docker and behind an endpoint: a stand-in executable and a loopback server, well-behaved and not."""
+"""The same guest in Docker and behind an endpoint: a stand-in executable and a loopback server,
+well-behaved and not.
+"""
 
 import json
 import os

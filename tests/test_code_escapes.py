@@ -1,7 +1,9 @@
-"""Programs that try to get out of the sandbox, to see in from it, or to take the machine with them. None may.
+"""Programs that try to get out of the sandbox, to see in from it, or to take the machine with them.
+None may.
 
-Each returns whether it got out. The harmless ones are also run outside, where they must get out: an attack that cannot work
-anywhere would prove nothing. What would harm a machine is only tried inside, and never against its /proc/sys.
+Each returns whether it got out. The harmless ones are also run outside, where they must get out: an
+attack that cannot work anywhere would prove nothing. What would harm a machine is only tried
+inside, and never against its /proc/sys.
 """
 
 import json
@@ -112,7 +114,8 @@ WRITING = {
     "raises its priority": "os.setpriority(os.PRIO_PROCESS, 0, -10); return True",
     "runs in real time": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50)); return True",
 }  # fmt: skip
-SYSCALLS = {  # with arguments that do nothing where they are allowed: then the answer is neither EPERM nor ENOSYS
+# with arguments that do nothing where they are allowed: then the answer is neither EPERM nor ENOSYS
+SYSCALLS = {
     "ptrace": "101, 0, 0, 0, 0", "ptrace of process 1": "101, 16, 1, 0, 0", "process_vm_readv": "310, 1, 0, 0, 0, 0, 0",
     "process_vm_writev": "311, 1, 0, 0, 0, 0, 0", "pidfd_getfd": "438, -1, 0, 0", "unshare a user namespace": "272, 0x10000000",
     "unshare a mount namespace": "272, 0x20000", "clone a user namespace": "56, 0x10000011, 0, 0, 0, 0", "clone3": "435, 0, 0",

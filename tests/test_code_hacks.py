@@ -1,4 +1,6 @@
-"""Programs that try to be paid without solving anything. None may be; right ones of the same shape are."""
+"""Programs that try to be paid without solving anything. None may be; right ones of the same shape
+are.
+"""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""The code reward on data sets: every HumanEval reference is accepted and its mutants rejected; formats, statuses, shares, many programs."""
+"""The code reward on data sets: every HumanEval reference is accepted and its mutants rejected;
+formats, statuses, shares, many programs.
+"""
 
 import ast
 import gzip
@@ -66,7 +68,9 @@ def one(reward: CodeReward, tests: Any, text: str) -> Score:
 
 
 class Mutant(ast.NodeTransformer):
-    """One change to a function: its first comparison turned round, else its last number off by one, else it returns None."""
+    """One change to a function: its first comparison turned round, else its last number off by one,
+    else it returns None.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind, self.done = kind, False
@@ -117,7 +121,9 @@ def rows() -> list[dict[str, str]]:
 
 
 def oracle(row: dict[str, str], text: str) -> dict[str, Any]:
-    """The data set's own way to judge, isolated: a stdin program whose test prints what became of it."""
+    """The data set's own way to judge, isolated: a stdin program whose test prints what became of
+    it.
+    """
     run = f"{text}\n{row['test']}\ntry:\n    check({row['entry_point']})\n    print('passes')\nexcept BaseException:\n    print('fails')"
     return {
         "program": run,

@@ -1,4 +1,6 @@
-"""The sandbox's own parts: the filter, the cgroup, what is refused where, Docker and endpoints, hostile replies, speed of cleaning up."""
+"""The sandbox's own parts: the filter, the cgroup, what is refused where, Docker and endpoints,
+hostile replies, speed of cleaning up.
+"""
 
 import json
 import os

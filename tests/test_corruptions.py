@@ -1,4 +1,6 @@
-"""A checkpoint that is not, to the bit, what was written is noticed; and a run whose files have changed does not go on."""
+"""A checkpoint that is not, to the bit, what was written is noticed; and a run whose files have
+changed does not go on.
+"""
 
 import json
 import random

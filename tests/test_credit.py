@@ -1,4 +1,6 @@
-"""From an answer's number to its tokens', and what the models beside the policy do: critic, reference, token-level reward model."""
+"""From an answer's number to its tokens', and what the models beside the policy do: critic,
+reference, token-level reward model.
+"""
 
 from dataclasses import replace
 
@@ -128,7 +130,9 @@ def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bo
 
 
 def test_the_critic_is_taught_the_state_before_each_token(tmp_path):
-    """Its first loss is the mean square of what its own values were off by: (R - V)^2 / 2, R from its own lambda."""
+    """Its first loss is the mean square of what its own values were off by: (R - V)^2 / 2, R from
+    its own lambda.
+    """
     model, _, groups = drawn(tmp_path)
     samples, right, given = parts(groups)
     critic = ScalarModel(model)
@@ -152,7 +156,9 @@ def test_the_critic_is_taught_the_state_before_each_token(tmp_path):
 
 
 def test_the_critic_learns_what_answers_are_worth(tmp_path):
-    """Right answers begin with the first token's id even: after enough rollouts the value of the state behind it says so."""
+    """Right answers begin with the first token's id even: after enough rollouts the value of the
+    state behind it says so.
+    """
     model, _, groups = drawn(tmp_path, count=8)
     samples, _, _ = parts(groups)
     given = [float(s.tokens[s.mask][0] % 2) for s in samples]
@@ -240,7 +246,9 @@ def test_a_value_that_has_moved_enough_gets_no_more_gradient(value, clip, loss, 
 
 
 def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
-    """Targets of 5 and values at 0: after the first of two mini-batches' steps a tight clip has no gradient left to give."""
+    """Targets of 5 and values at 0: after the first of two mini-batches' steps a tight clip has no
+    gradient left to give.
+    """
     model, _, groups = drawn(tmp_path)
     samples, right, _ = parts(groups)
     moved = {}

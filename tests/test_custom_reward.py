@@ -1,4 +1,6 @@
-"""Your own reward functions, whet's form and TRL's: what they are given, and one line for whatever goes wrong in them."""
+"""Your own reward functions, whet's form and TRL's: what they are given, and one line for whatever
+goes wrong in them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -212,7 +214,9 @@ def test_the_form_of_completions_is_checked(own: Own) -> None:
 
 
 def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
-    """What the prompt has begun of an answer (`<think>`) is no part of the sample, and part of the answer."""
+    """What the prompt has begun of an answer (`<think>`) is no part of the sample, and part of the
+    answer.
+    """
     spec = own(
         "def reward(prompt, sample):\n    return float(sample.text == '<think>' + prompt.answer)\n"
     )

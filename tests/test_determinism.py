@@ -1,4 +1,6 @@
-"""The same recipe and seed are the same run, bit for bit; how many workers judge, or rows are drawn side by side, is nobody's business but the clock's."""
+"""The same recipe and seed are the same run, bit for bit; how many workers judge, or rows are drawn
+side by side, is nobody's business but the clock's.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""The pages say what the code does: cells of each algorithm's row, worked numbers, exact biases, links that lead somewhere."""
+"""The pages say what the code does: cells of each algorithm's row, worked numbers, exact biases,
+links that lead somewhere.
+"""
 
 import ast
 import doctest
@@ -102,7 +104,9 @@ def test_a_page_names_the_stage_keys_that_the_row_reads(row: Algorithm):
     }
 
 
-BIAS = {  # (row, changed cells, answers in an update): degrees to the row's claim; what a cell, or the size of an update, brings to the bias
+# (row, changed cells, answers in an update): degrees to the row's claim; what a cell, or the size
+# of an update, brings to the bias
+BIAS = {
     ("reinforce_pp", (("normalise", False),), 2): 12.08,
     ("reinforce_pp", (("kl", "none"), ("beta", 0.0)), 2): 24.76,
     ("ppo", (("normalise", False),), 2): 3.76,
@@ -195,7 +199,9 @@ REWARDS, LENGTHS = [[1.0, 0.0, 0.0, 0.0], [1.0] * 4], [2, 4, 4, 6, 3, 3, 3, 3]
 
 
 def pushes(row: Algorithm) -> list[list[float]]:
-    """How hard each token of each answer is pushed in a run's first step: the critic says 0, the policy is its own reference."""
+    """How hard each token of each answer is pushed in a run's first step: the critic says 0, the
+    policy is its own reference.
+    """
     row = replace(row, kl="none", beta=0.0)
     kept = 1 if row.sampling == "dynamic" else 2
     rewards, lengths = REWARDS[:kept], LENGTHS[: 4 * kept]

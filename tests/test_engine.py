@@ -1,4 +1,6 @@
-"""The native sampler: the distribution it draws from, what a sample may depend on, and what it refuses."""
+"""The native sampler: the distribution it draws from, what a sample may depend on, and what it
+refuses.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -155,7 +157,9 @@ def test_inverse_cdf_never_takes_what_has_no_probability() -> None:
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000])
 def test_inverse_cdf_is_the_same_over_blocks(vocab: int) -> None:
-    """Beside one cumulative sum over the row, with whole blocks that have no probability, and u in every corner."""
+    """Beside one cumulative sum over the row, with whole blocks that have no probability, and u in
+    every corner.
+    """
     rng = torch.Generator().manual_seed(vocab)
     logits = 3 * torch.randn(200, vocab, generator=rng, dtype=torch.float64)
     logits[:50, 1:700] = -torch.inf

@@ -1,4 +1,6 @@
-"""The engine for transformers models: the same contract as the native sampler's, on tiny random models."""
+"""The engine for transformers models: the same contract as the native sampler's, on tiny random
+models.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

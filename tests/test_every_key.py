@@ -1,4 +1,5 @@
-"""Every key of a recipe does something: the schema is walked, each key is set to another value, and a small run must leave other files, or refuse it.
+"""Every key of a recipe does something: the schema is walked, each key is set to another value, and
+a small run must leave other files, or refuse it.
 
 What merely repeats the recipe does not count. A key that a stage would not read is refused there.
 """
@@ -91,7 +92,8 @@ IT["dpo"]["start"] = "base"
 MIX = {"name": "mix", "parts": [{"name": "chain", "operations": 1}, {"name": "taste"}]}
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16}
 FAILS = "def reward(completions, **columns):\n    return [1 / (len(str(completions)) % 3) for _ in completions]\n"
-# Where a key is read only beside others: {part of its name: keys of its stage, or of the recipe where they begin with a colon}.
+# Where a key is read only beside others: {part of its name: keys of its stage, or of the recipe
+# where they begin with a colon}.
 BESIDE: dict[str, dict[str, Any]] = {
     "reject": {":before": [], "start": "SKILLED"},
     "task": {":task": {"name": "taste"}, ":stage": [{**IT["evaluate"], "start": "new"}]},
@@ -151,13 +153,16 @@ OTHER: dict[str, Any] = {  # by key, or the end of it: another value than that o
     "algorithm": "grpo", "override": {"updates": 2}, "critic.start": "rm", "pool": 5, "prompts": 3, "ahead": 1, "draws": 5,
     "max_errors": 0.0, "probe": 2, "probe_every": 1,
 }  # fmt: skip
-REFUSED = {  # by pattern of a key: what is said where its other value is refused before anything runs
+# by pattern of a key: what is said where its other value is refused before anything runs
+REFUSED = {
     r"stage\.\w+\.kind": "does not match any of the expected tags", r"stage\.merge\.start": "drop start", r"stage\.reward_model\.lora\.merge": "drop lora.merge",
 }  # fmt: skip
 
 
 def keys(table: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Every key that a table may have, those of the tables in it included; of stages, by their kind."""
+    """Every key that a table may have, those of the tables in it included; of stages, by their
+    kind.
+    """
     for name, field in table.model_fields.items():
         if name == "stage":
             for kind in get_args(get_args(config.AnyStage)[0]):
@@ -178,7 +183,9 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def ends(key: str, table: Mapping[str, Any]) -> Any:
-    """What a table says of a key, under the longest end of its name that the table has. Raises KeyError where it says nothing."""
+    """What a table says of a key, under the longest end of its name that the table has. Raises
+    KeyError where it says nothing.
+    """
     words = key.split(".")
     return next(
         table[end]
@@ -234,7 +241,9 @@ class Watched(Silent):
 
 
 def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> dict[str, Any]:
-    """All that a run has left and done; or what it was refused with. What repeats the recipe is left out."""
+    """All that a run has left and done; or what it was refused with. What repeats the recipe is
+    left out.
+    """
     text = json.dumps(data)
     for word, place in places.items():
         text = text.replace(f'"{word}', f'"{place}')
@@ -264,7 +273,9 @@ def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> d
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Files that the recipes name: models of the Hub, a reward that fails at times, a model whose answers are right at times."""
+    """Files that the recipes name: models of the Hub, a reward that fails at times, a model whose
+    answers are right at times.
+    """
     folder = tmp_path_factory.mktemp("places")
     (folder / "fails.py").write_text(FAILS)
     known = {

@@ -1,4 +1,6 @@
-"""Faults at single places of a run: power cuts, system calls that kill it or find the disk full, and states that a kill can leave a run's directory in."""
+"""Faults at single places of a run: power cuts, system calls that kill it or find the disk full,
+and states that a kill can leave a run's directory in.
+"""
 
 import os
 import shutil
@@ -84,7 +86,9 @@ def test_all_that_a_finished_run_has_left_outlasts_a_power_cut(tmp_path, recipe,
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("fault", ["killed", "refused"])
 def test_system_calls_that_kill_or_find_the_disk_full(fault):
-    """The short form of the sweeps of `make crash` and `make full-disk`, in a process of its own, for it forks."""
+    """The short form of the sweeps of `make crash` and `make full-disk`, in a process of its own,
+    for it forks.
+    """
     command = [sys.executable, TESTS / "sweep.py", fault, "5"]
     done = subprocess.run(
         command,
@@ -161,7 +165,9 @@ def test_a_stage_that_kept_nothing_is_gone_on_from(tmp_path, recipe, undisturbed
 
 
 def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed, monkeypatch):
-    """`--only` puts the log and the summary aside first; killed while it copies, they are as they were."""
+    """`--only` puts the log and the summary aside first; killed while it copies, they are as they
+    were.
+    """
     pipeline.run(recipe, tmp_path / "crash")
 
     def half(source: Path, target: Path) -> None:

@@ -1,4 +1,6 @@
-"""What `whet check` foretells of a recipe's time: made of steps of the real size, and as many as there will be."""
+"""What `whet check` foretells of a recipe's time: made of steps of the real size, and as many as
+there will be.
+"""
 
 from collections import Counter
 from itertools import count

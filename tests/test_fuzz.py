@@ -1,6 +1,8 @@
-"""Recipes whose text was changed, overrides, and values of rewards of one's own: taken, or refused in one line. Never anything else.
+"""Recipes whose text was changed, overrides, and values of rewards of one's own: taken, or refused
+in one line. Never anything else.
 
-Recipes whose values are odd and broken data files: test_fuzz_recipes.py, test_fuzz_data.py; the command line itself: test_fuzz_cli.py.
+Recipes whose values are odd and broken data files: test_fuzz_recipes.py, test_fuzz_data.py; the
+command line itself: test_fuzz_cli.py.
 """
 
 import json

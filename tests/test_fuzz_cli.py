@@ -1,4 +1,6 @@
-"""The command line as a user meets it, given what it cannot use: one line on stderr, exit code 2, and never a traceback."""
+"""The command line as a user meets it, given what it cannot use: one line on stderr, exit code 2,
+and never a traceback.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Ten thousand conversations of several turns, tool output and texts that spell special tokens: the ids sampled are the ids trained."""
+"""Ten thousand conversations of several turns, tool output and texts that spell special tokens: the
+ids sampled are the ids trained.
+"""
 
 import random
 
@@ -38,7 +40,9 @@ def conversation(rng):
 
 
 def answered(rng, prompt, vocab):
-    """What a policy and tools wrote after a prompt, turn by turn: any ids at all, special ones included."""
+    """What a policy and tools wrote after a prompt, turn by turn: any ids at all, special ones
+    included.
+    """
     ids, mask = list(prompt.tokens), [False] * len(prompt.tokens)
     turns = rng.randrange(1, 4)
     for turn in range(turns):
@@ -59,7 +63,8 @@ def test_ids_sampled_are_ids_trained(chat):
             prompt = chat.prompt(
                 Problem(str(i), messages), thinking=rng.choice([None, True, False])
             )
-            # Only the template writes special tokens: a start and an end for each turn, and the start of the answer.
+            # Only the template writes special tokens: a start and an end for each turn, and the
+            # start of the answer.
             assert sum(t in special for t in prompt.tokens) == 2 * len(messages) + 1
             samples += [answered(rng, prompt, chat.vocab) for _ in range(rng.randrange(1, 4))]
         batch = pack(samples, [1.0] * len(samples), [1.0] * len(samples))

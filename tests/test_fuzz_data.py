@@ -1,4 +1,6 @@
-"""Data files that nobody would want: each is read to its end, tokens and all, or refused in one line that says why; nothing else ever happens."""
+"""Data files that nobody would want: each is read to its end, tokens and all, or refused in one
+line that says why; nothing else ever happens.
+"""
 
 import json
 import random

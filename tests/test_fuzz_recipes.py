@@ -1,4 +1,6 @@
-"""Recipes that nobody would write, up to where a run would begin: each is accepted, or refused in one line; nothing else ever happens."""
+"""Recipes that nobody would write, up to where a run would begin: each is accepted, or refused in
+one line; nothing else ever happens.
+"""
 
 import copy
 import random
@@ -89,7 +91,9 @@ def mutated(held, rng):
 
 
 def refused(call) -> bool:
-    """Whether it is refused, and that in one line; what else is raised fails the test, but for what the command line tells in one line too."""
+    """Whether it is refused, and that in one line; what else is raised fails the test, but for what
+    the command line tells in one line too.
+    """
     try:
         call()
     except OSError as error:

@@ -1,4 +1,6 @@
-"""The short form of benchmarks/gpu.py: every part but TRL's runs on a CPU, errors stay in their part, and the exit says what does not hold."""
+"""The short form of benchmarks/gpu.py: every part but TRL's runs on a CPU, errors stay in their
+part, and the exit says what does not hold.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,6 @@
-"""The gradient of an update: unequal constants, ragged lengths, pad = EOS, temperature != 1, float64."""
+"""The gradient of an update: unequal constants, ragged lengths, pad = EOS, temperature != 1,
+float64.
+"""
 
 import random
 
@@ -45,7 +47,9 @@ def tiny(seed=0, vocab=13):
 
 
 def ragged(rng, count, vocab=13):
-    """Samples of unequal length, with a second stretch of tool output in some, EOS inside the prompt and at the end."""
+    """Samples of unequal length, with a second stretch of tool output in some, EOS inside the
+    prompt and at the end.
+    """
     samples = []
     for _ in range(count):
         prompt, answer, tool = rng.randrange(1, 6), rng.randrange(1, 9), rng.randrange(0, 4)
@@ -98,7 +102,9 @@ def test_micro_batch_size_cannot_change_the_gradient(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_gradient_equals_a_padded_loop_over_samples(name):
-    """The same loss, written the naive way: one padded row at a time, masks multiplied, sums divided at the end."""
+    """The same loss, written the naive way: one padded row at a time, masks multiplied, sums
+    divided at the end.
+    """
     row, samples, advantages, weights, clones = packed_case(name, seed=2)
     model, reference = tiny(3), tiny(5)
     ours = gradient(

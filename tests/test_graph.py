@@ -1,4 +1,6 @@
-"""Decode steps that can be replayed: what they sample, and that a replay reads nothing of the host's."""
+"""Decode steps that can be replayed: what they sample, and that a replay reads nothing of the
+host's.
+"""
 
 from dataclasses import replace
 
@@ -63,7 +65,9 @@ class Noted(TorchDispatchMode):
 
 
 class Recorder:
-    """Captures as a CUDA graph does: operations on fixed memory, numbers of the host as they were, no look at what tensors hold."""
+    """Captures as a CUDA graph does: operations on fixed memory, numbers of the host as they were,
+    no look at what tensors hold.
+    """
 
     def __init__(self, fails=False):
         self.fails, self.warmed, self.caught, self.replays = fails, 0, 0, 0
@@ -158,7 +162,9 @@ def test_a_step_that_cannot_be_captured_is_taken_bit_by_bit(request):
 
 
 def test_rows_that_change_hands_need_no_new_capture(recorder):
-    """Four prompts of one length through rows for two: what is captured for the first two serves the others."""
+    """Four prompts of one length through rows for two: what is captured for the first two serves
+    the others.
+    """
     drawn(tiny(), ask(7, 7, 7, 7), Sampling(n=1, temperature=1.2, max_tokens=100, seed=3), 2)
     assert recorder.caught <= 2 < recorder.replays  # two rows, then one
 

@@ -1,4 +1,6 @@
-"""gym: tasks: reproducible, disjoint, scored by reasoning-gym in killable workers that execute nothing a model wrote."""
+"""gym: tasks: reproducible, disjoint, scored by reasoning-gym in killable workers that execute
+nothing a model wrote.
+"""
 
 import subprocess
 import sys

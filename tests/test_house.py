@@ -1,4 +1,6 @@
-"""The rules of the house, read off the source with ast: floors, sizes, what may not be written, what importing costs."""
+"""The rules of the house, read off the source with ast: floors, sizes, what may not be written,
+what importing costs.
+"""
 
 import ast
 import os
@@ -17,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "whet"
 
-# Lowest first. A module, or a package with all that is in it, imports only from floors below its own.
+# Lowest first. A module, or a package with all that is in it, imports only from floors below its
+# own.
 FLOORS = (
     "errors",
     "types",
@@ -41,7 +44,8 @@ FOREIGN = {
     "sandbox/worker_main.py": 2,  # a worker runs what it was sent; the item fails, not the worker
     "sandbox/guest.py": 3,  # inside the sandbox: whatever the candidate raises is one more outcome
     "sandbox/guest_tests.py": 2,  # the same
-    "rewards/custom/function.py": 3,  # the user's reward function: whatever it raises is the user's to read
+    # the user's reward function: whatever it raises is the user's to read
+    "rewards/custom/function.py": 3,
     "chat/vocabulary.py": 1,  # tokenizers raises bare Exception for a file that it cannot read
 }
 UNSAFE_MODULES = {
@@ -81,7 +85,9 @@ def breaches(found: list[str]) -> None:
 
 
 def imports(tree: ast.Module, source: Path = SOURCE) -> Iterator[tuple[int, str]]:
-    """(line, "a.b") for every `whet.a.b` that is imported, at whatever depth, or named in a string to be imported."""
+    """(line, "a.b") for every `whet.a.b` that is imported, at whatever depth, or named in a string
+    to be imported.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: import whet.… by its full name"
@@ -180,7 +186,9 @@ def test_files_are_short():
 
 
 def functions(path: Path) -> Iterator[tuple[str, Function, bool]]:
-    """(where, node, whether it is a method that is handed self or cls) for every function of a file."""
+    """(where, node, whether it is a method that is handed self or cls) for every function of a
+    file.
+    """
     tree = parsed(path)
     methods = {
         id(child)
@@ -316,7 +324,9 @@ HELP = "import contextlib, io\nfrom whet.cli.main import main\nwith contextlib.s
 
 @pytest.mark.parametrize("code", ["import whet", HELP], ids=["import whet", "whet --help"])
 def test_starting_is_cheap(code: str):
-    """No heavy package, and under half a second: the median of three of the processor time, which busy neighbours leave alone."""
+    """No heavy package, and under half a second: the median of three of the processor time, which
+    busy neighbours leave alone.
+    """
     report = (
         f"{code}\nimport sys\nprint(*[name for name in {sorted(HEAVY)!r} if name in sys.modules])"
     )

@@ -1,4 +1,6 @@
-"""Directories of models: what is found, refused, written whole, and kept as it was. No transformers needed."""
+"""Directories of models: what is found, refused, written whole, and kept as it was. No transformers
+needed.
+"""
 
 import json
 import os

@@ -1,6 +1,8 @@
-"""What must not change the gradient on whet's whole path, Trainer and Learner: 1,000 random ragged batches for each property, to 1e-10.
+"""What must not change the gradient on whet's whole path, Trainer and Learner: 1,000 random ragged
+batches for each property, to 1e-10.
 
-The rows of the table take turns, and so do variants of some. test_invariances_losses.py asks the same of a row's loss alone.
+The rows of the table take turns, and so do variants of some. test_invariances_losses.py asks the
+same of a row's loss alone.
 """
 
 import functools
@@ -95,7 +97,9 @@ def test_packed_equals_padded(name):
 
 @every_row
 def test_what_is_not_read_may_hold_anything(name):
-    """NaN and infinities in the place of log-probabilities that nobody drew, and NaN from every state that no token was drawn in."""
+    """NaN and infinities in the place of log-probabilities that nobody drew, and NaN from every
+    state that no token was drawn in.
+    """
     poison = np.array([np.nan, np.inf, -np.inf], np.float32)
     for seed in seeds(name):
         rng = np.random.default_rng(seed)
@@ -130,7 +134,9 @@ def test_the_order_of_groups_and_of_their_samples_does_not_matter(name):
 
 
 def in_company(given, company, transformer):
-    """The batch of the samples `company` names, its log-probabilities, and the loss of each token; rewards are the advantages."""
+    """The batch of the samples `company` names, its log-probabilities, and the loss of each token;
+    rewards are the advantages.
+    """
     policy, judge, reference = models(transformer)
     judge.ready(1, None)
     row, samples = replace(given.row, normalise=False), [given.samples[i] for i in company]
@@ -208,7 +214,9 @@ def test_leaving_out_what_has_no_advantage_changes_nothing(name):
 
 @pytest.mark.parametrize("name", GROUP_RELATIVE)
 def test_rewards_that_differ_between_prompts_only_are_no_signal(name):
-    """Prompt i pays i: one baseline for all prompts, or a sample in the wrong group, would leave something."""
+    """Prompt i pays i: one baseline for all prompts, or a sample in the wrong group, would leave
+    something.
+    """
     row = ROWS[name]
     for seed in range(GROUP_RELATIVE.index(name), CASES, len(GROUP_RELATIVE)):
         paid = replace(case(seed, name).with_rewards(float), row=row)

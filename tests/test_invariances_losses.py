@@ -1,7 +1,9 @@
-"""What must not change the gradient of a row's loss, on 1,000 random ragged batches each, in float64, to 1e-10. The rows take turns.
+"""What must not change the gradient of a row's loss, on 1,000 random ragged batches each, in
+float64, to 1e-10. The rows take turns.
 
-The policy is a bigram (the token before decides), so that a batch costs a millisecond; what only a network can break (neighbours in a
-pack, padding) is shown on a transformer of two layers. test_invariances.py goes the whole way through the trainer.
+The policy is a bigram (the token before decides), so that a batch costs a millisecond; what only a
+network can break (neighbours in a pack, padding) is shown on a transformer of two layers.
+test_invariances.py goes the whole way through the trainer.
 """
 
 import random
@@ -25,7 +27,9 @@ PI, REF = (
 
 
 def sample(rng, empty=False):
-    """A prompt, an answer, sometimes tool output and a second answer; EOS, which also pads, anywhere. `empty`: nothing was chosen."""
+    """A prompt, an answer, sometimes tool output and a second answer; EOS, which also pads,
+    anywhere. `empty`: nothing was chosen.
+    """
     mask = [False] * rng.randrange(1, 5)
     for turn in range(rng.choice([1, 1, 2])):
         mask += [False] * (rng.randrange(0, 4) if turn else 0) + [not empty] * rng.randrange(1, 6)

@@ -1,4 +1,6 @@
-"""A judge: what its verdicts pay, what it remembers, what it reads, and that an answer cannot speak to it."""
+"""A judge: what its verdicts pay, what it remembers, what it reads, and that an answer cannot speak
+to it.
+"""
 
 import json
 import math
@@ -211,7 +213,9 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_answer_stays_inside_its_quotation(attack: str):
-    """Also one that has seen the code of an earlier prompt and closes the quotation with it: the code is another then."""
+    """Also one that has seen the code of an earlier prompt and closes the quotation with it: the
+    code is another then.
+    """
     seen = quoted("{code}", "q", "r", attack)
     text = quoted(judge.PROMPT, "q", "r", attack := attack.replace("{code}", seen))
     code = quoted("{code}", "q", "r", attack)
@@ -238,7 +242,9 @@ def test_special_tokens_of_the_judges_template_stay_text(directory: Path):
 
 
 def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: Path):
-    """Against the model asked alone, prompt by prompt: a pack changes nothing, and the softmax is over all tokens."""
+    """Against the model asked alone, prompt by prompt: a pack changes nothing, and the softmax is
+    over all tokens.
+    """
     texts = [f"{'x' * (37 * i)} Paris {i}" for i in range(12)]
     scores = load("judge", model=str(directory)).score([problem()] * 12, texts)
     chat, model, found = Chat.load(directory), hub.load(directory), []

@@ -27,7 +27,9 @@ KEY = "sk-very-secret-123"
 
 
 def agreeing(stub: Stub, body: dict[str, Any], number: int) -> None:
-    """Says whether the answer that it reads holds the word Paris, with 0.8 and another spelling at 0.1."""
+    """Says whether the answer that it reads holds the word Paris, with 0.8 and another spelling at
+    0.1.
+    """
     answer = body["messages"][0]["content"].split("<<begin answer")[1]
     said = "1" if "Paris" in answer else "0"
     stub.say(completion(said, {"content": [token(said, 0.8, (f" {said}", 0.1), ("x", 0.05))]}))

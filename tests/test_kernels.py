@@ -1,4 +1,6 @@
-"""The compiled kernels against the same formulas in torch: values and gradients, ragged sizes, what is not a number, and doing without."""
+"""The compiled kernels against the same formulas in torch: values and gradients, ragged sizes, what
+is not a number, and doing without.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Knights and knaves: every problem has one solution, by a checker that shares nothing with the generator; nothing else is paid."""
+"""Knights and knaves: every problem has one solution, by a checker that shares nothing with the
+generator; nothing else is paid.
+"""
 
 import itertools
 

@@ -24,7 +24,9 @@ SAMPLING = Sampling(temperature=0.6, max_tokens=9)
 
 
 class Recorder:
-    """In an optimizer's place: keeps the gradients and the learning rate of every step, and changes nothing."""
+    """In an optimizer's place: keeps the gradients and the learning rate of every step, and changes
+    nothing.
+    """
 
     def __init__(self, learner):
         self.parameters, self.param_groups, self.steps = learner.parameters, [{"lr": 1.0}], []

@@ -101,7 +101,9 @@ def test_new_adapters_change_nothing_and_start_as_the_paper_has_it():
 
 
 def test_the_gradient_is_the_chain_rules_through_the_full_weights():
-    """dA = s B' G and dB = s G A', G the gradient of the full weight (rows of a stack apart), in float64."""
+    """dA = s B' G and dB = s G A', G the gradient of the full weight (rows of a stack apart), in
+    float64.
+    """
     model = grown()
     plain = copy.deepcopy(model)
     lora.adapt(plain, None)

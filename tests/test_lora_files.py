@@ -1,4 +1,6 @@
-"""Adapters on disk: PEFT's format both ways, what a run leaves, how it is read again, and what is refused."""
+"""Adapters on disk: PEFT's format both ways, what a run leaves, how it is read again, and what is
+refused.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""Numbers that are not finite, put into losses, gradients, rewards and log-probabilities: none reaches the weights."""
+"""Numbers that are not finite, put into losses, gradients, rewards and log-probabilities: none
+reaches the weights.
+"""
 
 import json
 import math

@@ -1,4 +1,6 @@
-"""Advantages, weights, losses, KL and the sampled distribution, against values worked out by hand or by enumeration."""
+"""Advantages, weights, losses, KL and the sampled distribution, against values worked out by hand
+or by enumeration.
+"""
 
 import itertools
 import math
@@ -31,7 +33,9 @@ def test_groups_whose_verifier_failed_throughout_have_no_advantages():
 
 
 def test_groups_are_not_mixed():
-    """Prompt i always pays i: a group's own baseline leaves nothing, and only the batch's baseline leaves the difference."""
+    """Prompt i always pays i: a group's own baseline leaves nothing, and only the batch's baseline
+    leaves the difference.
+    """
     groups = [torch.full((4,), float(i), dtype=torch.float64) for i in range(5)]
     for name in ("centred", "zscored", "leave_one_out"):
         assert all((a == 0).all() for a in ADVANTAGES[name](groups)), name
@@ -99,7 +103,9 @@ def test_clip_high_is_the_rows_own():
 
 
 def test_kl_estimators_and_their_gradients():
-    """Exact expectations over a vocabulary of 5: values of k1 and k3 are the KL, gradients are what the docstring says."""
+    """Exact expectations over a vocabulary of 5: values of k1 and k3 are the KL, gradients are what
+    the docstring says.
+    """
     torch.manual_seed(0)
     theta = torch.randn(5, dtype=torch.float64, requires_grad=True)
     logq = torch.randn(5, dtype=torch.float64).log_softmax(0)

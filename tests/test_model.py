@@ -1,4 +1,6 @@
-"""The decoder against transformers', both ways round, on tiny random checkpoints of every family; and packs."""
+"""The decoder against transformers', both ways round, on tiny random checkpoints of every family;
+and packs.
+"""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""Training in bfloat16: the optimizer's copies in float32 lose no update, and the weights are what they round to."""
+"""Training in bfloat16: the optimizer's copies in float32 lose no update, and the weights are what
+they round to.
+"""
 
 import copy
 

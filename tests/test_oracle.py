@@ -1,4 +1,6 @@
-"""Every row against exact gradients: see oracle.py. Where a row is biased by design, its bias is a number here and in its page."""
+"""Every row against exact gradients: see oracle.py. Where a row is biased by design, its bias is a
+number here and in its page.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +69,9 @@ def test_a_wrong_critic_is_harmless_at_lambda_1_and_a_bias_below(oracle):
 
 
 def test_a_cut_off_answer_is_bootstrapped(oracle):
-    """Sampling stops at 2 tokens, the task at 3: with the value of what was cut off, the first two tokens get their exact gradient."""
+    """Sampling stops at 2 tokens, the task at 3: with the value of what was cut off, the first two
+    tokens get their exact gradient.
+    """
     short = Oracle(reward=lambda a: 0.0, longest=2)
     short.rewards = [world.reward(a) if a[-1] == world.EOS else 0.0 for a in short.answers]
     exact = oracle.gradient(oracle.expected_reward)
@@ -84,7 +88,9 @@ def test_a_cut_off_answer_is_bootstrapped(oracle):
 
 
 def test_kl_estimators_as_terms_of_a_loss(oracle):
-    """Per token: k1 has no gradient, k2 that of the tokens' KL, which is not that of whole answers; k3 points elsewhere again."""
+    """Per token: k1 has no gradient, k2 that of the tokens' KL, which is not that of whole answers;
+    k3 points elsewhere again.
+    """
     whole, tokens = oracle.gradient(oracle.sequence_kl), oracle.gradient(oracle.token_kl)
     found = {}
     for name in ("k2", "k3"):
@@ -114,7 +120,9 @@ OFF_POLICY = {  # degrees with the row's clip, and without one
 
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_off_policy_the_ratio_and_its_clip_are_a_bias_too(name):
-    """Drawn by a policy 0.3 away: the angle to the true gradient, and how much of it the clip brings."""
+    """Drawn by a policy 0.3 away: the angle to the true gradient, and how much of it the clip
+    brings.
+    """
     o = Oracle(behaviour=Tabular(seed=5, scale=0.3, near=Tabular()))
     row = algorithm(name, {"kl": "none", "beta": 0.0})
     exact = o.gradient(o.expected_reward)
@@ -124,7 +132,9 @@ def test_off_policy_the_ratio_and_its_clip_are_a_bias_too(name):
 
 
 def test_kimi_off_policy_has_the_gradient_of_its_own_objective():
-    """(1/k) sum of A log pi - tau/2 (log pi/pi_old)^2 over answers drawn by pi_old, A = r - mean of the group."""
+    """(1/k) sum of A log pi - tau/2 (log pi/pi_old)^2 over answers drawn by pi_old, A = r - mean of
+    the group.
+    """
     o = Oracle(behaviour=Tabular(seed=5, scale=0.3, near=Tabular()))
     row = algorithm("kimi", {"tau": 0.7})
     old = [x.sum() for x in o.drawn_as]
@@ -141,7 +151,9 @@ def test_kimi_off_policy_has_the_gradient_of_its_own_objective():
 
 
 def test_truncated_sampling_is_exact_for_what_is_sampled_and_biased_for_the_whole(oracle):
-    """top-p: the policy that is trained is the renormalised one, and its gradient is exact; the whole distribution's points elsewhere."""
+    """top-p: the policy that is trained is the renormalised one, and its gradient is exact; the
+    whole distribution's points elsewhere.
+    """
     cut = Oracle(sampling=Sampling(temperature=0.6, top_p=0.9, max_tokens=5))
     possible = processed(cut.policy.table.detach(), 0.6, 0.9) > -torch.inf
     place = cut.policy.place
@@ -160,7 +172,9 @@ def test_truncated_sampling_is_exact_for_what_is_sampled_and_biased_for_the_whol
 
 
 def test_corrections_of_a_sampler_that_differs():
-    """rloo on answers of another sampler: uncorrected, weighted per token, masked by answer; degrees to the true gradient."""
+    """rloo on answers of another sampler: uncorrected, weighted per token, masked by answer;
+    degrees to the true gradient.
+    """
     o = Oracle(behaviour=Tabular(seed=5, scale=0.3, near=Tabular()))
     exact = o.gradient(o.expected_reward)
     drawn = torch.cat(o.drawn_as)

@@ -1,4 +1,6 @@
-"""Ranked responses: where they come from, how they are split and packed, and the loss over their pairs."""
+"""Ranked responses: where they come from, how they are split and packed, and the loss over their
+pairs.
+"""
 
 import json
 import math
@@ -154,7 +156,9 @@ def test_pairs_are_all_within_a_group_and_none_between_equals():
 
 
 def test_the_gradient_is_the_pairs_doubt():
-    """d/ds of -log sigmoid(s_w - s_l) is -(1 - sigmoid) on the better and its opposite on the worse, also where exp would overflow."""
+    """d/ds of -log sigmoid(s_w - s_l) is -(1 - sigmoid) on the better and its opposite on the
+    worse, also where exp would overflow.
+    """
     score = torch.tensor(
         [0.3, -1.1, 900.0, -900.0, -900.0, 900.0], dtype=torch.float64, requires_grad=True
     )

@@ -1,4 +1,6 @@
-"""Activations that are made again: the same gradient to the last bit, for less memory, where a recipe asks for it."""
+"""Activations that are made again: the same gradient to the last bit, for less memory, where a
+recipe asks for it.
+"""
 
 import copy
 from pathlib import Path
@@ -21,7 +23,9 @@ LENGTHS = (9, 4, 7)
 
 
 def gradient(model, recompute):
-    """Hidden states and gradients of a pack whose sequences begin alike, and the bytes kept for the backward pass."""
+    """Hidden states and gradients of a pack whose sequences begin alike, and the bytes kept for the
+    backward pass.
+    """
     model.recompute, kept = recompute, {}
 
     def keep(x):

@@ -1,4 +1,6 @@
-"""Every recipe of the repository, rehearsed without a network: stand-ins of the Hub's models and data, each stage in small."""
+"""Every recipe of the repository, rehearsed without a network: stand-ins of the Hub's models and
+data, each stage in small.
+"""
 
 from pathlib import Path
 

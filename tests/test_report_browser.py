@@ -1,4 +1,6 @@
-"""report.html in a real browser: it draws, it filters, it asks for nothing, and what a model wrote stays text."""
+"""report.html in a real browser: it draws, it filters, it asks for nothing, and what a model wrote
+stays text.
+"""
 
 import json
 from collections.abc import Iterator

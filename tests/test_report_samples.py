@@ -1,4 +1,6 @@
-"""How a run's samples are packed into the page: nothing changed, nothing lost unsaid, never too much."""
+"""How a run's samples are packed into the page: nothing changed, nothing lost unsaid, never too
+much.
+"""
 
 import json
 from pathlib import Path
@@ -129,7 +131,9 @@ def test_groups_are_cut_where_few_steps_do_not_fit(tmp_path: Path):
 
 
 def test_a_run_of_the_demo_s_size_stays_below_8_mb(tmp_path: Path):
-    """A tenth of 70 steps × 256 samples × 40 tokens, with a byte-pair vocabulary; ten times it must fit."""
+    """A tenth of 70 steps × 256 samples × 40 tokens, with a byte-pair vocabulary; ten times it must
+    fit.
+    """
     tokens = [(i, f" w{i}") for i in range(3000)]
     score = {
         "reward": 1.0,

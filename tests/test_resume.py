@@ -1,4 +1,6 @@
-"""Runs that are stopped, killed or damaged, and gone on with: what is left is what an undisturbed run leaves."""
+"""Runs that are stopped, killed or damaged, and gone on with: what is left is what an undisturbed
+run leaves.
+"""
 
 import json
 import signal

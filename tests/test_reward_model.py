@@ -206,7 +206,9 @@ ROWS = [("a", 4, True, 1.0, "stop"), ("bb", 5, True, 0.5, "stop"), ("ccc", 6, Tr
 
 
 def test_shortest_right_before_what_is_longer(tmp_path):
-    """Wrong and longer, or right and 1.5 times as long: not a slightly longer right one, nor a shorter wrong one, nor a cut one."""
+    """Wrong and longer, or right and 1.5 times as long: not a slightly longer right one, nor a
+    shorter wrong one, nor a cut one.
+    """
     stage = config.Rank(name="r", kind="rank", problems=1, by="length")
     found = rank.ranked(group(*ROWS), stage, world(tmp_path)[1], np.random.default_rng(0))
     assert [r.texts for r in found] == [("a", "ccc"), ("a", "dddd")]
@@ -246,7 +248,9 @@ def test_dpo_prefers_the_better_and_starts_at_log_two(tmp_path):
 
 @pytest.mark.parametrize("micro", [1, 40, 10_000])
 def test_dpo_is_the_papers_loss(tmp_path, micro):
-    """-log sigmoid(beta (log ratio of the better - of the worse)), mean over pairs, whatever the micro-batch."""
+    """-log sigmoid(beta (log ratio of the better - of the worse)), mean over pairs, whatever the
+    micro-batch.
+    """
     policy, context = world(tmp_path)
     reference = world(tmp_path, seed=9)[0]
     found = [r for r in taught(40) if len(r.texts) == 2][:6]

@@ -1,4 +1,6 @@
-"""The short form of benchmarks/rewards.py: fuzzed answers, and a running recipe whose reward hangs, dies and eats memory."""
+"""The short form of benchmarks/rewards.py: fuzzed answers, and a running recipe whose reward hangs,
+dies and eats memory.
+"""
 
 import importlib.util
 from pathlib import Path

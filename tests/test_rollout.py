@@ -1,4 +1,6 @@
-"""Rollouts: where problems come from, how a rollout is told in numbers, and what a person is warned of."""
+"""Rollouts: where problems come from, how a rollout is told in numbers, and what a person is warned
+of.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Beginnings that sequences have in common are computed once, and nothing changes: values, gradients, whatever the pack."""
+"""Beginnings that sequences have in common are computed once, and nothing changes: values,
+gradients, whatever the pack.
+"""
 
 import random
 

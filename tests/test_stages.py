@@ -100,7 +100,9 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
 
 
 def test_what_the_verifier_failed_on_never_reaches_the_update(tmp_path):
-    """Timeouts score 0 but are no wrong answers: with them left out, equal rewards leave nothing to learn."""
+    """Timeouts score 0 but are no wrong answers: with them left out, equal rewards leave nothing to
+    learn.
+    """
 
     def judge(problems, texts):
         return [Score(0.0, "timeout") if i % 4 == 0 else Score(1.0) for i in range(len(texts))]

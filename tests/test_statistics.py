@@ -1,4 +1,6 @@
-"""Every figure against brute force: subsets, coin flips, sign patterns and binomials counted one by one."""
+"""Every figure against brute force: subsets, coin flips, sign patterns and binomials counted one by
+one.
+"""
 
 import itertools
 import math
@@ -105,7 +107,9 @@ def test_problems_weigh_alike_however_many_samples_they_have():
 
 
 def test_the_interval_over_problems_covers_as_often_as_it_says():
-    """Problems whose difficulty differs (Beta(0.5, 1)), 6 samples each: an interval that took samples for independent covers 0.8."""
+    """Problems whose difficulty differs (Beta(0.5, 1)), 6 samples each: an interval that took
+    samples for independent covers 0.8.
+    """
     rng = np.random.default_rng(0)
     problems, k, runs, hits = 40, 6, 1000, 0
     for _ in range(runs):

@@ -1,4 +1,6 @@
-"""The taste: a rule by hand, a labeller whose pairs follow Bradley-Terry, and a proxy that can be over-optimised."""
+"""The taste: a rule by hand, a labeller whose pairs follow Bradley-Terry, and a proxy that can be
+over-optimised.
+"""
 
 import itertools
 import math
@@ -114,7 +116,9 @@ def paid(weights: dict[str, float], text: str) -> float:
 
 
 def proxy(task: Taste, rng: random.Random) -> dict[str, float]:
-    """A Bradley-Terry model, linear in counts of pairs and letters, of 1,000 noisy rankings of four texts like the corpus's."""
+    """A Bradley-Terry model, linear in counts of pairs and letters, of 1,000 noisy rankings of four
+    texts like the corpus's.
+    """
     weights = dict.fromkeys([a + b for a in LETTERS for b in LETTERS] + list(LETTERS), 0.0)
     pairs = []
     for problem in task.problems("train", 1000, 1):
@@ -130,7 +134,9 @@ def proxy(task: Taste, rng: random.Random) -> dict[str, float]:
 
 
 def climbed(weights: dict[str, float], text: str, edits: int, rng: random.Random) -> str:
-    """The text after so many random edits, of at most 47 letters, each kept where the proxy likes it."""
+    """The text after so many random edits, of at most 47 letters, each kept where the proxy likes
+    it.
+    """
     value = paid(weights, text)
     for _ in range(edits):
         i, letter = rng.randrange(len(text) + 1), rng.choice(LETTERS)

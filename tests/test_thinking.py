@@ -24,7 +24,9 @@ DEAF = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def sized(tmp_path, thinking, template=None):
-    """The tiny world, asked with this setting of the switch, a template of its own in place of the built-in one."""
+    """The tiny world, asked with this setting of the switch, a template of its own in place of the
+    built-in one.
+    """
     model, context = world(tmp_path)
     chat = (
         context.chat
@@ -180,7 +182,9 @@ def test_sft_and_rl_see_both_and_a_group_one(tmp_path):
 
 
 def test_an_epoch_asks_otherwise(tmp_path, monkeypatch):
-    """The same document in several steps of sft, and the same problem in several of rl, is asked both ways."""
+    """The same document in several steps of sft, and the same problem in several of rl, is asked
+    both ways.
+    """
     model, context = sized(tmp_path, 0.5)
     trained_on: list[int] = []
 

@@ -1,4 +1,6 @@
-"""From groups to optimizer steps: corrections, mini-batches, prompts by failure, and what a stage refuses."""
+"""From groups to optimizer steps: corrections, mini-batches, prompts by failure, and what a stage
+refuses.
+"""
 
 import copy
 from dataclasses import replace
@@ -22,7 +24,9 @@ from .tiny_world import lines, rl_stage, world
 
 
 def test_a_sampler_that_differs_is_corrected(tmp_path):
-    """Log-probabilities that are off by a constant: the weight is what they are off by, bounded; ratios start from 1."""
+    """Log-probabilities that are off by a constant: the weight is what they are off by, bounded;
+    ratios start from 1.
+    """
     model, _, groups = drawn(tmp_path)
     shift = 0.4
 

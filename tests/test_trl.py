@@ -1,6 +1,8 @@
-"""Whet's rows beside TRL's own trainers: the same tokens, rewards and log-probabilities in, the same loss and gradient out.
+"""Whet's rows beside TRL's own trainers: the same tokens, rewards and log-probabilities in, the
+same loss and gradient out.
 
-Where the two differ by choice, a test says how, and shows that nothing else differs. What of TRL is replaced: trl_case.py.
+Where the two differ by choice, a test says how, and shows that nothing else differs. What of TRL is
+replaced: trl_case.py.
 """
 
 import copy
@@ -113,7 +115,9 @@ def test_loss_and_gradient_are_theirs(trl, name, steps, seed):
 
 @pytest.mark.parametrize("name", ["grpo without KL", "dapo"])
 def test_the_deviation_is_all_that_differs(trl, name):
-    """Choice: no correction and 1e-6 beside it, against G - 1 and 1e-4. A factor on the gradient of each group: .894 at G = 5."""
+    """Choice: no correction and 1e-6 beside it, against G - 1 and 1e-4. A factor on the gradient of
+    each group: .894 at G = 5.
+    """
     w, row = world(), row_of(name)
     (_, mine, _), (_, their, _, advantages) = ours(row, w), theirs(trl, w, **ROWS[name][1])
     own = row.advantages(w.rewards)
@@ -128,7 +132,9 @@ def test_the_deviation_is_all_that_differs(trl, name):
 
 
 def test_equal_rewards_leave_nothing_here_and_a_residue_there(trl):
-    """Choice: float64, and exactly 0. TRL's rewards are float32, and rounding divided by 1e-4 is an advantage."""
+    """Choice: float64, and exactly 0. TRL's rewards are float32, and rounding divided by 1e-4 is an
+    advantage.
+    """
     w = world()
     w.rewards = [[0.1] * 10] * 2
     made = trainer(
@@ -143,7 +149,9 @@ def test_equal_rewards_leave_nothing_here_and_a_residue_there(trl):
 
 
 def test_groups_without_signal_stay_in_the_denominator_there(trl):
-    """Choice: `sampling = "dynamic"` leaves them out before the update counts its tokens. Theirs keeps them, and every token weighs less."""
+    """Choice: `sampling = "dynamic"` leaves them out before the update counts its tokens. Theirs
+    keeps them, and every token weighs less.
+    """
     w, row = world(), algorithm("dapo")
     lengths = [sum(c) for c in w.chosen]
     kept = [i for i in range(COUNT) if len(set(w.rewards[i // GROUP])) > 1]
@@ -154,7 +162,9 @@ def test_groups_without_signal_stay_in_the_denominator_there(trl):
 
 
 def test_bnpo_is_the_token_mean_of_each_micro_batch(trl):
-    """Choice: the denominator of `token_mean` is the update's, so that micro-batches cannot be seen. Theirs, loss_type bnpo: each micro-batch's."""
+    """Choice: the denominator of `token_mean` is the update's, so that micro-batches cannot be
+    seen. Theirs, loss_type bnpo: each micro-batch's.
+    """
     w, row = world(), algorithm("dapo")
     alike(ours(row, w, their_zscored(w)), theirs(trl, w, loss_type="bnpo"))
     torch.manual_seed(0)
@@ -169,7 +179,9 @@ def test_bnpo_is_the_token_mean_of_each_micro_batch(trl):
 
 
 def test_dapo_over_several_updates_divides_by_their_mean(trl):
-    """Choice: each update's own tokens. Theirs: a rollout's tokens / its updates, so an update of short answers weighs less."""
+    """Choice: each update's own tokens. Theirs: a rollout's tokens / its updates, so an update of
+    short answers weighs less.
+    """
     w, row = world(), algorithm("dapo")
     loss, there, *_ = theirs(
         trl, w, loss_type="dapo", steps_per_generation=2, gradient_accumulation_steps=1
@@ -189,7 +201,9 @@ def test_dapo_over_several_updates_divides_by_their_mean(trl):
 
 
 def test_the_first_update_has_ratio_1_there_whatever_the_sampler_said(trl):
-    """Choice: without `correction` the ratio is against the sampler's log-probabilities, from the first update on. Theirs: the trainer's own."""
+    """Choice: without `correction` the ratio is against the sampler's log-probabilities, from the
+    first update on. Theirs: the trainer's own.
+    """
     w, row = world(), row_of("grpo")
     there = theirs(trl, w, num_iterations=1, **ROWS["grpo"][1])
     w.now = w.now.float().double()
@@ -214,7 +228,8 @@ def test_their_entropy_bonus_is_a_token_mean_whatever_the_loss(trl):
     )
 
 
-# --- RLOO -------------------------------------------------------------------------------------------------------------
+# --- RLOO
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -230,7 +245,9 @@ def test_rloo_is_theirs_where_the_policy_has_not_moved(trl, steps):
 
 
 def test_rloo_off_policy_has_a_clipped_ratio_of_whole_answers_there(trl):
-    """Choice: no ratio, one update. Theirs is whet's `clipped` of the product of an answer's ratios, and each answer's gradient rho times ours."""
+    """Choice: no ratio, one update. Theirs is whet's `clipped` of the product of an answer's
+    ratios, and each answer's gradient rho times ours.
+    """
     w, row = world(tools=False), algorithm("rloo")
     loss, there, _, _ = theirs(trl, w, "RLOOTrainer", epsilon_high=0.28)
     samples, given = w.samples, torch.cat(row.advantages(w.rewards))
@@ -249,7 +266,9 @@ def test_rloo_off_policy_has_a_clipped_ratio_of_whole_answers_there(trl):
 
 
 def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl):
-    """Choice: a token pays for the KL from itself on. Theirs: for all of its answer's, less the mean of the other answers'; both terms have expectation 0."""
+    """Choice: a token pays for the KL from itself on. Theirs: for all of its answer's, less the
+    mean of the other answers'; both terms have expectation 0.
+    """
     w, beta = world(tools=False), 0.05
     row = algorithm("rloo", {"kl": "k1", "kl_in": "reward", "beta": beta})
     advantages = theirs(trl, w, "RLOOTrainer", beta=beta)[3]
@@ -272,11 +291,14 @@ def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl
     assert (mine - beta * past + beta * others[s] - advantages[s]).abs().max() < EXACT
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
-    """A tiny Qwen3 at temperature 0.6: packed here, padded left and right there. TRL's head computes in float32, which is the bound."""
+    """A tiny Qwen3 at temperature 0.6: packed here, padded left and right there. TRL's head
+    computes in float32, which is the bound.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
@@ -319,7 +341,9 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
 
 
 def test_defaults_that_differ(trl):
-    """Choice: a row is its paper's. Theirs, for every loss: no KL for GRPO, KL for RLOO, DAPO's aggregation."""
+    """Choice: a row is its paper's. Theirs, for every loss: no KL for GRPO, KL for RLOO, DAPO's
+    aggregation.
+    """
     grpo, rloo = (
         {f.name: f.default for f in fields(getattr(trl, k))} for k in ("GRPOConfig", "RLOOConfig")
     )

@@ -1,4 +1,6 @@
-"""Attention over ragged segments, as a GPU's kernels compute it: the pack's, to rounding, with and without beginnings in common."""
+"""Attention over ragged segments, as a GPU's kernels compute it: the pack's, to rounding, with and
+without beginnings in common.
+"""
 
 import random
 
@@ -152,7 +154,9 @@ def test_where_torch_has_no_kernel_the_pack_is_padded():
 
 
 def test_the_binding_names_an_operator_of_this_torch():
-    """Arguments in the places that torch's own schema gives them: a kernel of another form is told apart without a GPU."""
+    """Arguments in the places that torch's own schema gives them: a kernel of another form is told
+    apart without a GPU.
+    """
     forward, backward = (
         getattr(torch.ops.aten, f"_flash_attention_{way}").default._schema.arguments
         for way in ("forward", "backward")

@@ -1,4 +1,6 @@
-"""The worker pool: limits from outside, one item's failure is one item's, and nothing outlives the program."""
+"""The worker pool: limits from outside, one item's failure is one item's, and nothing outlives the
+program.
+"""
 
 import math
 import os
@@ -173,7 +175,9 @@ def test_the_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_works_from_a_thread_that_ends() -> None:
-    """The parent-death signal belongs to the thread that forked: workers must not die with the calling thread."""
+    """The parent-death signal belongs to the thread that forked: workers must not die with the
+    calling thread.
+    """
     pool, pids = Pool(f"{MODULE}:act", processes=1), list[int]()
     for _ in range(3):
         thread = threading.Thread(target=lambda: pids.append(pool.map([["pid"]])[0].value))

@@ -1,7 +1,9 @@
-"""One case for whet and TRL alike: answers whose tokens have ids of their own, and TRL's trainers stood up without a model.
+"""One case for whet and TRL alike: answers whose tokens have ids of their own, and TRL's trainers
+stood up without a model.
 
-Of TRL only the surroundings are replaced: who writes the answers, who rewards them (TRL's own rewards are float32) and the model,
-a table with one log-probability for each token id. Advantages, masks, padding, shuffling, micro-batches and losses are its own code.
+Of TRL only the surroundings are replaced: who writes the answers, who rewards them (TRL's own
+rewards are float32) and the model, a table with one log-probability for each token id. Advantages,
+masks, padding, shuffling, micro-batches and losses are its own code.
 """
 
 import random
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 from whet.types import Sample
 
-# TRL keeps G / (G - 1) in float32: 5 / 4 is exact there, so that its deviation is float64 for what matters.
+# TRL keeps G / (G - 1) in float32: 5 / 4 is exact there, so that its deviation is float64 for what
+# matters.
 PROMPTS, GROUP, LIMIT = 4, 5, 17
 COUNT = PROMPTS * GROUP
 TOKENS = 1_000
@@ -23,7 +26,9 @@ TOKENS = 1_000
 
 @dataclass
 class World:
-    """S answers to P prompts, G each; the id of a token says which one it is, so a table over ids is a model."""
+    """S answers to P prompts, G each; the id of a token says which one it is, so a table over ids
+    is a model.
+    """
 
     prompts: list[list[int]]
     answers: list[list[int]]
@@ -127,7 +132,9 @@ def written(kind, w):
 
 
 def theirs(trl, w, kind="GRPOTrainer", steps=1, **cells):
-    """Loss, gradient by the table and by the entropies, and advantages in the order of the answers, over `steps` micro-batches."""
+    """Loss, gradient by the table and by the entropies, and advantages in the order of the answers,
+    over `steps` micro-batches.
+    """
     made, now = trainer(trl, kind, w, steps, cells), Table(w.now, w.entropy)
     torch.manual_seed(0)
     total, advantages = 0.0, torch.zeros(COUNT, dtype=torch.float64)

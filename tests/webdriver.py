@@ -125,7 +125,8 @@ class Browser:
         return self.call("POST", f"{self.session}/se/log", {"type": kind})
 
     def requests(self) -> list[str]:
-        """The addresses that pages asked for since the last call, data: and the page itself included.
+        """The addresses that pages asked for since the last call, data: and the page itself
+        included.
 
         What the browser's own first window loads from chrome:// is left out.
         """

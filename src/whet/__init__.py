@@ -1,4 +1,6 @@
-"""whet: sharpens a language model's reasoning with reinforcement learning. Importing it loads no torch."""
+"""whet: sharpens a language model's reasoning with reinforcement learning. Importing it loads no
+torch.
+"""
 
 from whet.errors import WhetError
 from whet.types import Group, Message, Problem, Prompt, Sample, Sampling, Score, Task, Update

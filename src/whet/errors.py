@@ -19,7 +19,9 @@ class DataError(WhetError):
 
 
 class ModelError(WhetError):
-    """A model directory is missing, half-written, of an unknown kind, or disagrees with its tokenizer."""
+    """A model directory is missing, half-written, of an unknown kind, or disagrees with its
+    tokenizer.
+    """
 
 
 class RewardError(WhetError):
@@ -35,7 +37,8 @@ class Stopped(WhetError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says as one line of bounded length that a terminal can show: what cannot be printed is spelt out.
+    """What an error says as one line of bounded length that a terminal can show: what cannot be
+    printed is spelt out.
 
     >>> one_line("a\\n\\x1b[31mb")
     'a \\\\x1b[31mb'

@@ -1,7 +1,7 @@
 """What flows: Problem -> Prompt -> Sample -> Score -> Group -> (batch) -> Update. No torch here.
 
-Index t always speaks of `tokens[t]`: `mask[t]` says whether the policy chose that token, `logp[t]` how likely
-the policy that chose it thought it was.
+Index t always speaks of `tokens[t]`: `mask[t]` says whether the policy chose that token, `logp[t]`
+how likely the policy that chose it thought it was.
 """
 
 import random
@@ -20,7 +20,9 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question of a task, before any tokenizer. `answer` is for the verifier; the policy never sees it."""
+    """One question of a task, before any tokenizer. `answer` is for the verifier; the policy never
+    sees it.
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -35,11 +37,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem as one model reads it. Asked with the template's thinking switch, `problem.meta["thinking"]` says how it stood."""
+    """A problem as one model reads it. Asked with the template's thinking switch,
+    `problem.meta["thinking"]` says how it stood.
+    """
 
     problem: Problem
     tokens: tuple[int, ...]  # [P]
-    begun: str = ""  # what the prompt's end has written of the answer: thinking that is open, or shut and empty
+    # what the prompt's end has written of the answer: thinking that is open, or shut and empty
+    begun: str = ""
 
     @property
     def id(self) -> str:
@@ -48,7 +53,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn. temperature 0 is greedy (its log-probabilities are those at temperature 1)."""
+    """How completions are drawn. temperature 0 is greedy (its log-probabilities are those at
+    temperature 1).
+    """
 
     n: int = 8
     temperature: float = 1.0
@@ -62,8 +69,8 @@ class Sampling:
 class Sample:
     """One completion of one prompt.
 
-    Raises ValueError where the arrays disagree, the first token claims to be chosen, or a log-probability of a chosen
-    token is not a finite number <= 0.
+    Raises ValueError where the arrays disagree, the first token claims to be chosen, or a
+    log-probability of a chosen token is not a finite number <= 0.
     """
 
     tokens: NDArray[np.int64]  # [T] prompt, then completion
@@ -98,7 +105,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A verifier's verdict. `timeout` and `error` are the verifier's failures: never part of an update."""
+    """A verifier's verdict. `timeout` and `error` are the verifier's failures: never part of an
+    update.
+    """
 
     value: float
     status: Status = "scored"
@@ -111,7 +120,9 @@ class Score:
 
     @property
     def correct(self) -> bool:
-        """What accuracy counts: the part `accuracy` where there is one, else the value; above one half."""
+        """What accuracy counts: the part `accuracy` where there is one, else the value; above one
+        half.
+        """
         return self.usable and self.parts.get("accuracy", self.value) > 0.5
 
 
@@ -144,13 +155,17 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Unequal rewards: with equal ones every group-relative advantage, and so the gradient, is 0."""
+        """Unequal rewards: with equal ones every group-relative advantage, and so the gradient, is
+        0.
+        """
         return len(self.scores) > 1 and max(self.rewards) > min(self.rewards)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """K >= 2 different responses to one problem, best first: every pair of them says which is better."""
+    """K >= 2 different responses to one problem, best first: every pair of them says which is
+    better.
+    """
 
     problem: Problem
     texts: tuple[str, ...]  # [K]
@@ -173,11 +188,15 @@ class Task(Protocol):
     modes: tuple[str, ...]  # ways of answering that the task can tell apart; empty where it cannot
 
     def size(self, split: Literal["train", "test"]) -> int | None:
-        """How many different problems there are; None where they are made as needed and will not run out."""
+        """How many different problems there are; None where they are made as needed and will not
+        run out.
+        """
         ...
 
     def problems(self, split: Literal["train", "test"], n: int, seed: int) -> list[Problem]:
-        """n different problems, in an order that the seed fixes. Raises DataError where there are fewer."""
+        """n different problems, in an order that the seed fixes. Raises DataError where there are
+        fewer.
+        """
         ...
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]: ...
@@ -195,7 +214,9 @@ class Task(Protocol):
 
 @runtime_checkable
 class Ranker(Protocol):
-    """A task with a taste of its own: it can say which of several responses a person would rather have."""
+    """A task with a taste of its own: it can say which of several responses a person would rather
+    have.
+    """
 
     def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
         """Indices of the K texts, best first; `rng` is the labeller's noise."""
@@ -203,7 +224,9 @@ class Ranker(Protocol):
 
 
 class Engine(Protocol):
-    """Draws completions. One call, all prompts: the engine batches, drops finished rows and refills."""
+    """Draws completions. One call, all prompts: the engine batches, drops finished rows and
+    refills.
+    """
 
     version: int  # of the weights, stamped on samples
 

@@ -1,6 +1,8 @@
-"""Rewards -> advantages, in float64. Pure: a list of groups' rewards in, a list of groups' advantages out.
+"""Rewards -> advantages, in float64. Pure: a list of groups' rewards in, a list of groups'
+advantages out.
 
-Equal rewards give exactly 0, whatever rounding does to their mean: a group without signal has no gradient.
+Equal rewards give exactly 0, whatever rounding does to their mean: a group without signal has no
+gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +20,8 @@ def _equal(rewards: Tensor) -> bool:
 
 
 def centred(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, sec. 3.2 (no division by the deviation).
+    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, sec. 3.2 (no division by
+    the deviation).
 
     >>> [a.tolist() for a in centred([torch.tensor([1.0, 0.0, 0.0, 0.0])])]
     [[0.75, -0.25, -0.25, -0.25]]
@@ -27,7 +30,8 @@ def centred(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group, std over all G (no correction). GRPO, arXiv:2402.03300, sec. 4.1.2.
+    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group, std over all G (no correction).
+    GRPO, arXiv:2402.03300, sec. 4.1.2.
 
     >>> [[round(x, 4) for x in a.tolist()] for a in zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])]
     [[1.732, -0.5773, -0.5773, -0.5773]]
@@ -39,7 +43,8 @@ def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
 
 
 def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO, arXiv:2402.14740. A group of one has no other: 0.
+    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO,
+    arXiv:2402.14740. A group of one has no other: 0.
 
     >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
@@ -50,7 +55,8 @@ def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean over all samples of the batch: one baseline for all prompts. REINFORCE, Williams 1992.
+    """A_i = r_i - mean over all samples of the batch: one baseline for all prompts. REINFORCE,
+    Williams 1992.
 
     >>> [a.tolist() for a in batch_centred([torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])])]
     [[0.5, 0.5], [-0.5, -0.5]]
@@ -79,10 +85,12 @@ def none(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def cloned(groups: Sequence[Rewards]) -> list[Rewards]:
-    """1 for right answers (r > 1/2); for wrong ones -k/(G - 1), k the right ones of the group. OREAL, arXiv:2502.06781.
+    """1 for right answers (r > 1/2); for wrong ones -k/(G - 1), k the right ones of the group.
+    OREAL, arXiv:2502.06781.
 
-    Its derivation weighs a failure by 1 - p, p the success rate; its preprocessing F, the leave-one-out baseline of paper and released
-    code alike, makes that -p: where success is rare a failure weighs little. This is the latter. Equal rewards give 0.
+    Its derivation weighs a failure by 1 - p, p the success rate; its preprocessing F, the
+    leave-one-out baseline of paper and released code alike, makes that -p: where success is rare a
+    failure weighs little. This is the latter. Equal rewards give 0.
 
     >>> [a.tolist() for a in cloned([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
@@ -96,7 +104,8 @@ def cloned(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def whitened(values: Float[Tensor, " m"], eps: float = 1e-8) -> Float[Tensor, " m"]:
-    """(x - mean) / (std + eps) over all M numbers, std without correction; equal numbers give exactly 0. PPO's and REINFORCE++'s normalisation.
+    """(x - mean) / (std + eps) over all M numbers, std without correction; equal numbers give
+    exactly 0. PPO's and REINFORCE++'s normalisation.
 
     >>> [round(x, 4) for x in whitened(torch.tensor([1.0, 2.0, 3.0]).double()).tolist()]
     [-1.2247, 0.0, 1.2247]

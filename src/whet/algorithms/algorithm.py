@@ -32,7 +32,8 @@ class Critic:
 
     lam: float = 0.95  # of the policy's advantages
     lam_critic: float = 0.95  # of the returns that the critic learns
-    stretch: float = 0.0  # alpha of a lambda that grows with the answer, 1 - 1 / (alpha length), in place of lam; 0: lam
+    # alpha of a lambda that grows with the answer, 1 - 1 / (alpha length), in place of lam; 0: lam
+    stretch: float = 0.0
     value_clip: float = 0.2  # 0: none
     updates: int = 4  # mini-batches of a rollout
     bootstrap: bool = (
@@ -79,12 +80,17 @@ class Algorithm:
         return ADVANTAGES[self.advantage]([torch.tensor(r, dtype=torch.float64) for r in rewards])
 
     def weights(self, lengths: Sequence[int], limit: int) -> list[float]:
-        """The weight of each token of a sequence in the loss, for the `lengths` of ALL sequences of one update.
+        """The weight of each token of a sequence in the loss, for the `lengths` of ALL sequences of
+        one update.
 
-        sequence_mean   1 / (S |o_i|)     mean over tokens, then over sequences          GRPO, arXiv:2402.03300, eq. 3
-        token_mean      1 / sum_j |o_j|   every token alike                              DAPO, arXiv:2503.14476, eq. 8
-        sum_over_limit  1 / (S limit)     a constant, so length is not rewarded           Dr. GRPO, arXiv:2503.20783, sec. 3.2
-        sum             1 / S             the log-probability of the whole answer         RLOO, arXiv:2402.14740
+        sequence_mean   1 / (S |o_i|)     mean over tokens, then over sequences          GRPO,
+        arXiv:2402.03300, eq. 3
+        token_mean      1 / sum_j |o_j|   every token alike                              DAPO,
+        arXiv:2503.14476, eq. 8
+        sum_over_limit  1 / (S limit)     a constant, so length is not rewarded           Dr. GRPO,
+        arXiv:2503.20783, sec. 3.2
+        sum             1 / S             the log-probability of the whole answer         RLOO,
+        arXiv:2402.14740
         """
         count, total = len(lengths), sum(lengths)
         match self.aggregation:
@@ -98,7 +104,9 @@ class Algorithm:
                 return [1 / count] * count
 
     def clones(self, lengths: Sequence[int], right: Sequence[bool], limit: int) -> list[float]:
-        """`clone` / (tokens of right answers) for each token of a right answer, as a multiple of its weight. VAPO, arXiv:2504.05118, sec. 4.3."""
+        """`clone` / (tokens of right answers) for each token of a right answer, as a multiple of
+        its weight. VAPO, arXiv:2504.05118, sec. 4.3.
+        """
         tokens = sum(n for n, r in zip(lengths, right, strict=True) if r)
         weights = self.weights(lengths, limit)
         return [
@@ -121,7 +129,9 @@ class Algorithm:
 
     @property
     def only_advantage(self) -> bool:
-        """Whether a sample with advantage 0 adds nothing to the gradient, so that it need not reach the model."""
+        """Whether a sample with advantage 0 adds nothing to the gradient, so that it need not reach
+        the model.
+        """
         return not (self.needs_reference or self.entropy or self.clone or self.tau)
 
     @property
@@ -136,7 +146,9 @@ class Algorithm:
         batch: PolicyBatch,
         logp_ref: Tensor | None = None,
     ) -> Float[Tensor, " m"]:
-        """Per token [M]; the batch's weights, and nothing else, reduce it. Raises ValueError where a reference is missing."""
+        """Per token [M]; the batch's weights, and nothing else, reduce it. Raises ValueError where
+        a reference is missing.
+        """
         if self.ratio == "none":
             loss = policy_gradient(logp, batch.advantage)
         elif self.ratio == "weight":
@@ -165,7 +177,9 @@ class Algorithm:
         return log_ratio(logp, batch.logp_old)
 
     def clipped(self, logp: Tensor, batch: PolicyBatch) -> Tensor:
-        """True [M] where the clip removes the gradient, or bounds the weight; never without a ratio."""
+        """True [M] where the clip removes the gradient, or bounds the weight; never without a
+        ratio.
+        """
         if self.ratio == "none":
             return torch.zeros_like(logp, dtype=torch.bool)
         rho = self.log_ratio(logp, batch)

@@ -1,6 +1,8 @@
-"""Samples -> one packed batch. No padding: sequences stand behind one another, and `starts` says where each begins.
+"""Samples -> one packed batch. No padding: sequences stand behind one another, and `starts` says
+where each begins.
 
-What a loss reads exists for the M chosen tokens only, so prompts, tool output and padding cannot reach it, whatever they hold.
+What a loss reads exists for the M chosen tokens only, so prompts, tool output and padding cannot
+reach it, whatever they hold.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,8 @@ LAYOUT = ("tokens", "positions", "starts", "chosen", "sequence")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """S sequences of N tokens in all, of which the policy chose M. `chosen` [M] are their indices in the pack, `sequence` [M] the sequence of each.
+    """S sequences of N tokens in all, of which the policy chose M. `chosen` [M] are their indices
+    in the pack, `sequence` [M] the sequence of each.
 
     Every field that a subclass adds is [M], a number for each chosen token.
     """
@@ -48,11 +51,14 @@ class Pack:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def seams(self) -> list[int]:
-        """Sequences [..] at which a micro-batch may begin, and S: any, unless a loss reads several together."""
+        """Sequences [..] at which a micro-batch may begin, and S: any, unless a loss reads several
+        together.
+        """
         return list(range(self.sequences + 1))
 
     def split(self, tokens: int) -> Iterator[Self]:
-        """Micro-batches of whole sequences, at most `tokens` tokens each (what is longer and cannot be split stands alone).
+        """Micro-batches of whole sequences, at most `tokens` tokens each (what is longer and cannot
+        be split stands alone).
 
         Weights travel along, so sums over micro-batches equal the sum over the batch.
         """
@@ -104,7 +110,9 @@ class ValueBatch(Pack):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankedBatch(Pack):
-    """What a loss over pairs of responses to one prompt reads. Sequences of one ranking stand behind one another and are never split."""
+    """What a loss over pairs of responses to one prompt reads. Sequences of one ranking stand
+    behind one another and are never split.
+    """
 
     group: Int[Tensor, " m"]  # the ranking that the token's sequence belongs to
     rank: Int[Tensor, " m"]  # 0 is the best
@@ -132,8 +140,9 @@ def pack(
 ) -> PolicyBatch:
     """One batch of the S samples.
 
-    `weights` and `clones` [S] hold for every chosen token of a sample; so does an advantage, unless it is an array with one
-    number for each. Raises ValueError where the lengths differ or nothing is left to pack.
+    `weights` and `clones` [S] hold for every chosen token of a sample; so does an advantage, unless
+    it is an array with one number for each. Raises ValueError where the lengths differ or nothing
+    is left to pack.
     """
     if not samples:
         raise ValueError("pack: no samples")

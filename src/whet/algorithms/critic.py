@@ -1,7 +1,8 @@
-"""What a critic does: from rewards and values of tokens to advantages, and the loss its values are trained with.
+"""What a critic does: from rewards and values of tokens to advantages, and the loss its values are
+trained with.
 
-A token's value is what the critic expects of the state *before* it. All functions work on packs: [M] numbers for the tokens the policy
-chose, `sequence` [M] naming the sequence of each, in order.
+A token's value is what the critic expects of the state *before* it. All functions work on packs:
+[M] numbers for the tokens the policy chose, `sequence` [M] naming the sequence of each, in order.
 """
 
 import torch
@@ -19,10 +20,11 @@ def gae(
     gamma: float,
     lam: Tensor,
 ) -> M:
-    """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t. GAE, arXiv:1506.02438, eq. 16.
+    """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t. GAE,
+    arXiv:1506.02438, eq. 16.
 
-    `after` [S] is the value of the state behind each sequence's last token: 0 where the answer ended, the critic's word where it was
-    cut off. `lam` [S], one for each sequence. Returns [M].
+    `after` [S] is the value of the state behind each sequence's last token: 0 where the answer
+    ended, the critic's word where it was cut off. `lam` [S], one for each sequence. Returns [M].
 
     >>> one = torch.tensor([0, 0])
     >>> A = gae(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.25]), torch.tensor([0.0]), one, 1.0, torch.tensor([0.5]))
@@ -64,7 +66,8 @@ def returns_to_go(rewards: M, sequence: Int[Tensor, " m"], gamma: float) -> M:
 
 
 def adaptive_lambda(lengths: Int[Tensor, " s"], alpha: float) -> Float[Tensor, " s"]:
-    """lam = 1 - 1 / (alpha l) for an answer of l tokens, not below 0: long answers look further ahead. VAPO, arXiv:2504.05118, sec. 4.2.
+    """lam = 1 - 1 / (alpha l) for an answer of l tokens, not below 0: long answers look further
+    ahead. VAPO, arXiv:2504.05118, sec. 4.2.
 
     >>> [round(x, 4) for x in adaptive_lambda(torch.tensor([10, 40, 1000]), 0.05).tolist()]
     [0.0, 0.5, 0.98]
@@ -73,9 +76,11 @@ def adaptive_lambda(lengths: Int[Tensor, " s"], alpha: float) -> Float[Tensor, "
 
 
 def value_loss(values: M, target: M, old: M, clip: float) -> M:
-    """(V - R)^2 / 2 per token; with clip > 0 the larger of it and that of V held within `clip` of `old`. arXiv:2005.12729, sec. 3.
+    """(V - R)^2 / 2 per token; with clip > 0 the larger of it and that of V held within `clip` of
+    `old`. arXiv:2005.12729, sec. 3.
 
-    The larger: a value that has already moved by more than `clip` towards its target gets no further gradient.
+    The larger: a value that has already moved by more than `clip` towards its target gets no
+    further gradient.
 
     >>> V, R, old = torch.tensor([0.5, 0.1]), torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])
     >>> [round(x, 4) for x in value_loss(V, R, old, 0.2).tolist()]
@@ -91,7 +96,8 @@ def value_loss(values: M, target: M, old: M, clip: float) -> M:
 
 
 def explained_variance(values: M, target: M) -> float:
-    """1 - var(R - V) / var(R): 1 for a perfect critic, 0 for a constant, negative for one that misleads. 0 where all R are equal.
+    """1 - var(R - V) / var(R): 1 for a perfect critic, 0 for a constant, negative for one that
+    misleads. 0 where all R are equal.
 
     >>> explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
     1.0
@@ -103,7 +109,8 @@ def explained_variance(values: M, target: M) -> float:
 def token_reward_loss(
     w: M, sequence: Int[Tensor, " m"], right: Float[Tensor, " s"]
 ) -> Float[Tensor, " s"]:
-    """Binary cross-entropy of sigmoid(mean_t w_t) [S] against whether the answer was right. OREAL, arXiv:2502.06781.
+    """Binary cross-entropy of sigmoid(mean_t w_t) [S] against whether the answer was right. OREAL,
+    arXiv:2502.06781.
 
     >>> token_reward_loss(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.0])).tolist()
     [0.6931471824645996, 2.1269280910491943]
@@ -116,7 +123,8 @@ def token_reward_loss(
 
 
 def token_weights(w: M, right: M) -> M:
-    """max(2 sigmoid(w) - 1, 0) for tokens of right answers, max(1 - 2 sigmoid(w), 0) for those of wrong ones. OREAL, arXiv:2502.06781.
+    """max(2 sigmoid(w) - 1, 0) for tokens of right answers, max(1 - 2 sigmoid(w), 0) for those of
+    wrong ones. OREAL, arXiv:2502.06781.
 
     >>> w = torch.tensor([1.0, -1.0, 1.0, -1.0])
     >>> [round(x, 4) for x in token_weights(w, torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist()]

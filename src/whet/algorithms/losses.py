@@ -1,4 +1,5 @@
-"""Per-token policy losses: [M] in, [M] out. No model, no config, no reduction (weights are the batch's).
+"""Per-token policy losses: [M] in, [M] out. No model, no config, no reduction (weights are the
+batch's).
 
 Where a loss works on whole answers, `sequence` [M] names the answer of each token.
 """
@@ -29,7 +30,8 @@ def log_ratio(logp: M, logp_old: M) -> M:
 
 
 def sequence_log_ratio(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
-    """log s_i = (1/|o_i|) sum_t log rho_it, for each token of o_i: the geometric mean of its ratios. GSPO, arXiv:2507.18071, eq. 7.
+    """log s_i = (1/|o_i|) sum_t log rho_it, for each token of o_i: the geometric mean of its
+    ratios. GSPO, arXiv:2507.18071, eq. 7.
 
     >>> sequence_log_ratio(torch.tensor([1.0, 2.0, 5.0]), torch.zeros(3), torch.tensor([0, 0, 1])).tolist()
     [1.5, 1.5, 5.0]
@@ -50,7 +52,8 @@ def sequence_sum(x: M, sequence: Int[Tensor, " m"]) -> M:
 
 
 def clipped(log_rho: M, advantage: M, low: float, high: float) -> M:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A). PPO, arXiv:1707.06347, eq. 7; low != high: DAPO, arXiv:2503.14476, eq. 8.
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A). PPO, arXiv:1707.06347, eq. 7; low != high: DAPO,
+    arXiv:2503.14476, eq. 8.
 
     `min` whatever the sign of A: the clip only ever removes an incentive to move further away.
 
@@ -63,7 +66,8 @@ def clipped(log_rho: M, advantage: M, low: float, high: float) -> M:
 
 
 def clip_acts(log_rho: M, advantage: M, low: float, high: float) -> Tensor:
-    """True [M] where the clip removes the gradient: rho above 1 + high with A > 0, or below 1 - low with A < 0.
+    """True [M] where the clip removes the gradient: rho above 1 + high with A > 0, or below 1 - low
+    with A < 0.
 
     >>> clip_acts(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), 0.2, 0.28).tolist()
     [True, False]
@@ -73,7 +77,8 @@ def clip_acts(log_rho: M, advantage: M, low: float, high: float) -> Tensor:
 
 
 def weighted(logp: M, log_rho: M, advantage: M, low: float, high: float) -> M:
-    """-sg(clip(rho, 1 - low, 1 + high)) A log pi: the ratio is a bounded weight, and no token loses its gradient. CISPO, arXiv:2506.13585, eq. 4.
+    """-sg(clip(rho, 1 - low, 1 + high)) A log pi: the ratio is a bounded weight, and no token loses
+    its gradient. CISPO, arXiv:2506.13585, eq. 4.
 
     >>> logp = torch.tensor([-2.0, -2.0], requires_grad=True)
     >>> loss = weighted(logp, logp + torch.tensor([5.0, 2.0]), torch.tensor([1.0, 1.0]), 1.0, 3.0)
@@ -84,8 +89,8 @@ def weighted(logp: M, log_rho: M, advantage: M, low: float, high: float) -> M:
 
 
 def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
-    """(log pi(o)/pi_old(o))^2 / 2 of the whole answer, shared out over its tokens: they sum to it, and so do their gradients.
-    Kimi k1.5, arXiv:2501.12599, eq. 3.
+    """(log pi(o)/pi_old(o))^2 / 2 of the whole answer, shared out over its tokens: they sum to it,
+    and so do their gradients. Kimi k1.5, arXiv:2501.12599, eq. 3.
 
     >>> proximal(torch.tensor([1.0, 2.0]), torch.zeros(2), torch.tensor([0, 0])).tolist()
     [1.5, 3.0]
@@ -97,7 +102,8 @@ def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
 def pairs(
     group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """(better, worse): the indices of all P pairs of one group and unequal rank, K (K - 1) / 2 of K ranked responses.
+    """(better, worse): the indices of all P pairs of one group and unequal rank, K (K - 1) / 2 of K
+    ranked responses.
 
     >>> [x.tolist() for x in pairs(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 0, 1, 0, 0]))]
     [[1, 1, 2], [0, 2, 0]]
@@ -110,8 +116,9 @@ def pairs(
 def bradley_terry(
     score: Float[Tensor, " s"], group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
 ) -> Float[Tensor, " s"]:
-    """-log sigmoid(score of the better - score of the worse), each pair shared out over its better response [S]; a group's pairs are
-    averaged, so that K ranked responses weigh as much as two. InstructGPT, arXiv:2203.02155, eq. 1.
+    """-log sigmoid(score of the better - score of the worse), each pair shared out over its better
+    response [S]; a group's pairs are averaged, so that K ranked responses weigh as much as two.
+    InstructGPT, arXiv:2203.02155, eq. 1.
 
     With score = beta log pi(o) / pi_ref(o) it is the loss of DPO, arXiv:2305.18290, eq. 7.
 

@@ -1,8 +1,8 @@
 """ONE TABLE: every algorithm a row of choices, so that how they differ is read at a glance.
 
-A row decides: where the advantage comes from, whether and how the importance ratio is clipped, how tokens are weighted
-against one another, which KL holds the policy near its reference, and which groups are trained on. Cells not named hold
-`Algorithm`'s own values (row.py says what each means).
+A row decides: where the advantage comes from, whether and how the importance ratio is clipped, how
+tokens are weighted against one another, which KL holds the policy near its reference, and which
+groups are trained on. Cells not named hold `Algorithm`'s own values (row.py says what each means).
 """
 
 from collections.abc import Mapping

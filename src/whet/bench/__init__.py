@@ -1,1 +1,3 @@
-"""Speed beside the peers: the same work, done by each side in a process of its own (docs/performance.md)."""
+"""Speed beside the peers: the same work, done by each side in a process of its own
+(docs/performance.md).
+"""

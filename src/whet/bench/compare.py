@@ -24,7 +24,9 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """rounds: processes of each side, in turn; steps: of each process, the first of which is left out."""
+    """rounds: processes of each side, in turn; steps: of each process, the first of which is left
+    out.
+    """
 
     works: Sequence[Work]
     size: str = "5M"
@@ -149,7 +151,9 @@ def _ratio(sides: dict[str, Any], above: str, below: str, what: str) -> float | 
 
 
 def figures(reports: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{phase: median and range in seconds}, memory in MiB; the first step of each process is left out."""
+    """{phase: median and range in seconds}, memory in MiB; the first step of each process is left
+    out.
+    """
     steps = [s for r in reports for s in (r["steps"][1:] or r["steps"])]
     told = {key: spread([s[key] for s in steps]) for key in steps[0]}
     return told | {"memory": spread([r["memory"] for r in reports])}

@@ -1,4 +1,6 @@
-"""The machine's limit: the FLOPs and bytes of a work over the rate of large matrix products and of reading memory, both measured."""
+"""The machine's limit: the FLOPs and bytes of a work over the rate of large matrix products and of
+reading memory, both measured.
+"""
 
 import statistics
 import time
@@ -41,8 +43,10 @@ def layers(shape: ModelConfig) -> int:
 
 
 def sampling(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
-    """Seconds that a step's answers take at least: every token through every matrix, weights read once a token index, each token's
-    keys and values read by all later ones of its answer, a prompt's once for its group."""
+    """Seconds that a step's answers take at least: every token through every matrix, weights read
+    once a token index, each token's keys and values read by all later ones of its answer, a
+    prompt's once for its group.
+    """
     shape = work.shape(size)
     matrices = layers(shape) + shape.hidden * shape.vocab
     a_token = 2 * shape.layers * shape.kv_heads * shape.head_dim  # keys and values, numbers
@@ -59,8 +63,10 @@ def sampling(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
 
 
 def update(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
-    """Seconds that a step's training takes at least: forward and twice that backward over what has signal, a prompt once for its group;
-    the reference forward only; attention's products; AdamW's seven numbers a weight."""
+    """Seconds that a step's training takes at least: forward and twice that backward over what has
+    signal, a prompt once for its group; the reference forward only; attention's products; AdamW's
+    seven numbers a weight.
+    """
     shape = work.shape(size)
     lengths = work.lengths(step).reshape(work.prompts, work.samples)
     lengths = lengths[round(work.silent * work.prompts) :] if not work.beta else lengths

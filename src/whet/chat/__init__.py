@@ -19,12 +19,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 class Chat:
     """What turns messages into a prompt's tokens and a completion's tokens into text.
 
-    What a message says never becomes a special token: only the template writes those. For messages that do not spell
-    one out, the ids equal those of transformers' apply_chat_template.
+    What a message says never becomes a special token: only the template writes those. For messages
+    that do not spell one out, the ids equal those of transformers' apply_chat_template.
 
-    eos: every id that ends a turn. turn_end: the one that the template ends the assistant's turn with. bos: None where
-    there is none. pad: eos where there is none. vocab: the largest id + 1 (a model may have more rows). special: {text:
-    id}. note: what the user should know about this tokenizer, else "".
+    eos: every id that ends a turn. turn_end: the one that the template ends the assistant's turn
+    with. bos: None where
+    there is none. pad: eos where there is none. vocab: the largest id + 1 (a model may have more
+    rows). special: {text: id}. note: what the user should know about this tokenizer, else "".
     """
 
     def __init__(self, held: files.Files) -> None:
@@ -60,16 +61,19 @@ class Chat:
         words: tuple[str, ...] = ("<think>", "</think>"),
         template: str | None = None,
     ) -> "Chat":
-        """A tokenizer from nothing: a token for each character, for each word, and <bos> and <eos> (which also pads).
+        """A tokenizer from nothing: a token for each character, for each word, and <bos> and <eos>
+        (which also pads).
 
-        The first two words open and close thinking; `template` replaces the one that `files.direct` describes. Raises
-        DataError for an empty alphabet or words that clash.
+        The first two words open and close thinking; `template` replaces the one that `files.direct`
+        describes. Raises DataError for an empty alphabet or words that clash.
         """
         return cls(files.of_characters(alphabet, words, template))
 
     @classmethod
     def load(cls, directory: Path) -> "Chat":
-        """The tokenizer of a directory in Hugging Face's format. Raises ModelError for what is missing or broken."""
+        """The tokenizer of a directory in Hugging Face's format. Raises ModelError for what is
+        missing or broken.
+        """
         held = files.read(Path(directory))
         try:
             return cls(held)
@@ -77,7 +81,9 @@ class Chat:
             raise ModelError(f"{directory}: {failure}") from None
 
     def save(self, directory: Path) -> None:
-        """Writes the files that were loaded, each whole or not at all. generation_config.json lists all of `eos`."""
+        """Writes the files that were loaded, each whole or not at all. generation_config.json lists
+        all of `eos`.
+        """
         texts = dict(self._files.texts)
         if files.GENERATION in texts and set(self._files.ends) != set(self.eos):
             kept = {**self._files.generation, "eos_token_id": list(self.eos)}
@@ -107,10 +113,11 @@ class Chat:
         add_generation_prompt: bool = True,
         template: str | None = None,
     ) -> list[int]:
-        """Ids [n] of the messages under the chat template, which gets `enable_thinking` where `thinking` is not None.
+        """Ids [n] of the messages under the chat template, which gets `enable_thinking` where
+        `thinking` is not None.
 
-        Raises DataError for a message without role or content and for characters that the tokenizer does not have;
-        ModelError where the template is broken or refuses the messages.
+        Raises DataError for a message without role or content and for characters that the tokenizer
+        does not have; ModelError where the template is broken or refuses the messages.
         """
         text, originals = self._rendered(
             messages, thinking, add_generation_prompt, template or self.template
@@ -118,7 +125,9 @@ class Chat:
         return self._words.encode_rendered(text, originals)
 
     def demand_switch(self) -> None:
-        """Raises ModelError where the chat template asks the same whether `enable_thinking` is on or off."""
+        """Raises ModelError where the chat template asks the same whether `enable_thinking` is on
+        or off.
+        """
         asked = ({"role": "user", "content": "ask"},)
         if self._rendered(asked, True, True, self.template) == self._rendered(
             asked, False, True, self.template
@@ -129,11 +138,15 @@ class Chat:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids [n] of a text as data: never a special token. Raises DataError for a character it has no token for."""
+        """Ids [n] of a text as data: never a special token. Raises DataError for a character it has
+        no token for.
+        """
         return self._words.encode(text)
 
     def response(self, text: str) -> list[int]:
-        """Ids [n + 1] of an answer that follows a prompt, the end of the turn included. Raises as `encode` does."""
+        """Ids [n + 1] of an answer that follows a prompt, the end of the turn included. Raises as
+        `encode` does.
+        """
         return [*self._words.encode(text, first=False), self.turn_end]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -170,7 +183,9 @@ class Chat:
         return template.render(source, safe, names), originals
 
     def _template_end(self) -> int | None:
-        """The special token that the template writes after what the assistant says; None where it writes none."""
+        """The special token that the template writes after what the assistant says; None where it
+        writes none.
+        """
         asked = ({"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"})
         try:
             text, _ = self._rendered(asked, None, False, self.template)

@@ -53,7 +53,9 @@ class Files:
 
     @property
     def template(self) -> str | None:
-        """The chat template: chat_template.jinja, else the configuration's, else chat_template.json's."""
+        """The chat template: chat_template.jinja, else the configuration's, else
+        chat_template.json's.
+        """
         if JINJA in self.texts:
             return self.texts[JINJA]
         inner = json.loads(self.texts[JINJA_JSON]) if JINJA_JSON in self.texts else {}
@@ -67,7 +69,9 @@ class Files:
 
     @property
     def ends(self) -> list[int]:
-        """generation_config.json's eos_token_id, as a list. Raises ModelError where they are no ids."""
+        """generation_config.json's eos_token_id, as a list. Raises ModelError where they are no
+        ids.
+        """
         value = self.generation.get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(i) is int and i >= 0 for i in ids):
@@ -114,7 +118,9 @@ def read(directory: Path) -> Files:
 
 
 def write(directory: Path, texts: dict[str, str]) -> None:
-    """Each text into its file, whole or not at all. Raises ModelError where the directory cannot be written."""
+    """Each text into its file, whole or not at all. Raises ModelError where the directory cannot be
+    written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -126,7 +132,8 @@ def write(directory: Path, texts: dict[str, str]) -> None:
 
 
 def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -> Files:
-    """Files of a tokenizer whose tokens are <bos>, <eos>, the words and the alphabet's characters, in this order.
+    """Files of a tokenizer whose tokens are <bos>, <eos>, the words and the alphabet's characters,
+    in this order.
 
     Raises DataError for an empty alphabet and for words that are empty or clash.
     """
@@ -167,9 +174,11 @@ def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -
 
 
 def direct(words: tuple[str, ...]) -> str:
-    """A template for tiny models: <bos>, then the contents as they are; <eos> ends what the assistant says.
+    """A template for tiny models: <bos>, then the contents as they are; <eos> ends what the
+    assistant says.
 
-    With enable_thinking false the answer is begun with the words, such as <think></think>: nothing was thought.
+    With enable_thinking false the answer is begun with the words, such as <think></think>: nothing
+    was thought.
     """
     shut = json.dumps("".join(words[:2]), ensure_ascii=False)
     return (

@@ -14,8 +14,8 @@ _LOST = "\ufffd"  # what decoders write for bytes that are not UTF-8
 class Pieces:
     """Splits the text of a token sequence, special tokens included, into one piece a token.
 
-    The pieces' concatenation is the decoder's text of the whole. A character whose bytes are spread over several tokens
-    stands at the token that completes it; the tokens before have empty pieces.
+    The pieces' concatenation is the decoder's text of the whole. A character whose bytes are spread
+    over several tokens stands at the token that completes it; the tokens before have empty pieces.
     """
 
     def __init__(self, layout: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -48,7 +48,9 @@ class Pieces:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def _by_itself(self, token: int) -> str | None:
-        """The text of a token whose neighbours cannot change it; None for parts of a character, and for what is no token."""
+        """The text of a token whose neighbours cannot change it; None for parts of a character, and
+        for what is no token.
+        """
         if token not in self._alone:
             text = self._tokenizer.id_to_token(int(token))
             if self._plain:
@@ -76,7 +78,9 @@ class Pieces:
         return self._known[token]
 
     def _by_prefix(self, tokens: Sequence[int]) -> list[str]:
-        """The difference between the text of a window with a unit (a token, or a run of bytes) and without it."""
+        """The difference between the text of a window with a unit (a token, or a run of bytes) and
+        without it.
+        """
         pieces: list[str] = []
         begin = end = 0  # tokens[begin:end] have their pieces and are the window's context
         for _, stop, run in self._units(tokens):
@@ -90,7 +94,9 @@ class Pieces:
         return pieces
 
     def _units(self, tokens: Sequence[int]) -> Iterator[tuple[int, int, bytes]]:
-        """(start, stop, bytes): a decoder reads neighbouring byte tokens, <0xE2>, as one; b"" for any other token."""
+        """(start, stop, bytes): a decoder reads neighbouring byte tokens, <0xE2>, as one; b"" for
+        any other token.
+        """
         spelled = [_BYTE.fullmatch(self._tokenizer.id_to_token(int(t)) or "") for t in tokens]
         start = 0
         while start < len(tokens):
@@ -108,7 +114,9 @@ def _joined(texts: list[str], between: str) -> list[str]:
 
 
 def _spread(text: str, run: bytes) -> list[str]:
-    """The text of a run of bytes over its tokens; a run that is not UTF-8 has one replacement character a byte."""
+    """The text of a run of bytes over its tokens; a run that is not UTF-8 has one replacement
+    character a byte.
+    """
     if text == _LOST * len(run):
         return list(text)
     join = codecs.getincrementaldecoder("utf-8")("replace")
@@ -116,7 +124,9 @@ def _spread(text: str, run: bytes) -> list[str]:
 
 
 def _byte_of() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order."""
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100
+    and on, in order.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in plain}
     return table | {

@@ -49,7 +49,9 @@ class _Steps:
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}`: marks what the assistant says; here only its body counts."""
+    """`{% generation %}` … `{% endgeneration %}`: marks what the assistant says; here only its body
+    counts.
+    """
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance's)
 
@@ -70,7 +72,9 @@ class _Names(Namespace):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as chat templates expect it: no file, no import, no attribute of Python's, a bound on work and on size."""
+    """Jinja as chat templates expect it: no file, no import, no attribute of Python's, a bound on
+    work and on size.
+    """
 
     intercepted_binops = frozenset({"+", "*", "**"})
 
@@ -178,8 +182,9 @@ def _pieces(source: str, names: dict[str, Any]) -> Iterator[str]:
 def render(source: str, messages: Sequence[Message], names: dict[str, Any]) -> str:
     """The text that the template `source` makes of the messages.
 
-    `names` are the template's other variables (bos_token, add_generation_prompt, …). Raises ModelError, in one line,
-    where the template is not valid, refuses the messages, or works or writes without end.
+    `names` are the template's other variables (bos_token, add_generation_prompt, …). Raises
+    ModelError, in one line, where the template is not valid, refuses the messages, or works or
+    writes without end.
     """
     try:
         return "".join(

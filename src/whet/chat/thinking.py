@@ -1,4 +1,6 @@
-"""Thinking as text: what a prompt has begun of it because of the template's switch, and what is left to say then."""
+"""Thinking as text: what a prompt has begun of it because of the template's switch, and what is
+left to say then.
+"""
 
 import re
 
@@ -9,7 +11,8 @@ _BEGUN = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
 def begun(rendered: str) -> str:
-    """The thinking with which a rendered prompt ends, open or shut and empty; "" where it ends otherwise.
+    """The thinking with which a rendered prompt ends, open or shut and empty; "" where it ends
+    otherwise.
 
     >>> begun("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"), begun("2+2=<think>"), begun("<think>2</think>")
     ('<think>\\n\\n</think>\\n\\n', '<think>', '')
@@ -19,10 +22,11 @@ def begun(rendered: str) -> str:
 
 
 def left(prompt: Prompt, response: str) -> str:
-    """What of a whole answer follows the prompt: all but what the prompt has begun; with thinking off all but the thinking.
+    """What of a whole answer follows the prompt: all but what the prompt has begun; with thinking
+    off all but the thinking.
 
-    An answer that does not repeat what the prompt has opened is what follows it already. Raises DataError where nothing
-    follows the thinking.
+    An answer that does not repeat what the prompt has opened is what follows it already. Raises
+    DataError where nothing follows the thinking.
     """
     if prompt.begun and response.startswith(prompt.begun):
         return response[len(prompt.begun) :]

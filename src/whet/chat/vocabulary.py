@@ -22,14 +22,16 @@ _TAG = r"/?[A-Za-z][A-Za-z0-9_-]*"
 class Vocabulary:
     """A `tokenizers.Tokenizer` that never reads a special token out of a text.
 
-    special: {text: id} of the tokens that only a template, or the policy, may write. size: largest id + 1.
-    Nothing in it changes after construction, so threads may share it.
+    special: {text: id} of the tokens that only a template, or the policy, may write. size: largest
+    id + 1. Nothing in it changes after construction, so threads may share it.
     """
 
     def __init__(
         self, source: str, named: Iterable[str] = (), where: str = "tokenizer.json"
     ) -> None:
-        """`source` is tokenizer.json's text; `named` further texts that are special. Raises ModelError."""
+        """`source` is tokenizer.json's text; `named` further texts that are special. Raises
+        ModelError.
+        """
         layout = _parsed(source, where)
         self._first = _tokenizer(layout, named, where)
         self._rest = (
@@ -58,9 +60,11 @@ class Vocabulary:
         return self._first.token_to_id(text)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
-        """Ids [n] of a text as data: no special token among them. `first`: nothing stands before it.
+        """Ids [n] of a text as data: no special token among them. `first`: nothing stands before
+        it.
 
-        Raises DataError naming a character that the vocabulary does not hold, or half of a surrogate pair.
+        Raises DataError naming a character that the vocabulary does not hold, or half of a
+        surrogate pair.
         """
         tokenizer = self._first if first else self._rest
         try:
@@ -97,7 +101,9 @@ class Vocabulary:
         return ids
 
     def specials(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """(begin, end, id) of each special token written in the text, with the white space that it swallows."""
+        """(begin, end, id) of each special token written in the text, with the white space that it
+        swallows.
+        """
         past = 0
         for match in self._found.finditer(text) if self._found else ():
             token, (begin, end) = self._added[match.group()], match.span()
@@ -112,11 +118,12 @@ class Vocabulary:
                 yield begin, end, self.special[token.content]
 
     def disguise(self, texts: Sequence[str], template: str) -> tuple[list[str], dict[int, str]]:
-        """The texts with whatever could become a special token replaced by stand-ins, and what the stand-ins mean.
+        """The texts with whatever could become a special token replaced by stand-ins, and what the
+        stand-ins mean.
 
-        A stand-in is one private-use character for one character, found neither in the texts nor in the template; it
-        stands for the first character of special tokens, except where a harmless tag such as <think> begins, which
-        templates look for.
+        A stand-in is one private-use character for one character, found neither in the texts nor in
+        the template; it stands for the first character of special tokens, except where a harmless
+        tag such as <think> begins, which templates look for.
         """
         if self._hazard is None or not any(self._hazard.search(t) for t in texts):
             return list(texts), {}
@@ -182,7 +189,9 @@ def _tokenizer(layout: Json, named: Iterable[str], where: str) -> Tokenizer:
 
 
 def _without_prefix(layout: Json) -> Json | None:
-    """The same tokenizer for a text that something stands before; None where that makes no difference."""
+    """The same tokenizer for a text that something stands before; None where that makes no
+    difference.
+    """
     whole = json.dumps(layout.get("pre_tokenizer"))
     inner = whole.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
     return {**layout, "pre_tokenizer": json.loads(inner)} if inner != whole else None
@@ -197,7 +206,9 @@ def _closed(layout: Json) -> bool:
 
 
 def _hazard(special: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Finds the characters to disguise: each that begins a special token's text, and each sign that could begin one."""
+    """Finds the characters to disguise: each that begins a special token's text, and each sign that
+    could begin one.
+    """
     if not special:
         return None
     words = "|".join(map(re.escape, special))

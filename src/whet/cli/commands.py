@@ -88,7 +88,9 @@ def one_run(recipe: config.Recipe, directory: Path, way: Way) -> dict[str, Any]:
 
 @contextmanager
 def stopping() -> Iterator[Event]:
-    """Within it, the first Ctrl-C or SIGTERM sets the event, which asks a run to keep its step and stop; a second ends the program at once."""
+    """Within it, the first Ctrl-C or SIGTERM sets the event, which asks a run to keep its step and
+    stop; a second ends the program at once.
+    """
     stop = Event()
 
     def asked(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,6 @@
-"""The command line. Mistakes that a user can mend are one line and exit code 2; `--debug` shows the traceback."""
+"""The command line. Mistakes that a user can mend are one line and exit code 2; `--debug` shows the
+traceback.
+"""
 
 import argparse
 import errno
@@ -51,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch has no class of its own for a CPU's memory, and is not imported only to ask for the GPU's."""
+    """torch has no class of its own for a CPU's memory, and is not imported only to ask for the
+    GPU's.
+    """
     return (
         isinstance(error, MemoryError)
         or "allocate memory" in str(error)

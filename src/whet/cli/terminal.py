@@ -1,4 +1,6 @@
-"""What a person sees in the terminal: a bar a stage with the numbers that matter, warnings, the table at the end."""
+"""What a person sees in the terminal: a bar a stage with the numbers that matter, warnings, the
+table at the end.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +37,9 @@ SHOWN = {
 
 
 class Terminal:
-    """Draws a run on a rich console; where that is no terminal, plain lines at every tenth of a stage."""
+    """Draws a run on a rich console; where that is no terminal, plain lines at every tenth of a
+    stage.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -83,12 +87,16 @@ def number(value: float | None, form: str = "{:.1f}") -> str:
 
 
 def switched(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """How the thinking switch stood and the figures: once with "" where it was left alone, else on and off."""
+    """How the thinking switch stood and the figures: once with "" where it was left alone, else on
+    and off.
+    """
     return list(measured["thinking"].items()) if "thinking" in measured else [("", measured)]
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
-    """Stage by stage: accuracy with its 95 % interval, length, truncation, time; a line each with thinking on and off."""
+    """Stage by stage: accuracy with its 95 % interval, length, truncation, time; a line each with
+    thinking on and off.
+    """
     title = f"{summary['name']} · task {summary['task']} · seed {summary['seed']}"
     table = Table(title=title, title_justify="left", pad_edge=False)
     rows = [(stage, *row) for stage in summary["stages"] for row in switched(stage)]

@@ -15,7 +15,9 @@ from whet.errors import RecipeError, did_you_mean
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in `path` with `key=value` overrides (`seed=3`, `stage.rl.steps=10`). Raises RecipeError."""
+    """The recipe in `path` with `key=value` overrides (`seed=3`, `stage.rl.steps=10`). Raises
+    RecipeError.
+    """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

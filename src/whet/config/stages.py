@@ -86,7 +86,8 @@ class RL(Trained, Makes, Draws):
     kind: Literal["rl"]
     algorithm: str = "dr_grpo"
     override: dict[str, Any] = {}  # cells of the algorithm's row
-    reference: str = "start"  # what a KL holds the policy to, or the teacher: start | a stage | a directory or Hub id
+    # what a KL holds the policy to, or the teacher: start | a stage | a directory or Hub id
+    reference: str = "start"
     critic: Critic | None = None  # the policy's settings where not given
     pool: Positive | None = (
         None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
@@ -97,7 +98,9 @@ class RL(Trained, Makes, Draws):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     ahead: Literal[0, 1] = (
-        0  # steps that sampling runs ahead of the updates: the next answers are drawn while these are scored
+        # steps that sampling runs ahead of the updates: the next answers are drawn while these are
+        # scored
+        0
     )
     draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
     max_errors: Share = 0.2  # of a step's scores, above which the run stops
@@ -118,8 +121,9 @@ class Reject(Draws):
 class Rank(Draws):
     """Draws samples and ranks them, as data for a later reward_model or dpo stage.
 
-    by task: its rule, a labeller's noise included; reward: the reward's value; length: each problem's shortest right answer before
-    its wrong answers that are longer and its right ones of at least `longer` times the length (Kimi k1.5, arXiv:2501.12599, sec. 2.4).
+    by task: its rule, a labeller's noise included; reward: the reward's value; length: each
+    problem's shortest right answer before its wrong answers that are longer and its right ones of
+    at least `longer` times the length (Kimi k1.5, arXiv:2501.12599, sec. 2.4).
     """
 
     kind: Literal["rank"]
@@ -130,7 +134,9 @@ class Rank(Draws):
 
 
 class RewardModel(Trained):
-    """A scalar head on the starting model, trained on ranked responses (InstructGPT, arXiv:2203.02155, eq. 1)."""
+    """A scalar head on the starting model, trained on ranked responses (InstructGPT,
+    arXiv:2203.02155, eq. 1).
+    """
 
     kind: Literal["reward_model"]
     data: str  # a rank stage's name | a JSONL or Parquet file | hf:OWNER/NAME

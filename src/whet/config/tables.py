@@ -62,7 +62,8 @@ class Model(Table):
     """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing.
 
     `recompute`: in training a layer's activations are not kept but made again in the backward pass.
-    `threads` on a CPU; 0: one for models of up to 2 million parameters, whose operations are too small to share, else all.
+    `threads` on a CPU; 0: one for models of up to 2 million parameters, whose operations are too
+    small to share, else all.
     """
 
     path: str | None = None
@@ -85,14 +86,18 @@ class Task(BaseModel):
 
 
 class Ask(Table):
-    """How a problem becomes a prompt: an optional system message, and the template's thinking switch."""
+    """How a problem becomes a prompt: an optional system message, and the template's thinking
+    switch.
+    """
 
     system: str | None = None
     thinking: Thinking = None
 
 
 class Reward(BaseModel):
-    """One part of the reward: `task` (the task's own verifier), a built-in, or your own `module:function`."""
+    """One part of the reward: `task` (the task's own verifier), a built-in, or your own
+    `module:function`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "task"
@@ -138,13 +143,17 @@ class Optimizer(Table):
 
 
 class Critic(Optimizer):
-    """The optimizer of a critic (or token-level reward model), and what it starts from where that is not the policy."""
+    """The optimizer of a critic (or token-level reward model), and what it starts from where that
+    is not the policy.
+    """
 
     start: str | None = None  # a reward_model stage, a directory or a Hub id
 
 
 class Lora(Table):
-    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged model, else the adapter itself."""
+    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged
+    model, else the adapter itself.
+    """
 
     rank: Positive = 16
     alpha: Rate = 32
@@ -159,7 +168,9 @@ class Lora(Table):
         return self
 
     def adapts_like(self, other: "Lora") -> bool:
-        """Whether both describe adapters of the same form, of which one stage could train on what another left."""
+        """Whether both describe adapters of the same form, of which one stage could train on what
+        another left.
+        """
         one, two = ((t.rank, t.alpha, set(t.targets)) for t in (self, other))
         return one == two
 
@@ -172,7 +183,9 @@ class Save(Table):
 
 
 class Gate(Table):
-    """What a model must reach before the pipeline goes on: accuracy of the answers given in one mode."""
+    """What a model must reach before the pipeline goes on: accuracy of the answers given in one
+    mode.
+    """
 
     mode: str
     accuracy: Share

@@ -21,7 +21,8 @@ Switch = Literal["on", "off", "both"] | None  # None: as prompts are asked
 
 
 def stands(setting: bool | float | None, key: str) -> bool | None:
-    """How the switch stands for what `key` names; where the setting is a share, a hash of the key decides. None: not set.
+    """How the switch stands for what `key` names; where the setting is a share, a hash of the key
+    decides. None: not set.
 
     >>> stands(True, "7"), sum(stands(0.3, str(i)) for i in range(1000))
     (True, 296)
@@ -33,7 +34,8 @@ def stands(setting: bool | float | None, key: str) -> bool | None:
 
 
 def measured(how: Switch, setting: bool | float | None) -> tuple[bool | None, ...]:
-    """How the switch stands, measurement by measurement; None: as prompts are asked. A share is measured both ways.
+    """How the switch stands, measurement by measurement; None: as prompts are asked. A share is
+    measured both ways.
 
     >>> measured(None, True), measured(None, 0.5), measured("off", 0.5)
     ((None,), (True, False), (False,))

@@ -1,4 +1,6 @@
-"""Data sets on the Hugging Face Hub: `hf:owner/name` or `hf:owner/name/folder` -> its Parquet or JSONL files, downloaded."""
+"""Data sets on the Hugging Face Hub: `hf:owner/name` or `hf:owner/name/folder` -> its Parquet or
+JSONL files, downloaded.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +11,11 @@ SUFFIXES = (".parquet", ".jsonl")
 
 
 def download(spec: str) -> tuple[list[Path], list[Path]]:
-    """(train files, test files) of a data set; only those files are fetched. Nothing of it is ever executed.
+    """(train files, test files) of a data set; only those files are fetched. Nothing of it is ever
+    executed.
 
-    Raises DataError where the Hub cannot be reached, the data set is not there or is not open to you, and where it is not
-    clear which files are meant.
+    Raises DataError where the Hub cannot be reached, the data set is not there or is not open to
+    you, and where it is not clear which files are meant.
     """
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
@@ -68,7 +71,9 @@ def _listed(repo: str) -> list[str]:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's own errors derive from: those of its HTTP library, whichever that is, and OSError."""
+    """What the Hub's own errors derive from: those of its HTTP library, whichever that is, and
+    OSError.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))

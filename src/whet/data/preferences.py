@@ -17,11 +17,13 @@ from whet.types import Message, Problem, Ranking, Sample
 
 
 def read(source: str) -> list[Ranking]:
-    """The rankings of a JSONL or Parquet file, or of a data set on the Hub (`hf:OWNER/NAME`, its training files).
+    """The rankings of a JSONL or Parquet file, or of a data set on the Hub (`hf:OWNER/NAME`, its
+    training files).
 
-    A row has `prompt` (a text, or messages) and `ranked` (responses, best first), or `chosen` and `rejected`; where those are
-    whole conversations, as on the Hub, `prompt` may be absent. Pairs whose sides are equal are left out.
-    Raises DataError, naming the row, for what is missing or of another form, and where nothing is left.
+    A row has `prompt` (a text, or messages) and `ranked` (responses, best first), or `chosen` and
+    `rejected`; where those are whole conversations, as on the Hub, `prompt` may be absent. Pairs
+    whose sides are equal are left out. Raises DataError, naming the row, for what is missing or of
+    another form, and where nothing is left.
     """
     rows = [row for file in sources(source)[0] for row in read_rows(file, None)]
     found = [ranking for row in rows if (ranking := of_row(row)) is not None]
@@ -101,7 +103,9 @@ def write(rankings: Sequence[Ranking], path: Path) -> None:
 def split(
     rankings: Sequence[Ranking], share: float, seed: int
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """(for training, held out): `share` of the prompts, at least one, and no prompt on both sides. Raises DataError where there is only one."""
+    """(for training, held out): `share` of the prompts, at least one, and no prompt on both sides.
+    Raises DataError where there is only one.
+    """
     prompts = sorted({json.dumps(r.problem.messages) for r in rankings})
     if len(prompts) < 2:
         raise DataError(
@@ -116,7 +120,9 @@ def split(
 
 
 def epochs(rankings: Sequence[Ranking], batch: int, seed: int) -> Iterator[list[Ranking]]:
-    """Batches without end: each epoch in an order of its own, a batch never with a ranking twice unless there are too few."""
+    """Batches without end: each epoch in an order of its own, a batch never with a ranking twice
+    unless there are too few.
+    """
     rng = np.random.default_rng(seed)
     waiting: list[int] = []
     while True:
@@ -129,8 +135,8 @@ def epochs(rankings: Sequence[Ranking], batch: int, seed: int) -> Iterator[list[
 def ranked_batch(examples: Sequence[Sequence[Sample]]) -> RankedBatch:
     """R rankings, each as its K samples from best to worst -> one batch.
 
-    A sample's mask says which tokens the loss reads. Weights make the loss the mean over rankings, a sequence's part of it shared
-    out over its tokens.
+    A sample's mask says which tokens the loss reads. Weights make the loss the mean over rankings,
+    a sequence's part of it shared out over its tokens.
     """
     flat = [sample for ranked in examples for sample in ranked]
     weights = [1 / (len(examples) * max(sample.length, 1)) for sample in flat]

@@ -1,4 +1,6 @@
-"""Rows of a JSONL or Parquet file, each with the place that an error message can name. Content is data, never evaluated."""
+"""Rows of a JSONL or Parquet file, each with the place that an error message can name. Content is
+data, never evaluated.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,9 @@ class Row:
     values: dict[str, Any]
 
     def text(self, column: str) -> str | None:
-        """A cell as text; None where it is missing, null or blank. Raises DataError for what is no text."""
+        """A cell as text; None where it is missing, null or blank. Raises DataError for what is no
+        text.
+        """
         value = self.values.get(column)
         if value is None or value != value:  # NaN: an empty cell of a column of numbers
             return None
@@ -29,7 +33,8 @@ class Row:
 
 
 def asked(values: Mapping[str, Any]) -> dict[str, bool]:
-    """A problem's meta from a row, or the other way round: how its thinking switch stands, where `thinking` is true or false.
+    """A problem's meta from a row, or the other way round: how its thinking switch stands, where
+    `thinking` is true or false.
 
     >>> asked({"thinking": False, "id": 7}), asked({"thinking": "First, …"})
     ({'thinking': False}, {})
@@ -39,7 +44,9 @@ def asked(values: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def valid_text(text: str, where: str, column: str) -> str | None:
-    """The text; None where it is blank. Raises DataError for half a surrogate pair, which no file could be written with."""
+    """The text; None where it is blank. Raises DataError for half a surrogate pair, which no file
+    could be written with.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -50,7 +57,8 @@ def valid_text(text: str, where: str, column: str) -> str | None:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> list[Row]:
-    """All rows of a file that must have these columns and may have the optional ones; None: every column it has.
+    """All rows of a file that must have these columns and may have the optional ones; None: every
+    column it has.
 
     Raises DataError, naming the line and the cure."""
     if not path.exists():

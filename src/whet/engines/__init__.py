@@ -16,7 +16,9 @@ ROWS = 256  # alive at once, unless an engine is told otherwise
 
 
 def engine_for(model: "Policy", chat: "ChatTokens", rows: int = ROWS) -> Engine:
-    """The engine that samples from `model` with its live weights: the native one for whet's own decoder."""
+    """The engine that samples from `model` with its live weights: the native one for whet's own
+    decoder.
+    """
     from whet.engines.native import NativeEngine
     from whet.model.transformer import Transformer
 

@@ -1,7 +1,8 @@
 """Keys and values of what has been read, and attention from them.
 
-A prompt's are kept once for all samples of its group, in a seat [kv, P, d] of `prompt`; a row's own, of the tokens it has
-sampled, in [kv, C, d] of `own`. All rows write the same column at a step; a row sees the columns from its `start` on.
+A prompt's are kept once for all samples of its group, in a seat [kv, P, d] of `prompt`; a row's
+own, of the tokens it has sampled, in [kv, C, d] of `own`. All rows write the same column at a step;
+a row sees the columns from its `start` on.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from whet.model.config import ModelConfig
 from whet.model.varlen import within
 
 BLOCK = 32  # columns are allocated in multiples of this
-LEAST = 17  # columns attended to at once: below this torch's CPU products and softmax are several times slower
+# columns attended to at once: below this torch's CPU products and softmax are several times slower
+LEAST = 17
 AT_ONCE = 1 << 28  # numbers; a cache no larger is allocated for max_tokens from the start
 
 
@@ -28,8 +30,8 @@ def _blocks(n: int) -> int:
 class Cache:
     """Prompts' keys and values [layer, 2, seat, kv, P, d] and rows' own [layer, 2, row, kv, C, d].
 
-    `column` is the one that the next step writes; no row lives for more than `most` columns. Call `arrange` whenever rows or
-    seats have changed.
+    `column` is the one that the next step writes; no row lives for more than `most` columns. Call
+    `arrange` whenever rows or seats have changed.
     """
 
     def __init__(self, config: ModelConfig, most: int, weight: Tensor) -> None:
@@ -75,7 +77,9 @@ class Cache:
         self.seat[rows], self.start[rows] = seat, self.column
 
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], rows: int) -> None:
-        """Row sources[i] becomes row targets[i]; the first `rows` rows are kept, and the seats that they use."""
+        """Row sources[i] becomes row targets[i]; the first `rows` rows are kept, and the seats that
+        they use.
+        """
         if len(sources):
             self.seat[targets], self.start[targets] = self.seat[sources], self.start[sources]
             first = int(self.start[:rows].min())
@@ -147,7 +151,9 @@ class Cache:
         self.own_mask = mask.repeat_interleave(self.config.kv_heads, 0)[:, None]
 
     def open_column(self) -> None:
-        """Makes room for the next step: drops columns that nobody sees any more, or grows by at least half."""
+        """Makes room for the next step: drops columns that nobody sees any more, or grows by at
+        least half.
+        """
         if self.column < self.own.shape[4]:
             return
         first, column = min(int(self.start.min()), self.column - LEAST + 1), self.column
@@ -174,9 +180,11 @@ class Cache:
         k: Float[Tensor, "r kv d"],
         v: Float[Tensor, "r kv d"],
     ) -> Float[Tensor, "r h d"]:
-        """One new token a row: it reads its own past and itself, and its prompt beside its group; the two are then weighed.
+        """One new token a row: it reads its own past and itself, and its prompt beside its group;
+        the two are then weighed.
 
-        Softmax over both parts is each part's softmax times its share, the logistic of the difference of their log-sum-exps.
+        Softmax over both parts is each part's softmax times its share, the logistic of the
+        difference of their log-sum-exps.
         """
         if self.compiled is not None:
             return self._read_compiled(self.compiled, layer, q, k, v)
@@ -247,7 +255,8 @@ class Cache:
 def _read(
     scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int
 ) -> tuple[Tensor, Tensor]:
-    """What attention reads [b, m, d], and the log-sum-exp of its scores [b, m, 1]: a score less its log-weight.
+    """What attention reads [b, m, d], and the log-sum-exp of its scores [b, m, 1]: a score less its
+    log-weight.
 
     Column `seen` is one that no mask hides.
     """

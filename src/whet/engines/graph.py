@@ -1,4 +1,6 @@
-"""How a sampler takes its steps: on a GPU whose kernels can do it replayed from a CUDA graph, elsewhere one operation after the other."""
+"""How a sampler takes its steps: on a GPU whose kernels can do it replayed from a CUDA graph,
+elsewhere one operation after the other.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -23,7 +25,9 @@ class Captures(Protocol):
         ...
 
     def captured(self, run: Run) -> Run:
-        """Its operations, to be run again on the same tensors. Raises RuntimeError where that cannot be."""
+        """Its operations, to be run again on the same tensors. Raises RuntimeError where that
+        cannot be.
+        """
         ...
 
 
@@ -56,7 +60,8 @@ class Graphs:
 
 
 class Replayed:
-    """What `Step` is, over a cache of slots. A step is captured once it has run where it is; until the cache's views change it is replayed.
+    """What `Step` is, over a cache of slots. A step is captured once it has run where it is; until
+    the cache's views change it is replayed.
 
     The hidden states are overwritten by the next step.
     """
@@ -107,7 +112,9 @@ class Replayed:
 
 
 def decoding(model: Transformer, most: int, positions: int) -> tuple[Cache, Step | Replayed]:
-    """A cache for rows of at most `most` tokens, and the step that fills it; `positions` bounds those that are asked for."""
+    """A cache for rows of at most `most` tokens, and the step that fills it; `positions` bounds
+    those that are asked for.
+    """
     weight = model.embed.weight
     kernel = kernel_for(weight, model.config.head_dim)
     if kernel is None:

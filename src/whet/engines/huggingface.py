@@ -1,6 +1,8 @@
-"""Sampling from any transformers model, with the same random numbers and the same distribution as the native sampler.
+"""Sampling from any transformers model, with the same random numbers and the same distribution as
+the native sampler.
 
-Batches of left-padded prompts, each read once for its group; rows that have ended are dropped. Plain and correct, not fast.
+Batches of left-padded prompts, each read once for its group; rows that have ended are dropped.
+Plain and correct, not fast.
 """
 
 from collections.abc import Sequence
@@ -30,9 +32,11 @@ class Adapted(Protocol):
 
 
 class HuggingFaceEngine:
-    """Samples from `model.hf` as it is at the time of the call. `version` is stamped on samples; `rows` bounds those alive.
+    """Samples from `model.hf` as it is at the time of the call. `version` is stamped on samples;
+    `rows` bounds those alive.
 
-    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not finite.
+    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not
+    finite.
     """
 
     def __init__(
@@ -51,7 +55,9 @@ class HuggingFaceEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
-        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended samples."""
+        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended
+        samples.
+        """
         requests = Requests(
             prompts, sampling, self.model.config.vocab, self.model.config.max_positions
         )

@@ -1,6 +1,7 @@
 """The native sampler: whet's own decoder, the very module that is trained, with a cache.
 
-A prompt is read once for all samples of its group; rows that have ended make room for samples that wait.
+A prompt is read once for all samples of its group; rows that have ended make room for samples that
+wait.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,11 @@ PREFILL = 8192  # tokens of prompts read at a time
 
 
 class NativeEngine:
-    """Samples from `model` as it is at the time of the call. `version` is stamped on samples; `rows` bounds those alive.
+    """Samples from `model` as it is at the time of the call. `version` is stamped on samples;
+    `rows` bounds those alive.
 
-    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not finite.
+    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not
+    finite.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class NativeEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
-        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended samples."""
+        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended
+        samples.
+        """
         requests = self.requests(prompts, sampling)
         if not requests.total:
             return []
@@ -65,7 +70,9 @@ class NativeEngine:
 
 
 class _Sampler:
-    """One call of `generate`. R rows are alive or have just ended; row r draws sample number `numbers[r]`."""
+    """One call of `generate`. R rows are alive or have just ended; row r draws sample number
+    `numbers[r]`.
+    """
 
     def __init__(
         self, model: Transformer, requests: Requests, eos: Sequence[int], rows: int
@@ -212,7 +219,8 @@ class _Sampler:
     def read(
         self, prompts: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], Tensor]:
-        """The seat [k] of each prompt [k] and the hidden state [k, hidden] after its last token, read now unless it is there.
+        """The seat [k] of each prompt [k] and the hidden state [k, hidden] after its last token,
+        read now unless it is there.
 
         `rows` are about to be given up by whoever had them.
         """
@@ -239,7 +247,9 @@ class _Sampler:
         ]
 
     def prefill(self, prompts: Sequence[int], seats: NDArray[np.int64]) -> list[Tensor]:
-        """Reads prompts in packs of about PREFILL tokens; the hidden states after their last tokens."""
+        """Reads prompts in packs of about PREFILL tokens; the hidden states after their last
+        tokens.
+        """
         lengths = self.requests.lengths[list(prompts)]
         pack = (np.cumsum(lengths) - lengths) // PREFILL
         ends: list[Tensor] = []

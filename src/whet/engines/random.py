@@ -1,7 +1,8 @@
 """Randomness that belongs to a token and to nothing else, and drawing with it.
 
-Every token of every sample has one uniform number of its own, a hash of (seed, prompt id, occurrence of that id in the call,
-sample index, token index). So a sample does not depend on its batch mates, on the batch's size or on the order of work.
+Every token of every sample has one uniform number of its own, a hash of (seed, prompt id,
+occurrence of that id in the call, sample index, token index). So a sample does not depend on its
+batch mates, on the batch's size or on the order of work.
 """
 
 from collections import Counter
@@ -25,7 +26,9 @@ GOLDEN, MIX_1, MIX_2 = (
 
 
 def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint64]:
-    """One 64-bit key [P * n] a sample, prompt by prompt. An id that comes again gets other keys than before."""
+    """One 64-bit key [P * n] a sample, prompt by prompt. An id that comes again gets other keys
+    than before.
+    """
     seen: Counter[str] = Counter()
     keys = np.empty(len(prompts) * n, dtype=np.uint64)
     for i, prompt in enumerate(prompts):
@@ -41,9 +44,11 @@ def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint
 
 
 def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for `count` tokens of each of R samples, from token index `first` [R] on: [R, count].
+    """Numbers in [0, 1) for `count` tokens of each of R samples, from token index `first` [R] on:
+    [R, count].
 
-    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014): the t-th number of a key needs no other.
+    SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014): the t-th number of
+    a key needs no other.
 
     >>> import numpy as np
     >>> key = np.array([42], dtype=np.uint64)
@@ -59,7 +64,9 @@ def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> 
 
 
 def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
-    """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0, whatever u in [0, 1]."""
+    """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0,
+    whatever u in [0, 1].
+    """
     vocabulary = logp.shape[1]
     likely, missing = logp.exp(), -vocabulary % BLOCK
     blocks = (F.pad(likely, (0, missing)) if missing else likely).unflatten(1, (-1, BLOCK))
@@ -87,9 +94,11 @@ def _slice(ends: Float[Tensor, "r n"], target: Float[Tensor, "r 1"]) -> Int[Tens
 def draw(
     logits: Float[Tensor, "r v"], u: Float[Tensor, " r"], sampling: Sampling
 ) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"], Bool[Tensor, " r"]]:
-    """Tokens [R], their log-probabilities [R] under `processed`, and which rows [R] have a logit that is not finite.
+    """Tokens [R], their log-probabilities [R] under `processed`, and which rows [R] have a logit
+    that is not finite.
 
-    The last says that the other two mean nothing in that row. temperature 0 takes the most likely token.
+    The last says that the other two mean nothing in that row. temperature 0 takes the most likely
+    token.
     """
     plain = (
         sampling.temperature > 0

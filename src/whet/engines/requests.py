@@ -1,4 +1,6 @@
-"""What an engine is asked for, what it notes step by step, and the samples made of the notes at the end."""
+"""What an engine is asked for, what it notes step by step, and the samples made of the notes at the
+end.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,8 +26,9 @@ class Decoder(Protocol):
 class Requests:
     """P prompts x n samples, checked; sample j of prompt i has number i * n + j.
 
-    Raises DataError for a prompt that is empty or has ids that the model does not know, WhetError for settings out of range
-    and for a prompt that with `max_tokens` is longer than the model's positions.
+    Raises DataError for a prompt that is empty or has ids that the model does not know, WhetError
+    for settings out of range and for a prompt that with `max_tokens` is longer than the model's
+    positions.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class Requests:
         self.limits = np.full(self.total, sampling.max_tokens)  # tokens that each sample may have
 
     def queue(self) -> NDArray[np.int64]:
-        """Numbers of the samples, those with long prompts first, so that prompts read together are of like length."""
+        """Numbers of the samples, those with long prompts first, so that prompts read together are
+        of like length.
+        """
         n = self.sampling.n
         order = np.argsort(-self.lengths, kind="stable")
         return (order[:, None] * n + np.arange(n)).reshape(-1)
@@ -89,7 +94,9 @@ def _check_prompt(prompt: Prompt, sampling: Sampling, vocab: int, max_positions:
 
 
 class Notes:
-    """Tokens and log-probabilities step by step, left where they were computed until `samples` fetches them in one go."""
+    """Tokens and log-probabilities step by step, left where they were computed until `samples`
+    fetches them in one go.
+    """
 
     def __init__(self, requests: Requests) -> None:
         self.requests = requests
@@ -100,13 +107,17 @@ class Notes:
         self.spans.append((numbers.copy(), [], []))
 
     def add(self, tokens: Tensor, logp: Tensor) -> None:
-        """One step's tokens [R] and log-probabilities [R]; what a row writes after its end is ignored."""
+        """One step's tokens [R] and log-probabilities [R]; what a row writes after its end is
+        ignored.
+        """
         _, kept, likely = self.spans[-1]
         kept.append(tokens)
         likely.append(logp)
 
     def samples(self, eos: Sequence[int], chat: Decoder, version: int) -> list[tuple[Sample, ...]]:
-        """P tuples of n samples. Each ends with its first token of `eos`, or has as many tokens as it may."""
+        """P tuples of n samples. Each ends with its first token of `eos`, or has as many tokens as
+        it may.
+        """
         spans = [
             (n, torch.stack(t).cpu().numpy(), torch.stack(p).float().cpu().numpy())
             for n, t, p in self.spans

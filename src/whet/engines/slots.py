@@ -1,7 +1,9 @@
-"""The cache of a GPU's decode steps. From one step to the next nothing in it changes place or shape, so that a step can be replayed (graph.py).
+"""The cache of a GPU's decode steps. From one step to the next nothing in it changes place or
+shape, so that a step can be replayed (graph.py).
 
-A row's own keys and values lie in slots, those of its first token first. What changes - tokens read, whose prompt a row reads - are
-numbers in tensors; room for rows, slots and prompts comes in steps, so that it seldom changes.
+A row's own keys and values lie in slots, those of its first token first. What changes - tokens
+read, whose prompt a row reads - are numbers in tensors; room for rows, slots and prompts comes in
+steps, so that it seldom changes.
 """
 
 from collections.abc import Sequence
@@ -30,10 +32,12 @@ def stepped(n: int) -> int:
 
 
 class Slots(Cache):
-    """Prompts' keys and values [layer, 2, seat, P, kv, d] and rows' own [layer, 2, row, C, kv, d], read through `kernel`.
+    """Prompts' keys and values [layer, 2, seat, P, kv, d] and rows' own [layer, 2, row, C, kv, d],
+    read through `kernel`.
 
-    There is room for more rows and seats than are in use; rows beyond them read seat 0 and nobody reads what they make. `column` counts
-    steps: a row writes slot `column` - `start`, and for ever its last slot once it has all that a sample may have.
+    There is room for more rows and seats than are in use; rows beyond them read seat 0 and nobody
+    reads what they make. `column` counts steps: a row writes slot `column` - `start`, and for ever
+    its last slot once it has all that a sample may have.
     """
 
     def __init__(self, config: ModelConfig, most: int, weight: Tensor, kernel: Kernel) -> None:
@@ -101,7 +105,9 @@ class Slots(Cache):
             self.arrange()
 
     def arrange(self) -> None:
-        """Tells the tensors that the step reads which rows there are. They are made anew where the room for them is another."""
+        """Tells the tensors that the step reads which rows there are. They are made anew where the
+        room for them is another.
+        """
         (room, slots), (seats, width) = self.own.shape[2:4], self.prompt.shape[2:4]
         seat = np.append(self.seat, np.zeros(room - len(self.seat), dtype=np.int64))
         start = np.append(self.start, np.full(room - len(self.start), self.column))
@@ -159,7 +165,9 @@ class Slots(Cache):
         return torch.lerp(own, prompt, share.to(own.dtype)).transpose(1, 2).reshape(q.shape)
 
     def _read(self, asked: Tensor, kept: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
-        """What is read [R, repeat, kv, d] of keys and values [2, n, m, kv, d], and its log-sum-exp [kv, R, repeat]."""
+        """What is read [R, repeat, kv, d] of keys and values [2, n, m, kv, d], and its log-sum-exp
+        [kv, R, repeat].
+        """
         keys, values = kept.flatten(1, 2)
         out, size = self.kernel.forward((asked.flatten(0, 1), keys, values), spans)
         return out.view(asked.shape), size.view(-1, *asked.shape[:2])

@@ -1,4 +1,6 @@
-"""A decoder's step over one new token a row: its layers in turn, or all of them in one compiled call (kernels/decode.c)."""
+"""A decoder's step over one new token a row: its layers in turn, or all of them in one compiled
+call (kernels/decode.c).
+"""
 
 import numpy as np
 import torch
@@ -14,10 +16,11 @@ Parts = list[Tensor | None]
 
 
 class Step:
-    """`step(tokens [R], positions [R])` -> hidden states [R, hidden]. The tokens' keys and values join the cache.
+    """`step(tokens [R], positions [R])` -> hidden states [R, hidden]. The tokens' keys and values
+    join the cache.
 
-    `positions` bounds those that are asked for. Of a model that is `ready` all layers are one call, and a row's bits do not depend on the rows
-    beside it.
+    `positions` bounds those that are asked for. Of a model that is `ready` all layers are one call,
+    and a row's bits do not depend on the rows beside it.
     """
 
     def __init__(self, model: Transformer, cache: Cache, positions: int) -> None:

@@ -1,7 +1,8 @@
 """Measuring a model: the same harness for gates, recipes, `whet eval` and comparisons.
 
-pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right and of wrong answers, the
-share and accuracy of each mode of answering, and the accuracy of each task of a mixture. The sampling settings stand beside every score (arXiv:2504.07086).
+pass@1 with an interval over problems, unbiased pass@k, majority vote, truncation, lengths of right
+and of wrong answers, the share and accuracy of each mode of answering, and the accuracy of each
+task of a mixture. The sampling settings stand beside every score (arXiv:2504.07086).
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def measure(
 ) -> Measured:
     """Draws spec.samples answers to spec.problems test problems and sums them up.
 
-    Where the thinking switch is measured both ways, the figures are those with it on; `figures["thinking"]` has {on, off}.
+    Where the thinking switch is measured both ways, the figures are those with it on;
+    `figures["thinking"]` has {on, off}.
     """
     sampling = Sampling(
         spec.samples, spec.temperature, spec.max_tokens, spec.top_p, spec.top_k, spec.seed
@@ -102,7 +104,9 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
 
 
 def by_task(usable: Sequence[Group]) -> dict[str, dict[str, float | int]]:
-    """Accuracy with its interval, number of problems and mean length (tokens) of each task of a mixture; empty where there is one."""
+    """Accuracy with its interval, number of problems and mean length (tokens) of each task of a
+    mixture; empty where there is one.
+    """
     groups: dict[str, list[Group]] = {}
     for g in usable:
         groups.setdefault(g.prompt.problem.task, []).append(g)
@@ -129,7 +133,8 @@ def vote(group: Group) -> float:
 
 
 def ballot(text: str) -> str:
-    """What an answer says, without how it says it: what follows the thinking; in prose, the final answer there.
+    """What an answer says, without how it says it: what follows the thinking; in prose, the final
+    answer there.
 
     >>> ballot("<think>1+1</think>2"), ballot("So it is 5 apples.\\n#### 5"), ballot("Five and no more: \\\\boxed{5}")
     ('2', '5', '5')
@@ -173,7 +178,9 @@ def accuracy_by_mode(
 def gain(
     before_name: str, before: Measured, after_name: str, after: Measured
 ) -> dict[str, Any] | None:
-    """What a gain in accuracy is made of: choosing another mode, or answering better in a mode; and the paired test."""
+    """What a gain in accuracy is made of: choosing another mode, or answering better in a mode; and
+    the paired test.
+    """
     a, b = before.figures, after.figures
     if a["accuracy"] is None or b["accuracy"] is None:
         return None

@@ -14,7 +14,9 @@ DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean in [0, 1] with its confidence interval, and the number of independent answers it is worth."""
+    """A mean in [0, 1] with its confidence interval, and the number of independent answers it is
+    worth.
+    """
 
     mean: float
     low: float
@@ -24,7 +26,9 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """b minus a on the same problems: mean difference, its 95 % interval, the two-sided p value and the test it came from."""
+    """b minus a on the same problems: mean difference, its 95 % interval, the two-sided p value and
+    the test it came from.
+    """
 
     difference: float
     low: float
@@ -64,12 +68,15 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
 
 
 def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
-    """The mean over problems of the mean over a problem's samples, each 0 or 1, with an interval over problems.
+    """The mean over problems of the mean over a problem's samples, each 0 or 1, with an interval
+    over problems.
 
-    Samples of one problem resemble each other, so they count as n_effective = p (1 - p) / var(mean) independent answers, where
-    var(mean) = sum_i (m_i - p)^2 / (P (P - 1)) over the P problems' means m_i; at least P (all that one problem is worth where its
-    samples agree), at most all samples. Where the variance tells nothing (one problem, p of 0 or 1) it is P. With one sample a
-    problem it is P as well, and the interval is Wilson's. Raises ValueError for no problem or one without samples.
+    Samples of one problem resemble each other, so they count as n_effective = p (1 - p) / var(mean)
+    independent answers, where var(mean) = sum_i (m_i - p)^2 / (P (P - 1)) over the P problems'
+    means m_i; at least P (all that one problem is worth where its samples agree), at most all
+    samples. Where the variance tells nothing (one problem, p of 0 or 1) it is P. With one sample a
+    problem it is P as well, and the interval is Wilson's. Raises ValueError for no problem or one
+    without samples.
 
     >>> mean_with_interval([[1.0], [0.0], [1.0], [1.0]]).n_effective
     4.0
@@ -94,7 +101,8 @@ def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that one of k of n samples is right, c being right. arXiv:2107.03374, eq. 1.
+    """1 - C(n - c, k) / C(n, k): the chance that one of k of n samples is right, c being right.
+    arXiv:2107.03374, eq. 1.
 
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
 
@@ -107,9 +115,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """1 where the commonest answer is right, 0 where it is wrong; where several are commonest, the share of them that is right.
+    """1 where the commonest answer is right, 0 where it is wrong; where several are commonest, the
+    share of them that is right.
 
-    None is an answer that could not be parsed: it has no vote, and where nobody votes nothing is right. Raises ValueError where the lengths differ.
+    None is an answer that could not be parsed: it has no vote, and where nobody votes nothing is
+    right. Raises ValueError where the lengths differ.
 
     >>> majority(["7", "7", "8", None], [True, True, False, False]), majority(["7", "8"], [True, False])
     (1.0, 0.5)
@@ -127,7 +137,8 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p value for problems that only a, or only b, got right: a fair coin's chance of a split this uneven.
+    """Two-sided p value for problems that only a, or only b, got right: a fair coin's chance of a
+    split this uneven.
 
     Source: Q. McNemar 1947, exact binomial form. Raises ValueError below 0.
 
@@ -147,10 +158,11 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
     """Is b better than a on the same P problems? a[i], b[i] are the samples of problem i.
 
-    With one sample each the test is McNemar's, else signs of the problems' mean differences d_i are flipped: all patterns for up to
-    16 problems that differ, else 20,000 drawn ones (seeded; (1 + hits) / (1 + draws)). The interval is d +- 1.96 s with
-    s^2 = (sum_i (d_i - d)^2 + 2 / k) / (P (P + 1)), k the fewest samples of a problem: as if one more sample each way had been seen
-    (cf. Bonett and Price 2012 for k = 1), so that it is not empty where all differences are equal.
+    With one sample each the test is McNemar's, else signs of the problems' mean differences d_i are
+    flipped: all patterns for up to 16 problems that differ, else 20,000 drawn ones (seeded; (1 +
+    hits) / (1 + draws)). The interval is d +- 1.96 s with s^2 = (sum_i (d_i - d)^2 + 2 / k) / (P (P
+    + 1)), k the fewest samples of a problem: as if one more sample each way had been seen (cf.
+    Bonett and Price 2012 for k = 1), so that it is not empty where all differences are equal.
     Raises ValueError for no problems, unequal numbers of them, or one without samples.
 
     >>> found = paired([[True], [False], [False]], [[True], [True], [True]])
@@ -176,7 +188,8 @@ def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
 
 
 def sign_flip(differences: Sequence[float]) -> tuple[float, bool]:
-    """Two-sided p value of the sum under random signs, and whether every pattern of signs was counted.
+    """Two-sided p value of the sum under random signs, and whether every pattern of signs was
+    counted.
 
     >>> sign_flip([0.5, 0.25, 1.0])
     (0.25, True)
@@ -199,11 +212,13 @@ def decompose(
     before: Mapping[str, tuple[float, float | None]],
     after: Mapping[str, tuple[float, float | None]],
 ) -> Split:
-    """What a gain in accuracy is made of; each mapping gives a mode's share s and its accuracy a (None: no such answers).
+    """What a gain in accuracy is made of; each mapping gives a mode's share s and its accuracy a
+    (None: no such answers).
 
-    choosing = sum (s' - s) a, had every mode kept its accuracy; reasoning = sum s' (a' - a), from answering better within a mode. A mode
-    that was not there before lends its later accuracy to both, so that it counts as choosing; one that is gone afterwards likewise.
-    The parts sum to the gain. Raises ValueError where a mode has a share of the answers but no accuracy.
+    choosing = sum (s' - s) a, had every mode kept its accuracy; reasoning = sum s' (a' - a), from
+    answering better within a mode. A mode that was not there before lends its later accuracy to
+    both, so that it counts as choosing; one that is gone afterwards likewise. The parts sum to the
+    gain. Raises ValueError where a mode has a share of the answers but no accuracy.
 
     >>> split = decompose({"guess": (0.9, 0.2), "think": (0.1, 0.6)}, {"guess": (0.0, None), "think": (1.0, 0.9)})
     >>> round(split.choosing, 4), round(split.reasoning, 4)
@@ -223,7 +238,8 @@ def decompose(
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of a figure over seeds; the deviation of a single one is nan.
+    """Mean and standard deviation (n - 1) of a figure over seeds; the deviation of a single one is
+    nan.
 
     Raises ValueError for none.
 

@@ -1,4 +1,5 @@
-"""The C sources here, compiled when first needed with the machine's own C compiler and kept; without one, everything runs in torch.
+"""The C sources here, compiled when first needed with the machine's own C compiler and kept;
+without one, everything runs in torch.
 
 WHET_KERNELS=off leaves them out. CC names another compiler.
 """
@@ -38,7 +39,9 @@ BLOCK = 64  # rows to a partial sum, as in kernels.c
 
 
 class Kernels:
-    """The compiled functions. A tensor is handed over as its address, so it must outlive the call, be contiguous and float32."""
+    """The compiled functions. A tensor is handed over as its address, so it must outlive the call,
+    be contiguous and float32.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -51,7 +54,9 @@ class Kernels:
         *numbers: int | float,
         work: int = 1 << 62,
     ) -> None:
-        """kernels.c's function: addresses (of tensors, or themselves), then numbers, then the threads that `work` numbers are worth."""
+        """kernels.c's function: addresses (of tensors, or themselves), then numbers, then the
+        threads that `work` numbers are worth.
+        """
         function = self.functions.get(name)
         if function is None:
             function = self.functions[name] = getattr(self.library, name)
@@ -74,7 +79,9 @@ def _told(name: str, *numbers: int) -> int:
 
 
 def attention_room(longest: int, read: int, size: int) -> int:
-    """Numbers that a thread of `attention` works in: no segment is longer, none reads more before it, a head has `size`."""
+    """Numbers that a thread of `attention` works in: no segment is longer, none reads more before
+    it, a head has `size`.
+    """
     return _told("attention_room", longest, read, size)
 
 
@@ -88,7 +95,9 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, columns: int) -> Tensor:
-    """y [n, columns] = x [n, i] W^T + bias, W being `packed`. A row's bits depend neither on the rows beside it nor on the threads."""
+    """y [n, columns] = x [n, i] W^T + bias, W being `packed`. A row's bits depend neither on the
+    rows beside it nor on the threads.
+    """
     (n, i), compiled = x.shape, kernels()
     y = x.new_empty(n, columns)
     assert compiled is not None

@@ -1,4 +1,6 @@
-"""Any causal language model of transformers' behind the same words as whet's own decoder (extra `hf`)."""
+"""Any causal language model of transformers' behind the same words as whet's own decoder (extra
+`hf`).
+"""
 
 import inspect
 from collections.abc import Iterator
@@ -34,8 +36,9 @@ ALIGNED = 64  # bytes
 class Adapter(nn.Module):
     """A transformers model that takes packs. `hf` is the model itself, for engines that call it.
 
-    It stays in evaluation mode: dropout would make the trainer's log-probabilities differ from the sampler's.
-    Raises ModelError where its logits are not made from its last hidden states in a way that whet knows.
+    It stays in evaluation mode: dropout would make the trainer's log-probabilities differ from the
+    sampler's. Raises ModelError where its logits are not made from its last hidden states in a way
+    that whet knows.
     """
 
     def __init__(self, hf: Any, config: ModelConfig) -> None:
@@ -66,7 +69,8 @@ class Adapter(nn.Module):
     def packed(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Float[Tensor, "n h"]:
-        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1], through right-padded batches.
+        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1], through
+        right-padded batches.
 
         Raises ValueError for positions that do not count from 0 where the model counts them itself.
         """
@@ -115,7 +119,8 @@ class Adapter(nn.Module):
 def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Adapter:
     """A directory's model through transformers: no remote code, no pickle, nothing left at random.
 
-    Raises ModelError where transformers is missing or cannot load it, and where weights are missing, broken or quantized.
+    Raises ModelError where transformers is missing or cannot load it, and where weights are
+    missing, broken or quantized.
     """
     kind = model_type(directory)
     try:
@@ -162,8 +167,10 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
 
 
 def _aligned(hf: Any) -> Any:
-    """With each weight where torch would have put it. Products round by where in a cache line they begin to read, so weights left where a file's
-    bytes happened to lie would make a run that goes on another one."""
+    """With each weight where torch would have put it. Products round by where in a cache line they
+    begin to read, so weights left where a file's bytes happened to lie would make a run that goes
+    on another one.
+    """
     for p in hf.parameters():
         if p.data_ptr() % ALIGNED:
             p.data = p.data.clone()
@@ -171,7 +178,9 @@ def _aligned(hf: Any) -> Any:
 
 
 def write(model: object, directory: Path, shard_bytes: int) -> None:
-    """What save_pretrained writes: configuration, generation settings and safetensors. Raises ModelError where it cannot."""
+    """What save_pretrained writes: configuration, generation settings and safetensors. Raises
+    ModelError where it cannot.
+    """
     if not isinstance(model, Adapter):
         raise TypeError(f"{type(model).__name__} is no model that whet can save")
     try:
@@ -185,7 +194,9 @@ def write(model: object, directory: Path, shard_bytes: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' tables and bars: what they would say is raised, or nothing the user can act on."""
+    """Without transformers' tables and bars: what they would say is raised, or nothing the user can
+    act on.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,6 +1,8 @@
-"""Who may look at whom. The decoder is the same in training, prefill and decoding; only this differs.
+"""Who may look at whom. The decoder is the same in training, prefill and decoding; only this
+differs.
 
-An Attention gets one layer's queries, keys and values of a flat list of N tokens and returns what each query read.
+An Attention gets one layer's queries, keys and values of a flat list of N tokens and returns what
+each query read.
 """
 
 from collections.abc import Sequence
@@ -37,11 +39,13 @@ Read = tuple[
 
 
 class Packed:
-    """Causal attention inside each segment of a pack; segments never see each other, but for what `reads` allows: the segments from `first` on
-    read the whole one that stands right before them. `starts` [S + 1] are the segments' offsets, ending with N.
+    """Causal attention inside each segment of a pack; segments never see each other, but for what
+    `reads` allows: the segments from `first` on read the whole one that stands right before them.
+    `starts` [S + 1] are the segments' offsets, ending with N.
 
-    Compiled, nothing is padded. Else segments of similar length are attended to together, and padding, which exists only inside this class,
-    stays below `slack` of the work. Raises ValueError for an empty segment, and for `reads` that are not so.
+    Compiled, nothing is padded. Else segments of similar length are attended to together, and
+    padding, which exists only inside this class, stays below `slack` of the work. Raises ValueError
+    for an empty segment, and for `reads` that are not so.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class Packed:
 
     @cached_property
     def plan(self) -> tuple[Tensor, Tensor]:
-        """Of each segment its tokens and what they read besides [S, 4]; the first segment of each run [R + 1], as kernels/attention.c has them."""
+        """Of each segment its tokens and what they read besides [S, 4]; the first segment of each
+        run [R + 1], as kernels/attention.c has them.
+        """
         bounds = np.array(self.bounds)
         segments = np.stack([bounds[:-1], bounds[1:], bounds[:-1], bounds[:-1]], 1)
         alone = np.ones(len(bounds), dtype=bool)
@@ -113,7 +119,8 @@ class Packed:
             raise ValueError("Packed: reads are for a CPU in float32 or float64")
         parts: list[Tensor] = []
         for index, _ in self.buckets:
-            # [B, L, heads, d] -> [B, heads, L, d]. Padding stands at the end, where no causal query reads it.
+            # [B, L, heads, d] -> [B, heads, L, d]. Padding stands at the end, where no causal query
+            # reads it.
             a, b, c = (x[index].transpose(1, 2) for x in (q, k, v))
             read = F.scaled_dot_product_attention(
                 a, b, c, is_causal=True, enable_gqa=k.shape[1] != q.shape[1]
@@ -130,7 +137,9 @@ class Packed:
         return rows.view(*index.shape, *rows.shape[1:]).transpose(1, 2)
 
     def gathered(self, parts: list[Tensor], repeat: int = 1) -> Float[Tensor, "n h d"]:
-        """[B, heads, L, d] of every bucket -> one row for each token; `repeat` heads are summed to one."""
+        """[B, heads, L, d] of every bucket -> one row for each token; `repeat` heads are summed to
+        one.
+        """
         rows = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in parts]).index_select(
             0, self.place
         )
@@ -148,8 +157,10 @@ def _apart(x: Float[Tensor, "1 kv m d"], n: int) -> Float[Tensor, "n h d"]:
 
 
 class _Attend(Function):
-    """Attention on a CPU. What a token reads in its segment and what it reads before it are weighed by their sums of exponentials (arXiv:2205.14135):
-    with the sums of the whole, each part's gradient is that of its keys in the whole."""
+    """Attention on a CPU. What a token reads in its segment and what it reads before it are weighed
+    by their sums of exponentials (arXiv:2205.14135): with the sums of the whole, each part's
+    gradient is that of its keys in the whole.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Packed) -> Tensor:

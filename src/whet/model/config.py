@@ -8,8 +8,9 @@ from typing import Any
 class ModelConfig:
     """One decoder of the Llama / Qwen2 / Qwen3 / SmolLM families.
 
-    `family` is Hugging Face's `model_type` (llama, qwen2, qwen3, smollm3). `rope_scaling` is Hugging Face's table with its
-    `rope_type` (llama3, linear, yarn) or None. `no_rope_layers` lists the layers without rotary positions (SmolLM3).
+    `family` is Hugging Face's `model_type` (llama, qwen2, qwen3, smollm3). `rope_scaling` is
+    Hugging Face's table with its `rope_type` (llama3, linear, yarn) or None. `no_rope_layers` lists
+    the layers without rotary positions (SmolLM3).
     """
 
     family: str

@@ -39,7 +39,8 @@ FAMILIES = {
         "SmolLM3ForCausalLM", mlp_bias=None, rope_theta=2e6, tied=True, kv_heads=4, no_rope=True
     ),
 }
-READ = {  # every key of config.json that a ModelConfig's own fields hold, or that is made anew when written
+# every key of config.json that a ModelConfig's own fields hold, or that is made anew when written
+READ = {
     *(
         "model_type",
         "architectures",
@@ -75,7 +76,9 @@ READ = {  # every key of config.json that a ModelConfig's own fields hold, or th
     ),
 }
 SCALAR = "SequenceClassification"  # what the architecture of a reward model ends with
-FOREIGN = (  # keys that change the maths in ways the decoder does not know; absent, null, 0 and false are harmless
+# keys that change the maths in ways the decoder does not know; absent, null, 0 and false are
+# harmless
+FOREIGN = (
     *(
         "attn_logit_softcapping",
         "final_logit_softcapping",
@@ -123,7 +126,8 @@ def read_config(directory: Path) -> ModelConfig:
     """The shape of a directory's model, of one of the decoder's own FAMILIES.
 
     End-of-sequence ids are generation_config.json's and config.json's together.
-    Raises ModelError where a file is missing or broken, a value makes no sense, or the model has what the decoder lacks.
+    Raises ModelError where a file is missing or broken, a value makes no sense, or the model has
+    what the decoder lacks.
     """
     held = read_json(directory / CONFIG)
     name = model_type(directory)
@@ -237,7 +241,9 @@ def _refuse_foreign(held: Json) -> None:
 
 
 def _rope(held: Json, family: Family, positions: int) -> tuple[float, Json | None]:
-    """The base and the scaling table, from the keys of transformers 5 (rope_parameters) or of those before it."""
+    """The base and the scaling table, from the keys of transformers 5 (rope_parameters) or of those
+    before it.
+    """
     table = held.get("rope_scaling") or held.get("rope_parameters") or {}
     if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
         raise ModelError(
@@ -263,7 +269,9 @@ def _rope(held: Json, family: Family, positions: int) -> tuple[float, Json | Non
 
 
 def _no_rope(held: Json, layers: int) -> tuple[int, ...]:
-    """Hugging Face's list says 1 where a layer uses rotary positions; without a list every fourth layer does not."""
+    """Hugging Face's list says 1 where a layer uses rotary positions; without a list every fourth
+    layer does not.
+    """
     uses = held.get("no_rope_layers")
     if uses is None:
         every = _count(held, "no_rope_layer_interval", 4)
@@ -278,7 +286,8 @@ def _no_rope(held: Json, layers: int) -> tuple[int, ...]:
 def config_json(config: ModelConfig, dtype: str) -> Json:
     """config.json's content, in the keys that every version of transformers reads.
 
-    Raises ModelError where the family cannot have what the config has, so that a reader would compute something else.
+    Raises ModelError where the family cannot have what the config has, so that a reader would
+    compute something else.
     """
     c = config
     if c.family not in FAMILIES:

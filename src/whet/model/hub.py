@@ -1,4 +1,6 @@
-"""Models by directory or Hub id: found, loaded, saved, in Hugging Face's format. No pickle, no remote code."""
+"""Models by directory or Hub id: found, loaded, saved, in Hugging Face's format. No pickle, no
+remote code.
+"""
 
 import json
 import re
@@ -31,9 +33,11 @@ UNWANTED = ["*/*", "consolidated*"]  # folders hold other formats of the same we
 
 
 def resolve(name: str | Path) -> Path:
-    """The directory of a model: `name` itself, or a Hub id (`Qwen/Qwen3-0.6B`), downloaded unless it was before.
+    """The directory of a model: `name` itself, or a Hub id (`Qwen/Qwen3-0.6B`), downloaded unless
+    it was before.
 
-    Raises ModelError where there is no such directory and the Hub does not have it or cannot be reached.
+    Raises ModelError where there is no such directory and the Hub does not have it or cannot be
+    reached.
     """
     name = str(name)
     path = Path(name).expanduser()
@@ -81,11 +85,12 @@ def _download(name: str) -> Path:
 def load(
     name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Policy:
-    """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an adapted transformers model.
+    """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an
+    adapted transformers model.
 
     Of an adapter in PEFT's format, the base that it names and the adapter in it.
-    Takes the memory of the model and of its largest stored tensor. Raises ModelError for all that can be wrong with a
-    directory, before any weight is read.
+    Takes the memory of the model and of its largest stored tensor. Raises ModelError for all that
+    can be wrong with a directory, before any weight is read.
     """
     directory = resolve(name)
     if lora_files.holds_adapter(directory):
@@ -110,7 +115,9 @@ def load(
 
 
 def plain(directory: Path) -> Path:
-    """The whole model of a directory: itself, or the base of the adapter that it holds. Raises ModelError."""
+    """The whole model of a directory: itself, or the base of the adapter that it holds. Raises
+    ModelError.
+    """
     if not lora_files.holds_adapter(directory):
         return directory
     base = resolve(lora_files.base_of(directory))
@@ -122,14 +129,18 @@ def plain(directory: Path) -> Path:
 
 
 def tokenizer(directory: Path) -> Path:
-    """Where a model's tokenizer is: its directory, or its base's for an adapter that came without one. Raises ModelError."""
+    """Where a model's tokenizer is: its directory, or its base's for an adapter that came without
+    one. Raises ModelError.
+    """
     return directory if (directory / "tokenizer.json").is_file() else plain(directory)
 
 
 def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """config.json, generation_config.json and the weights, into a directory that `committed` has yielded; adapters are folded in.
+    """config.json, generation_config.json and the weights, into a directory that `committed` has
+    yielded; adapters are folded in.
 
-    Raises ModelError where it cannot be written or Hugging Face's format cannot say what the model is.
+    Raises ModelError where it cannot be written or Hugging Face's format cannot say what the model
+    is.
     """
     if not isinstance(model, Transformer):
         from whet.model import adapter
@@ -150,7 +161,8 @@ def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> Non
 
 
 def save(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """`write`, committed: the directory is there whole or not at all; the one before it is replaced, its tokenizer too.
+    """`write`, committed: the directory is there whole or not at all; the one before it is
+    replaced, its tokenizer too.
 
     To keep a tokenizer with the weights, write both inside one `committed(directory)`.
     """

@@ -1,4 +1,6 @@
-"""A linear map, which while it only samples may hold its weight in the order that the compiled product reads."""
+"""A linear map, which while it only samples may hold its weight in the order that the compiled
+product reads.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +39,10 @@ def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, ready: Tensor | None)
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Packs the linear maps of a decoder for sampling: a row's result then depends on that row alone, bit for bit. Weights must not change inside,
-    and nothing is differentiated. On other devices and in other number formats nothing is packed."""
+    """Packs the linear maps of a decoder for sampling: a row's result then depends on that row
+    alone, bit for bit. Weights must not change inside, and nothing is differentiated. On other
+    devices and in other number formats nothing is packed.
+    """
     held = [m for m in model.modules() if isinstance(m, Map)]
     try:
         for module in held:

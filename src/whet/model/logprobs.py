@@ -1,4 +1,5 @@
-"""The distribution that is sampled from, and log-probabilities under it. Sampler and trainer both come here.
+"""The distribution that is sampled from, and log-probabilities under it. Sampler and trainer both
+come here.
 
 The one place that shifts: the token at index t is predicted by the hidden state at t - 1.
 """
@@ -27,11 +28,13 @@ def processed(
     top_k: int = 0,
     keep: Int[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "m v"]:
-    """log-probabilities [M, V] of the distribution that is sampled from: temperature, then top-k, then top-p, renormalised.
+    """log-probabilities [M, V] of the distribution that is sampled from: temperature, then top-k,
+    then top-p, renormalised.
 
-    temperature 0 (greedy) gives those at temperature 1. Excluded tokens get -inf; `keep` names one token a row that is never
-    excluded (the trainer's, where the policy has moved on since it sampled). top-p keeps the smallest set of most likely
-    tokens whose probability reaches top_p (arXiv:1904.09751), always at least one.
+    temperature 0 (greedy) gives those at temperature 1. Excluded tokens get -inf; `keep` names one
+    token a row that is never excluded (the trainer's, where the policy has moved on since it
+    sampled). top-p keeps the smallest set of most likely tokens whose probability reaches top_p
+    (arXiv:1904.09751), always at least one.
 
     >>> import torch
     >>> logits = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
@@ -59,12 +62,16 @@ def processed(
 
 
 def rows_at_once(vocabulary: int, device: str) -> int:
-    """How many rows of logits to hold at once on a kind of device, at least one: on a CPU what its cache holds."""
+    """How many rows of logits to hold at once on a kind of device, at least one: on a CPU what its
+    cache holds.
+    """
     return max(1, MAX_LOGITS.get(device, MAX_ELSEWHERE) // vocabulary)
 
 
 def before(states: Float[Tensor, " *n"], chosen: Int[Tensor, " m"]) -> Float[Tensor, " *m"]:
-    """The state (row, or number) of the N that each of the M chosen tokens was drawn in. Raises ValueError where one has no predecessor in the pack."""
+    """The state (row, or number) of the N that each of the M chosen tokens was drawn in. Raises
+    ValueError where one has no predecessor in the pack.
+    """
     if len(chosen) and int(chosen.min()) < 1:
         raise ValueError("the first token of a pack has no predecessor")
     return states[chosen - 1]
@@ -80,11 +87,11 @@ def chosen_logprobs(
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """log pi(tokens[chosen]) [M] and the entropy [M] of the distributions they were drawn from.
 
-    `head` turns hidden rows into logits; `shape(logits [m, V], target [m])` turns those into log-probabilities (`processed`,
-    with the sampling's settings). Only the M rows that predict a chosen token are projected, in chunks of `rows_at_once`
-    that are computed again in the backward pass, so that [N x V] is never held. The entropy carries gradient only
-    where `entropy_grad` asks for it.
-    Raises ValueError where a chosen token has no predecessor in the pack.
+    `head` turns hidden rows into logits; `shape(logits [m, V], target [m])` turns those into
+    log-probabilities (`processed`, with the sampling's settings). Only the M rows that predict a
+    chosen token are projected, in chunks of `rows_at_once` that are computed again in the backward
+    pass, so that [N x V] is never held. The entropy carries gradient only where `entropy_grad` asks
+    for it. Raises ValueError where a chosen token has no predecessor in the pack.
     """
     rows, targets = before(hidden, chosen), tokens[chosen]
 
@@ -115,10 +122,12 @@ def linear_logprobs(
     temperature: float,
     entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """As `chosen_logprobs`, where the logits are hidden x weight^T and nothing but the temperature shapes them.
+    """As `chosen_logprobs`, where the logits are hidden x weight^T and nothing but the temperature
+    shapes them.
 
-    The gradient by the logits z is in closed form, d logp / dz_j = (1[j is chosen] - p_j) / temperature and d entropy / dz_j =
-    -p_j (log p_j + entropy) / temperature, written over the logits themselves: a chunk holds one tensor of them, in either direction.
+    The gradient by the logits z is in closed form, d logp / dz_j = (1[j is chosen] - p_j) /
+    temperature and d entropy / dz_j = -p_j (log p_j + entropy) / temperature, written over the
+    logits themselves: a chunk holds one tensor of them, in either direction.
     """
     rows, targets = before(hidden, chosen), tokens[chosen]
     apply = cast(Callable[..., tuple[Tensor, Tensor]], _Chosen.apply)  # pyright: ignore[reportUnknownMemberType]
@@ -127,7 +136,9 @@ def linear_logprobs(
 
 
 def spread(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits [m, V] times scale: log-probability of the targets [m], entropy [m], log-sum-exp [m]."""
+    """Of logits [m, V] times scale: log-probability of the targets [m], entropy [m], log-sum-exp
+    [m].
+    """
     if usable(logits):
         compiled, told = kernels(), [logits.new_empty(len(logits)) for _ in range(3)]
         assert compiled is not None
@@ -150,7 +161,9 @@ def _scaled(logits: Tensor, scale: float) -> Tensor:
 def spread_back(
     logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float
 ) -> Tensor:
-    """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy); told: targets, entropy, log-sum-exp."""
+    """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy);
+    told: targets, entropy, log-sum-exp.
+    """
     targets, entropy = told[:2]
     if usable(logits):
         compiled = kernels()

@@ -1,4 +1,6 @@
-"""Low-rank adapters: a frozen weight W [out, in] plus alpha / rank times B A, of which only A and B learn (LoRA, arXiv:2106.09685)."""
+"""Low-rank adapters: a frozen weight W [out, in] plus alpha / rank times B A, of which only A and B
+learn (LoRA, arXiv:2106.09685).
+"""
 
 import copy
 import math
@@ -26,10 +28,12 @@ Stack = tuple[
 
 
 class LoraLinear(Map):
-    """A linear map, frozen, and an A [rank, in] and B [rows, rank] for each adapted projection of the stack that it holds.
+    """A linear map, frozen, and an A [rank, in] and B [rows, rank] for each adapted projection of
+    the stack that it holds.
 
-    y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as the paper's released code has it, so
-    within 1 / sqrt(in); B starts at 0, so that the map is what it was.
+    y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as the
+    paper's released code has it, so within 1 / sqrt(in); B starts at 0, so that the map is what it
+    was.
 
     >>> plain = Linear(2, 1, bias=False)
     >>> _ = plain.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
@@ -112,16 +116,19 @@ def size(shape: ModelConfig, lora: Lora) -> int:
 
 
 def adapted(model: nn.Module | Policy) -> dict[str, LoraLinear]:
-    """The maps that have adapters, by name; none in a plain model. What has adapters has all other weights frozen."""
+    """The maps that have adapters, by name; none in a plain model. What has adapters has all other
+    weights frozen.
+    """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     return {name: module for name, module in modules if isinstance(module, LoraLinear)}
 
 
 def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
-    """Makes of a decoder, in place, what is to be trained: adapters alone, new or those that it has; all weights where `lora` is None.
+    """Makes of a decoder, in place, what is to be trained: adapters alone, new or those that it
+    has; all weights where `lora` is None.
 
-    Adapters that a full training meets are folded in first. Raises ModelError for a model that is no decoder of ours, and where
-    the model has other adapters than `lora` says.
+    Adapters that a full training meets are folded in first. Raises ModelError for a model that is
+    no decoder of ours, and where the model has other adapters than `lora` says.
     """
     held = adapted(model)
     if lora is None:
@@ -162,7 +169,9 @@ def described(held: dict[str, LoraLinear]) -> tuple[int, float, frozenset[str]]:
 
 
 def merge(model: nn.Module | Policy) -> None:
-    """Folds adapters into the weights, in place; the result is a plain decoder. The weights that they were trained on are not written to."""
+    """Folds adapters into the weights, in place; the result is a plain decoder. The weights that
+    they were trained on are not written to.
+    """
     for name, module in adapted(model).items():
         assert isinstance(model, nn.Module)
         out, inside = module.weight.shape
@@ -174,14 +183,18 @@ def merge(model: nn.Module | Policy) -> None:
 
 
 def copied(model: Model) -> Model:
-    """A copy that shares the frozen weights of a model with adapters; a plain model's are all copied."""
+    """A copy that shares the frozen weights of a model with adapters; a plain model's are all
+    copied.
+    """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad} if adapted(model) else {}
     return copy.deepcopy(model, dict[int, object](shared))
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Within it, adapted maps are one matrix product each: W + alpha / rank * B A, made once, held beside W, dropped afterwards."""
+    """Within it, adapted maps are one matrix product each: W + alpha / rank * B A, made once, held
+    beside W, dropped afterwards.
+    """
     held = adapted(model).values()
     try:
         for module in held:

@@ -1,4 +1,6 @@
-"""Adapters in PEFT's format: adapter_config.json beside adapter_model.safetensors, a pair of tensors for each projection."""
+"""Adapters in PEFT's format: adapter_config.json beside adapter_model.safetensors, a pair of
+tensors for each projection.
+"""
 
 import json
 import os
@@ -40,7 +42,9 @@ def holds_adapter(directory: Path) -> bool:
 
 
 def base_of(directory: Path) -> str:
-    """What an adapter was trained on: a Hub id, or a directory; a relative one is relative to the adapter's. Raises ModelError."""
+    """What an adapter was trained on: a Hub id, or a directory; a relative one is relative to the
+    adapter's. Raises ModelError.
+    """
     name = read_json(directory / CONFIG).get(BASE)
     if not isinstance(name, str) or not name:
         raise ModelError(
@@ -51,7 +55,9 @@ def base_of(directory: Path) -> str:
 
 
 def shape_of(directory: Path) -> Lora:
-    """Rank, alpha and targets of an adapter. Raises ModelError where it is not plain LoRA on the decoder's projections."""
+    """Rank, alpha and targets of an adapter. Raises ModelError where it is not plain LoRA on the
+    decoder's projections.
+    """
     held = read_json(directory / CONFIG)
     where = directory / CONFIG
     for key, plain in PLAIN.items():
@@ -81,7 +87,9 @@ def shape_of(directory: Path) -> Lora:
 
 
 def opened(directory: Path) -> Any:
-    """The adapter's tensors, to be used in a `with`. Raises ModelError where there are none that can be read."""
+    """The adapter's tensors, to be used in a `with`. Raises ModelError where there are none that
+    can be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = directory / WEIGHTS
@@ -123,7 +131,9 @@ def tensors(model: Policy) -> dict[str, Tensor]:
 
 
 def write(model: Policy, directory: Path, base: str) -> None:
-    """A model's adapters, trained on `base`, into a directory that `committed` has yielded. Raises ModelError where it cannot be written."""
+    """A model's adapters, trained on `base`, into a directory that `committed` has yielded. Raises
+    ModelError where it cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -152,7 +162,9 @@ def write(model: Policy, directory: Path, base: str) -> None:
 
 
 def put(model: Policy, directory: Path) -> None:
-    """Gives a model, in place, the adapters of a directory. Raises ModelError where they do not fit it."""
+    """Gives a model, in place, the adapters of a directory. Raises ModelError where they do not fit
+    it.
+    """
     if not isinstance(model, Transformer):
         raise ModelError(
             f"{directory}: whet reads adapters of its own decoder only (llama, qwen2, qwen3, smollm3)"
@@ -177,7 +189,9 @@ def put(model: Policy, directory: Path) -> None:
 
 
 def rebase(directory: Path, old: Path, new: Path) -> None:
-    """Mends the path to the base in a copy, standing in `directory`, of an adapter that is to move from `old` to `new`."""
+    """Mends the path to the base in a copy, standing in `directory`, of an adapter that is to move
+    from `old` to `new`.
+    """
     path = directory / CONFIG
     if not holds_adapter(directory):
         return

@@ -1,4 +1,6 @@
-"""A decoder's steps between its matrix products: in torch, and on a CPU in float32 compiled (kernels.c), with the same results to rounding."""
+"""A decoder's steps between its matrix products: in torch, and on a CPU in float32 compiled
+(kernels.c), with the same results to rounding.
+"""
 
 from typing import Any
 
@@ -30,7 +32,9 @@ def rms_norm(
 
 
 def turned(x: Float[Tensor, "n h d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "n h d"]:
-    """Rotates halves, as Hugging Face's checkpoints expect (arXiv:2104.09864): of halves a, b it is (a cos - b sin, b cos + a sin)."""
+    """Rotates halves, as Hugging Face's checkpoints expect (arXiv:2104.09864): of halves a, b it is
+    (a cos - b sin, b cos + a sin).
+    """
     half = x.shape[-1] // 2
     signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     return torch.addcmul(x * cos, x.roll(half, -1), signed)
@@ -43,7 +47,9 @@ def heads(
     eps: float,
     turn: Turn,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [N, heads, d], keys and values [N, kv, d] of a fused projection; queries and keys normed by `norms` and turned."""
+    """Queries [N, heads, d], keys and values [N, kv, d] of a fused projection; queries and keys
+    normed by `norms` and turned.
+    """
     count, kv = sizes
     wq, wk = norms or (None, None)
     cos, sin = turn or (None, None)

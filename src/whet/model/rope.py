@@ -1,7 +1,8 @@
-"""Rotary positions (RoPE, arXiv:2104.09864) and how they are stretched: linear, Llama 3.1's bands, YaRN (arXiv:2309.00071).
+"""Rotary positions (RoPE, arXiv:2104.09864) and how they are stretched: linear, Llama 3.1's bands,
+YaRN (arXiv:2309.00071).
 
-The order of the float32 operations is Hugging Face's: at position 100,000 one unit in the last place of a frequency moves the
-angle by a hundredth of a radian.
+The order of the float32 operations is Hugging Face's: at position 100,000 one unit in the last
+place of a frequency moves the angle by a hundredth of a radian.
 """
 
 import math
@@ -20,7 +21,9 @@ Scaling = Callable[
 
 
 def number(config: ModelConfig, key: str, default: float | None = None) -> float:
-    """A positive number of the rope_scaling table. Raises ModelError where it is none, or absent without a default."""
+    """A positive number of the rope_scaling table. Raises ModelError where it is none, or absent
+    without a default.
+    """
     value = (config.rope_scaling or {}).get(key)
     if value is None and default is not None:
         return default
@@ -47,7 +50,9 @@ def linear(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def llama3(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Long waves are stretched by `factor`, short ones are kept, those between are blended (Llama 3.1)."""
+    """Long waves are stretched by `factor`, short ones are kept, those between are blended (Llama
+    3.1).
+    """
     factor, original = (
         number(config, "factor"),
         number(config, "original_max_position_embeddings", config.max_positions),
@@ -66,7 +71,9 @@ def llama3(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """NTK by parts with a temperature on attention, which stands as a factor on cos and sin (arXiv:2309.00071, eq. 19-22)."""
+    """NTK by parts with a temperature on attention, which stands as a factor on cos and sin
+    (arXiv:2309.00071, eq. 19-22).
+    """
     table: dict[str, Any] = config.rope_scaling or {}
     original = number(config, "original_max_position_embeddings", config.max_positions)
     factor = number(config, "factor", config.max_positions / original)
@@ -89,7 +96,9 @@ def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def _dimension(turns: float, length: float, config: ModelConfig) -> float:
-    """The dimension pair that makes `turns` full turns over `length` positions (YaRN, eq. 17 solved for d)."""
+    """The dimension pair that makes `turns` full turns over `length` positions (YaRN, eq. 17 solved
+    for d).
+    """
     return (
         config.head_dim
         * math.log(length / (turns * 2 * math.pi))
@@ -106,9 +115,11 @@ SCALINGS: dict[str, Scaling] = {"default": plain, "linear": linear, "llama3": ll
 
 
 def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Radians a position for each pair of dimensions, float32 [head_dim / 2], and the factor on cos and sin.
+    """Radians a position for each pair of dimensions, float32 [head_dim / 2], and the factor on cos
+    and sin.
 
-    Raises ModelError for a scaling that whet does not know and for tables that lack what their type needs.
+    Raises ModelError for a scaling that whet does not know and for tables that lack what their type
+    needs.
     """
     kind = rope_type(config)
     if kind not in SCALINGS:
@@ -124,7 +135,8 @@ def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 class Rotary(nn.Module):
     """cos and sin of position * frequency, with the scaling's attention factor folded in.
 
-    The frequencies stay float32 whatever the model is cast to, and survive a model made on the meta device.
+    The frequencies stay float32 whatever the model is cast to, and survive a model made on the meta
+    device.
     """
 
     frequencies: Tensor

@@ -1,4 +1,6 @@
-"""A decoder with one number for each state in place of a vocabulary: critics, reward models, token-level reward models."""
+"""A decoder with one number for each state in place of a vocabulary: critics, reward models,
+token-level reward models.
+"""
 
 import copy
 import math
@@ -22,10 +24,12 @@ BIAS = "score_bias"  # the key of config.json that holds what Hugging Face's hea
 
 
 class ScalarModel(nn.Module):
-    """A copy of a policy's body and a head of its own, which starts at 0 so that nothing is claimed before anything was learnt.
+    """A copy of a policy's body and a head of its own, which starts at 0 so that nothing is claimed
+    before anything was learnt.
 
-    Of a model that is one already (`config.scalar`), the head is copied too. With `lora` the body has adapters to train, and shares
-    the frozen weights of a policy that has adapters. Raises ModelError as `lora.adapt` does.
+    Of a model that is one already (`config.scalar`), the head is copied too. With `lora` the body
+    has adapters to train, and shares the frozen weights of a policy that has adapters. Raises
+    ModelError as `lora.adapt` does.
     """
 
     def __init__(self, policy: Policy, lora: Lora | None = None) -> None:
@@ -48,12 +52,16 @@ class ScalarModel(nn.Module):
     def forward(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Float[Tensor, " n"]:
-        """One number for each of the N tokens of a pack, of the state in which the token has been read."""
+        """One number for each of the N tokens of a pack, of the state in which the token has been
+        read.
+        """
         hidden = self.body.packed(tokens, positions, starts)
         return self.value_head(hidden).squeeze(-1)
 
     def whole(self) -> Transformer:
-        """As one decoder whose head is a single row: what is kept on disk. Shares its weights. Raises ModelError for an adapted model."""
+        """As one decoder whose head is a single row: what is kept on disk. Shares its weights.
+        Raises ModelError for an adapted model.
+        """
         if not isinstance(self.body, Transformer):
             raise ModelError(
                 "reward models are kept for whet's own decoder only (llama, qwen2, qwen3, smollm3)"
@@ -90,7 +98,9 @@ def load(
 
 
 def last(model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
-    """The number of the state behind the last token of each of the S rows (ragged lists of token ids)."""
+    """The number of the state behind the last token of each of the S rows (ragged lists of token
+    ids).
+    """
     device = next(model.parameters()).device
     found = [0.0] * len(rows)
     waiting = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -117,5 +127,7 @@ def parameters_of(*models: nn.Module | Policy | None) -> int:
 
 
 def frozen(policy: Policy) -> Policy:
-    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none moves anyway."""
+    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none
+    moves anyway.
+    """
     return adapters.copied(policy).eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""Beginnings that sequences of a pack have in common, computed once: what a causal decoder makes of equal tokens at equal positions is equal.
+"""Beginnings that sequences of a pack have in common, computed once: what a causal decoder makes of
+equal tokens at equal positions is equal.
 
 The samples of a group share their prompt. Nobody has to say so: neighbours in a pack are compared.
 """
@@ -17,10 +18,12 @@ WORTH = 0.03  # share of a pack's tokens below which nothing is shared
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A pack of N tokens laid out anew in N' <= N: each run of sequences as its common beginning, then what each goes on with.
+    """A pack of N tokens laid out anew in N' <= N: each run of sequences as its common beginning,
+    then what each goes on with.
 
-    keep [N']: where in the pack each token is taken from; expand [N]: where it is now. starts [S' + 1]: the new segments, each
-    causal in itself. reads: (first, last, begin, end): tokens first .. last - 1 also read all of begin .. end - 1.
+    keep [N']: where in the pack each token is taken from; expand [N]: where it is now. starts [S' +
+    1]: the new segments, each causal in itself. reads: (first, last, begin, end): tokens first ..
+    last - 1 also read all of begin .. end - 1.
     """
 
     keep: Tensor
@@ -68,7 +71,9 @@ def shared(tokens: Tensor, positions: Tensor, starts: Tensor) -> Shared | None:
 
 
 def _common(words: NDArray[np.int64], places: NDArray[np.int64], a: int, b: int, c: int) -> int:
-    """How many tokens the sequences a .. b - 1 and b .. c - 1 begin with in common, less than the whole of either."""
+    """How many tokens the sequences a .. b - 1 and b .. c - 1 begin with in common, less than the
+    whole of either.
+    """
     most = min(b - a, c - b) - 1
     same = (words[a : a + most] == words[b : b + most]) & (
         places[a : a + most] == places[b : b + most]
@@ -77,7 +82,8 @@ def _common(words: NDArray[np.int64], places: NDArray[np.int64], a: int, b: int,
 
 
 def _runs(common: list[int]) -> list[tuple[int, int, int]]:
-    """(first, last, tokens shared) of runs of sequences; common [S - 1] is what each has in common with the one before it.
+    """(first, last, tokens shared) of runs of sequences; common [S - 1] is what each has in common
+    with the one before it.
 
     A run is cut where it has least in common if its parts save more than the whole.
     """

@@ -1,7 +1,9 @@
-"""One decoder for the Llama, Qwen2, Qwen3 and SmolLM families: RMSNorm, rotary positions, grouped queries, SwiGLU.
+"""One decoder for the Llama, Qwen2, Qwen3 and SmolLM families: RMSNorm, rotary positions, grouped
+queries, SwiGLU.
 
-It works on a flat list of N tokens. What a token may look at is decided by the `attend` it is called with (attention.py), so
-training on packs, prefill and decoding from a cache are the same code over the same weights.
+It works on a flat list of N tokens. What a token may look at is decided by the `attend` it is
+called with (attention.py), so training on packs, prefill and decoding from a cache are the same
+code over the same weights.
 """
 
 from functools import partial
@@ -66,8 +68,8 @@ again = partial(checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=F
 
 
 class Transformer(nn.Module):
-    """Tokens in, hidden states out; `logits` projects the rows one needs. With `recompute` a layer's activations are made again in the
-    backward pass, and only what goes into it is kept."""
+    """Tokens in, hidden states out; `logits` projects the rows one needs. With `recompute` a
+    layer's activations are made again in the backward pass, and only what goes into it is kept."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,7 +99,9 @@ class Transformer(nn.Module):
     def packed(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Tensor:
-        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common beginnings are computed once."""
+        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common
+        beginnings are computed once.
+        """
         weight, width = self.embed.weight, self.config.head_dim
         once = (
             shared(tokens.cpu(), positions.cpu(), starts.cpu()) if shares(weight, width) else None
@@ -113,7 +117,9 @@ class Transformer(nn.Module):
         return self.head(hidden)
 
     def initialize(self, generator: torch.Generator) -> "Transformer":
-        """Fresh weights: normal with deviation 0.02, residual outputs scaled down by sqrt(2 layers); norms 1, biases 0."""
+        """Fresh weights: normal with deviation 0.02, residual outputs scaled down by sqrt(2
+        layers); norms 1, biases 0.
+        """
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if p.ndim < 2:

@@ -1,6 +1,8 @@
-"""Attention over ragged segments: what one kernel call computes, the kernels there are, and a pack's attention made of two such calls.
+"""Attention over ragged segments: what one kernel call computes, the kernels there are, and a
+pack's attention made of two such calls.
 
-A GPU's path. There is no padding, and what sequences begin with in common is read by all of them, as on a CPU (attention.py).
+A GPU's path. There is no padding, and what sequences begin with in common is read by all of them,
+as on a CPU (attention.py).
 """
 
 from collections.abc import Sequence
@@ -22,10 +24,11 @@ Told = tuple[
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Segment i's queries are the rows queries[i] .. queries[i + 1] - 1, its keys keys[i] .. keys[i + 1] - 1; with `used` only the first used[i] of them.
+    """Segment i's queries are the rows queries[i] .. queries[i + 1] - 1, its keys keys[i] .. keys[i
+    + 1] - 1; with `used` only the first used[i] of them.
 
-    int32, on the device of what is attended to. longest: queries and keys of a segment at most. causal: as many keys as queries, and
-    a query reads those up to its own.
+    int32, on the device of what is attended to. longest: queries and keys of a segment at most.
+    causal: as many keys as queries, and a query reads those up to its own.
     """
 
     queries: Int[Tensor, " s1"]
@@ -38,12 +41,16 @@ class Spans:
 class Kernel(Protocol):
     def forward(self, given: Given, spans: Spans) -> Told: ...
     def backward(self, grad: Tensor, given: Given, told: Told, spans: Spans) -> Given:
-        """Gradients by queries, keys and values. `told` may be of a softmax over more keys than these; then so are the gradients."""
+        """Gradients by queries, keys and values. `told` may be of a softmax over more keys than
+        these; then so are the gradients.
+        """
         ...
 
 
 class Flash:
-    """The kernels that torch brings (arXiv:2307.08691): bfloat16 and float16, heads of at most 256 numbers."""
+    """The kernels that torch brings (arXiv:2307.08691): bfloat16 and float16, heads of at most 256
+    numbers.
+    """
 
     def forward(self, given: Given, spans: Spans) -> Told:
         told = torch.ops.aten._flash_attention_forward(
@@ -162,7 +169,9 @@ def within(
 
 
 class Ragged:
-    """What `Packed` is, through a kernel: one call for what tokens read in their own segments, one for all that they read before them."""
+    """What `Packed` is, through a kernel: one call for what tokens read in their own segments, one
+    for all that they read before them.
+    """
 
     def __init__(
         self,

@@ -31,7 +31,9 @@ class Part:
 
 
 def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
-    """{our parameter: the tensors that stand in it, stacked by rows}. A tied head has none of its own."""
+    """{our parameter: the tensors that stand in it, stacked by rows}. A tied head has none of its
+    own.
+    """
     c = config
     q, kv, h = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.hidden
     found: dict[str, tuple[Part, ...]] = {
@@ -79,9 +81,11 @@ def tensors(model: nn.Module, config: ModelConfig) -> Iterator[tuple[str, Tensor
 
 
 class Shards:
-    """The open safetensors files of a directory, their headers read and the whole checked before any tensor is.
+    """The open safetensors files of a directory, their headers read and the whole checked before
+    any tensor is.
 
-    Raises ModelError where the directory has none, one is missing or broken, or the index disagrees with them.
+    Raises ModelError where the directory has none, one is missing or broken, or the index disagrees
+    with them.
     """
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -120,7 +124,9 @@ class Shards:
 
 
 def shard_names(directory: Path) -> list[str]:
-    """The files that hold a directory's weights. Raises ModelError where there are none, or only pickled ones."""
+    """The files that hold a directory's weights. Raises ModelError where there are none, or only
+    pickled ones.
+    """
     if (directory / SINGLE).exists():
         return [SINGLE]
     if not (directory / INDEX).exists():
@@ -147,7 +153,9 @@ def shard_names(directory: Path) -> list[str]:
 
 
 def check(config: ModelConfig, shards: Shards) -> None:
-    """Raises ModelError where tensors are missing, left over, of the wrong shape or not plain floating-point numbers."""
+    """Raises ModelError where tensors are missing, left over, of the wrong shape or not plain
+    floating-point numbers.
+    """
     expected = {p.name: p.shape for stacked in parts(config).values() for p in stacked}
     where = shards.directory
     found = {n for n in shards.files if not n.endswith("rotary_emb.inv_freq")}
@@ -198,7 +206,8 @@ def fill(
 
 
 def write(named: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> None:
-    """Tensors into one safetensors file, or into several of at most `shard_bytes` (a larger tensor alone) with their index.
+    """Tensors into one safetensors file, or into several of at most `shard_bytes` (a larger tensor
+    alone) with their index.
 
     Raises ModelError where they cannot be written, and ValueError where shard_bytes is below 1.
     """

@@ -1,4 +1,6 @@
-"""Runs a recipe's stages into runs/NAME/, measures each model, and leaves a summary, a report and a model behind."""
+"""Runs a recipe's stages into runs/NAME/, measures each model, and leaves a summary, a report and a
+model behind.
+"""
 
 import hashlib
 import platform
@@ -36,7 +38,9 @@ from whet.tasks import load as load_task
 
 
 def prepare(directory: Path, overwrite: bool) -> None:
-    """Makes room for a run. Raises RecipeError where one stands there already and may not be replaced."""
+    """Makes room for a run. Raises RecipeError where one stands there already and may not be
+    replaced.
+    """
     old = directory.with_name(
         f".{directory.name}.old"
     )  # whole or gone: half a run would be taken for somebody's files
@@ -62,8 +66,8 @@ def run(
     display: Display | None = None,
     stop: Event | None = None,
 ) -> dict[str, Any]:
-    """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the user can mend, and Stopped, with all kept
-    that going on needs, soon after `stop` is set."""
+    """All stages of `recipe`, into `directory`. Returns the summary. Raises WhetError for what the
+    user can mend, and Stopped, with all kept that going on needs, soon after `stop` is set."""
     pipeline = Pipeline.of(recipe, directory, display)
     pipeline.stop = stop or pipeline.stop
     return pipeline.run()
@@ -223,7 +227,8 @@ class Pipeline:
         line |= {"accuracy": None, "low": None, "high": None, "n": None}
         line["parameters"] = sum(p.numel() for p in policy.parameters())
         if measure_it:
-            # What a stage has trained is not thrown away for a stop while it is measured; where nothing was trained nothing is lost.
+            # What a stage has trained is not thrown away for a stop while it is measured; where
+            # nothing was trained nothing is lost.
             ending = None if kind not in ("model", "evaluate") else self.saves(name).drawing
             found = measure(policy, self.context, spec or self.recipe.evaluation, ending)
             self.measured[name] = found
@@ -275,7 +280,9 @@ class Pipeline:
         return gain(before, self.remeasured(before), result, self.remeasured(result))
 
     def remeasured(self, name: str) -> Measured:
-        """As `measured`; where another process has measured it, once more, with the same random numbers."""
+        """As `measured`; where another process has measured it, once more, with the same random
+        numbers.
+        """
         if name not in self.measured:
             source = str(self.recipe.model.path) if name == "start" else name
             self.measured[name] = measure(

@@ -28,10 +28,12 @@ def resume(
     display: Display | None = None,
     stop: Event | None = None,
 ) -> dict[str, Any]:
-    """Goes on with a run: its finished stages stay, the one that was stopped goes on from its last whole checkpoint. On a CPU what is left is,
-    bit for bit, what it would have been without the stop; only times differ.
+    """Goes on with a run: its finished stages stay, the one that was stopped goes on from its last
+    whole checkpoint. On a CPU what is left is, bit for bit, what it would have been without the
+    stop; only times differ.
 
-    Raises RecipeError where there is no run, or where keys have changed that what is left depends on.
+    Raises RecipeError where there is no run, or where keys have changed that what is left depends
+    on.
     """
     if not (directory / "recipe.toml").is_file():
         raise RecipeError(f"{directory} holds no run to go on with; start it without --resume")
@@ -76,7 +78,9 @@ def _origin(directory: Path) -> dict[str, Any]:
 
 
 def changes(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> list[str]:
-    """The keys that differ and matter. More steps do not, for a stage that is not done and whose learning rate is constant."""
+    """The keys that differ and matter. More steps do not, for a stage that is not done and whose
+    learning rate is constant.
+    """
     one, other = (_flat(r.model_dump(exclude=set(FREE))) for r in (old, new))
     found = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
     longer = {
@@ -123,16 +127,20 @@ def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
 
 
 def _empty(path: Path) -> bool:
-    """Whether a stage that drew samples kept none: a file without a row, which of a user's own would be a mistake."""
+    """Whether a stage that drew samples kept none: a file without a row, which of a user's own
+    would be a mistake.
+    """
     return path.is_file() and path.stat().st_size == 0
 
 
 def rerun(
     recipe: config.Recipe, directory: Path, name: str, display: Display | None = None
 ) -> dict[str, Any]:
-    """Runs the stage `name` alone and puts its model, samples, metrics and line of the summary in place of the old ones.
+    """Runs the stage `name` alone and puts its model, samples, metrics and line of the summary in
+    place of the old ones.
 
-    Raises RecipeError where there is no such stage or run, or where a key that the stages before it read has changed.
+    Raises RecipeError where there is no such stage or run, or where a key that the stages before it
+    read has changed.
     """
     names = [stage.name for stage in recipe.stage]
     if name not in names:
@@ -191,8 +199,10 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
 
 @contextmanager
 def aside(directory: Path, name: str) -> Iterator[None]:
-    """Within it, what the stage left is out of the way: its model or data and its samples; its lines of metrics.jsonl go when it begins
-    (`RunLog.rewind`). Where the block does not end well all of it comes back; where the process is killed, with the next `--resume` or `--only`."""
+    """Within it, what the stage left is out of the way: its model or data and its samples; its
+    lines of metrics.jsonl go when it begins (`RunLog.rewind`). Where the block does not end well
+    all of it comes back; where the process is killed, with the next `--resume` or `--only`.
+    """
     place = directory / f".before.{name}"
     with committed(place) as made:  # a copy that is cut short must never come back
         for file in FILES:

@@ -29,7 +29,9 @@ THREADS = torch.get_num_threads()
 def rewarded(
     recipe: config.Recipe, parts: Sequence[config.Reward], task: Task, directory: Path
 ) -> Reward:
-    """The reward of some parts. A reward model named by its stage is the one in the run's directory, and reads prompts as the policy does."""
+    """The reward of some parts. A reward model named by its stage is the one in the run's
+    directory, and reads prompts as the policy does.
+    """
     stages = [s.name for s in recipe.stage]  # no set: an option may be of any kind
 
     def given(part: config.Reward) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def rewarded(
 
 
 def narrowed(task: Task, stage: config.AnyStage) -> Task:
-    """The part of a mixture that a stage asks or learns from; all of the task where it names none. Raises RecipeError."""
+    """The part of a mixture that a stage asks or learns from; all of the task where it names none.
+    Raises RecipeError.
+    """
     if not isinstance(stage, config.Asks) or stage.only is None:
         return task
     if not isinstance(task, Mix):
@@ -79,7 +83,9 @@ def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
 
 
 def place(policy: Policy, spec: config.Model) -> Policy:
-    """The model on its device, and as many threads as it can use. Raises RecipeError where the device is not there, or `recompute` is for another."""
+    """The model on its device, and as many threads as it can use. Raises RecipeError where the
+    device is not there, or `recompute` is for another.
+    """
     wanted = (
         ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     )
@@ -129,7 +135,9 @@ def save(policy: Policy, chat: Chat, directory: Path) -> None:
 def keep(
     policy: Policy, chat: Chat, stage: config.Makes, recipe: config.Recipe, directory: Path
 ) -> None:
-    """A stage's model on disk. Adapters are in STAGE/adapter, and folded into STAGE/model and into `policy`; or they are STAGE/model."""
+    """A stage's model on disk. Adapters are in STAGE/adapter, and folded into STAGE/model and into
+    `policy`; or they are STAGE/model.
+    """
     lora = stage.lora if isinstance(stage, config.Trained) else None
     folder = directory / stage.name
     if lora is not None:
@@ -143,7 +151,9 @@ def keep(
 
 
 def origin(recipe: config.Recipe, stage: config.Stage) -> str | None:
-    """What a stage begins with: an earlier stage's name, a directory or a Hub id; None where that is made from nothing."""
+    """What a stage begins with: an earlier stage's name, a directory or a Hub id; None where that
+    is made from nothing.
+    """
     if stage.start != "previous":
         return None if stage.start == "new" else stage.start
     names = [s.name for s in recipe.stage]
@@ -154,7 +164,9 @@ def origin(recipe: config.Recipe, stage: config.Stage) -> str | None:
 
 
 def base(recipe: config.Recipe, directory: Path, stage: config.Stage) -> str:
-    """The whole model below a stage's adapters: a Hub id, or a directory, named from the adapter's own where both are of this run."""
+    """The whole model below a stage's adapters: a Hub id, or a directory, named from the adapter's
+    own where both are of this run.
+    """
     source = origin(recipe, stage)
     assert source is not None  # refuse_lora has seen to it
     own = directory / source / "model"

@@ -1,4 +1,6 @@
-"""What would fail in an hour, found in a minute: a recipe's tokenizer, masks, sampler, memory, reward and one dry step of each kind."""
+"""What would fail in an hour, found in a minute: a recipe's tokenizer, masks, sampler, memory,
+reward and one dry step of each kind.
+"""
 
 import copy
 import math
@@ -37,7 +39,9 @@ SEVERAL = 5  # other answers that a taste chooses among
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `told` says what was seen; where it is not ok, what to do about it."""
+    """One thing that was looked at. `told` says what was seen; where it is not ok, what to do about
+    it.
+    """
 
     name: str
     ok: bool
@@ -47,7 +51,8 @@ class Finding:
 def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
     """Each as it is found. What cannot be looked at because an earlier thing failed is left out.
 
-    Stages are rehearsed where the model is small. `offline`: with a stand-in for all that only the Hub has (`standin`), so it always is.
+    Stages are rehearsed where the model is small. `offline`: with a stand-in for all that only the
+    Hub has (`standin`), so it always is.
     """
     with TemporaryDirectory() as scratch:
         real = recipe
@@ -123,7 +128,9 @@ def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[
 
 
 def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> memory.Load:
-    """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where the model is made from nothing; else not known."""
+    """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where
+    the model is made from nothing; else not known.
+    """
     prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
     longest = math.inf
     if recipe.model.path is None and context.task.modes:
@@ -137,7 +144,9 @@ def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -
 
 
 def duration(recipe: config.Recipe) -> str:
-    """How long the recipe takes here. What cannot be foretold is no fault of the recipe, which has been rehearsed."""
+    """How long the recipe takes here. What cannot be foretold is no fault of the recipe, which has
+    been rehearsed.
+    """
     try:
         return forecast.told(forecast.forecast(recipe))
     except WhetError as failure:
@@ -150,7 +159,9 @@ def looked_at(context: Context) -> list[Problem]:
 
 
 def responses(context: Context, problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
-    """Right answers to training problems, as the task's corpus writes them, or bare where it has none."""
+    """Right answers to training problems, as the task's corpus writes them, or bare where it has
+    none.
+    """
     modes = context.task.modes
     try:
         return context.task.corpus(dict.fromkeys(modes, 1.0), SOME, context.seed)
@@ -259,7 +270,9 @@ def publication(context: Context, policy: Policy, problems: Sequence[Problem]) -
 
 
 def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
-    """Answers whose worth is known: the corpus's, each beside another problem's; of a task with a taste the best and worst of several."""
+    """Answers whose worth is known: the corpus's, each beside another problem's; of a task with a
+    taste the best and worst of several.
+    """
     pairs = responses(context, problems)
     task = context.task
     cases: list[Case] = []
@@ -275,7 +288,9 @@ def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
 
 
 def reward(context: Context, problems: Sequence[Problem], judged: bool = True) -> str:
-    """The verifier fails on no known answer and, where it is `judged`, pays right ones more than wrong ones. Raises WhetError."""
+    """The verifier fails on no known answer and, where it is `judged`, pays right ones more than
+    wrong ones. Raises WhetError.
+    """
     tried = trial(context.reward, known(context, problems))
     if not tried:
         return "no known answers to try it on"

@@ -1,4 +1,6 @@
-"""A recipe rehearsed: every stage for a step or two, on a handful of samples, so that what one hands to the next is seen to fit."""
+"""A recipe rehearsed: every stage for a step or two, on a handful of samples, so that what one
+hands to the next is seen to fit.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,9 @@ MORE = {"problems": 8, "samples": 32}  # of stages that keep the verified or ran
 
 
 class Rehearsed:
-    """The recipe's reward, asked as it would be; what it pays is a coin's fall, so that an untrained model has groups to learn from."""
+    """The recipe's reward, asked as it would be; what it pays is a coin's fall, so that an
+    untrained model has groups to learn from.
+    """
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
@@ -96,7 +100,9 @@ def small(recipe: config.Recipe) -> config.Recipe:
 
 
 def offline(recipe: config.Recipe, folder: Path) -> config.Recipe:
-    """The same recipe with a stand-in, made in `folder`, for every model and data set of the Hub. Raises ModelError for a model that has none."""
+    """The same recipe with a stand-in, made in `folder`, for every model and data set of the Hub.
+    Raises ModelError for a model that has none.
+    """
     held = recipe.model_dump(exclude_none=True)
     names = {s.name for s in recipe.stage}
 

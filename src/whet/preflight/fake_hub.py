@@ -1,4 +1,6 @@
-"""Stand-ins for what only a network has: tiny random checkpoints of a Hub model's architecture, and rows of a data set's form."""
+"""Stand-ins for what only a network has: tiny random checkpoints of a Hub model's architecture, and
+rows of a data set's form.
+"""
 
 import json
 import random
@@ -21,7 +23,8 @@ POSITIONS = 4096
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = ("<think>", "</think>")  # tokens, but not special ones
 
-# Hugging Face's numbers: hidden, layers, heads, kv heads, head size, ffn; all have 151,936 rows of vocabulary, tied.
+# Hugging Face's numbers: hidden, layers, heads, kv heads, head size, ffn; all have 151,936 rows of
+# vocabulary, tied.
 SHAPES: dict[str, tuple[str, int, int, int, int, int, int]] = {
     "Qwen3-0.6B": ("qwen3", 1024, 28, 16, 8, 128, 3072),
     "Qwen3-1.7B": ("qwen3", 2048, 28, 16, 8, 128, 6144),
@@ -32,7 +35,8 @@ SHAPES: dict[str, tuple[str, int, int, int, int, int, int]] = {
 }
 VOCABULARY = 151_936
 
-# Turns between <|im_start|> and <|im_end|>; with the switch off, thinking that is over before it began (Qwen3's convention).
+# Turns between <|im_start|> and <|im_end|>; with the switch off, thinking that is over before it
+# began (Qwen3's convention).
 TEMPLATE = """\
 {%- for m in messages -%}
 {{- '<|im_start|>' + m.role + '\\n' -}}
@@ -52,7 +56,8 @@ THINKS = "enable_thinking is defined and enable_thinking is false"
 
 
 def shape_of(name: str) -> ModelConfig:
-    """The shape of a Hub model whose name holds a known one's, tied, with its whole vocabulary. Raises ModelError for another.
+    """The shape of a Hub model whose name holds a known one's, tied, with its whole vocabulary.
+    Raises ModelError for another.
 
     >>> shape_of("Skywork/Skywork-Reward-V2-Qwen3-0.6B").hidden
     1024
@@ -70,10 +75,11 @@ def shape_of(name: str) -> ModelConfig:
 
 
 def checkpoint(name: str, directory: Path, scalar: bool = False) -> Path:
-    """A tiny random model with the architecture, the kind of tokenizer and the turns of a Hub model; `scalar`: a reward model.
+    """A tiny random model with the architecture, the kind of tokenizer and the turns of a Hub
+    model; `scalar`: a reward model.
 
-    Two layers of 32, the same proportion of heads; a byte-level BPE without merges, so that every text can be said. Raises ModelError
-    where the Hub model is not known.
+    Two layers of 32, the same proportion of heads; a byte-level BPE without merges, so that every
+    text can be said. Raises ModelError where the Hub model is not known.
     """
     real = shape_of(name)
     directory.mkdir(parents=True)

@@ -1,6 +1,8 @@
-"""How much memory a recipe's stages take: what each holds, counted, and what a process that works holds beside.
+"""How much memory a recipe's stages take: what each holds, counted, and what a process that works
+holds beside.
 
-On a CPU it is the peak of the process less what it held once its libraries were imported, as `whet bench` measures it.
+On a CPU it is the peak of the process less what it held once its libraries were imported, as `whet
+bench` measures it.
 """
 
 import math
@@ -30,7 +32,9 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens that a stage brings to the model: of a prompt, and of a response, on average; and how models are measured between stages."""
+    """Tokens that a stage brings to the model: of a prompt, and of a response, on average; and how
+    models are measured between stages.
+    """
 
     prompt: float = 64
     response: float = math.inf  # not known: as long as it may be
@@ -57,9 +61,11 @@ def available(device: torch.device) -> float:
 def needed(
     stage: config.Trained, shape: ModelConfig, size: int, load: Load | None = None, plain: bool = True, model: config.Model | None = None
 ) -> float:  # fmt: skip
-    """Numbers held at most: models, one forward pass and the way back, the sampler's cache. What is freed between is seldom given back.
+    """Numbers held at most: models, one forward pass and the way back, the sampler's cache. What is
+    freed between is seldom given back.
 
-    `plain`: float32 on a CPU, where prompts are shared and the decoder's steps are compiled. Elsewhere torch keeps about twice as much.
+    `plain`: float32 on a CPU, where prompts are shared and the decoder's steps are compiled.
+    Elsewhere torch keeps about twice as much.
     """
     load, model = load or Load(), model or config.Model()
     own, prompts = packed(stage, load, plain)
@@ -79,7 +85,8 @@ def models(stage: config.Trained, shape: ModelConfig, size: int, dtype: str = "f
     row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
     critic = row is not None and (row.critic is not None or row.token_reward)
     frozen = isinstance(stage, config.DPO) or (row is not None and row.has_kl)
-    # In bfloat16: beside weights and gradients of half the width, the optimizer's copies and theirs.
+    # In bfloat16: beside weights and gradients of half the width, the optimizer's copies and
+    # theirs.
     trained = 4.0 if dtype == "float32" else 10.0
     if stage.lora is None:
         return trained + frozen + trained * critic
@@ -92,7 +99,9 @@ def models(stage: config.Trained, shape: ModelConfig, size: int, dtype: str = "f
 
 
 def packed(stage: config.Trained, load: Load, plain: bool = True) -> tuple[float, float]:
-    """Tokens of one forward pass: those of responses, and those of prompts, each of which is read once for its group where that is `plain`."""
+    """Tokens of one forward pass: those of responses, and those of prompts, each of which is read
+    once for its group where that is `plain`.
+    """
     if isinstance(stage, config.RL):
         row = algorithm(stage.algorithm, stage.override)
         most = row.critic.updates if row.critic is not None else 0
@@ -117,8 +126,10 @@ def packed(stage: config.Trained, load: Load, plain: bool = True) -> tuple[float
 
 
 def activations(shape: ModelConfig, recompute: bool = False) -> float:
-    """Numbers that a token leaves behind for the way back: what norms, projections, turned heads, attention and the gate keep; where they are
-    made again, what goes into each layer, and one layer's."""
+    """Numbers that a token leaves behind for the way back: what norms, projections, turned heads,
+    attention and the gate keep; where they are made again, what goes into each layer, and one
+    layer's.
+    """
     heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     layer = 4 * shape.hidden + 2 * heads + shape.heads * shape.head_dim + 3 * shape.ffn
     return (
@@ -132,10 +143,11 @@ def on_the_way_back(shape: ModelConfig) -> float:
 
 
 def sampler(stage: config.Trained, shape: ModelConfig, load: Load) -> float:
-    """Numbers held where most rows are alive: of the stage's own sampling, its gate's, or the measurement behind it.
+    """Numbers held where most rows are alive: of the stage's own sampling, its gate's, or the
+    measurement behind it.
 
-    Room is made for `max_tokens`, but memory that is never written to takes none: where lengths are not known, half of it. What has yet to pass
-    a gate may write as much as it can.
+    Room is made for `max_tokens`, but memory that is never written to takes none: where lengths are
+    not known, half of it. What has yet to pass a gate may write as much as it can.
     """
     drawn: list[tuple[int, int, float]] = []  # prompts, samples of each, tokens of a sample
     if isinstance(stage, config.RL):
@@ -149,7 +161,9 @@ def sampler(stage: config.Trained, shape: ModelConfig, load: Load) -> float:
 
 
 def _drawn(shape: ModelConfig, prompt: float, prompts: int, samples: int, tokens: float) -> float:
-    """The cache of rows and of their prompts, and one layer's pass over the prompts that are read together."""
+    """The cache of rows and of their prompts, and one layer's pass over the prompts that are read
+    together.
+    """
     rows = min(ROWS, prompts * samples)
     seats = min(prompts, math.ceil(rows / samples))
     cached = rows * (LEAST - 1 + tokens) + seats * prompt

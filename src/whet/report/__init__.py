@@ -1,7 +1,9 @@
-"""report.html: one offline file in which a person sees what a run did, curve by curve and sample by sample.
+"""report.html: one offline file in which a person sees what a run did, curve by curve and sample by
+sample.
 
-Nothing in it is loaded from anywhere. All that a model or a data set wrote is data to the page: escaped JSON that
-scripts insert as text, under a content security policy that lets nothing run but the page's own script.
+Nothing in it is loaded from anywhere. All that a model or a data set wrote is data to the page:
+escaped JSON that scripts insert as text, under a content security policy that lets nothing run but
+the page's own script.
 """
 
 from pathlib import Path
@@ -13,11 +15,12 @@ from whet.report.samples import BUDGET, Packer
 
 
 def write(run_directory: Path, budget: int = BUDGET) -> Path:
-    """Writes `run_directory`/report.html from the run's files, whole or not at all, and returns its path.
+    """Writes `run_directory`/report.html from the run's files, whole or not at all, and returns its
+    path.
 
-    `budget` is the most bytes that samples may take; where they take more, the first, the last and every k-th step of
-    a stage are kept and the page says so. Raises DataError where the directory holds no run or a broken summary, or
-    cannot be written.
+    `budget` is the most bytes that samples may take; where they take more, the first, the last and
+    every k-th step of a stage are kept and the page says so. Raises DataError where the directory
+    holds no run or a broken summary, or cannot be written.
     """
     run = read(Path(run_directory))
     packer = Packer(budget)

@@ -1,4 +1,6 @@
-"""Two small pictures beside the summary's numbers, as static SVG: an interval, and a gain taken apart."""
+"""Two small pictures beside the summary's numbers, as static SVG: an interval, and a gain taken
+apart.
+"""
 
 from whet.report.markup import Markup, tag
 from whet.report.verdict import percent, points

@@ -1,4 +1,6 @@
-"""The page: what a run is about as static HTML, its curves and samples as data beside the scripts that draw them."""
+"""The page: what a run is about as static HTML, its curves and samples as data beside the scripts
+that draw them.
+"""
 
 import base64
 import hashlib

@@ -1,4 +1,6 @@
-"""Reads a run directory as runlog leaves it, finished or not. What is missing or broken becomes a notice."""
+"""Reads a run directory as runlog leaves it, finished or not. What is missing or broken becomes a
+notice.
+"""
 
 import json
 import math
@@ -68,7 +70,9 @@ def compact(value: float | None, digits: int = 5) -> float | int | None:
 
 
 def read(directory: Path) -> Run:
-    """The run in `directory`, without its samples. Raises DataError where there is no run, or its summary is broken."""
+    """The run in `directory`, without its samples. Raises DataError where there is no run, or its
+    summary is broken.
+    """
     if not directory.is_dir():
         raise DataError(
             f"{directory}: no such run directory; give one that `whet run` wrote, such as runs/NAME"
@@ -104,7 +108,9 @@ def _summary(path: Path, notices: list[str]) -> dict[str, Any]:
 
 
 def read_curves(path: Path, notices: list[str]) -> list[Curve]:
-    """metrics.jsonl by stage, in order of appearance. Of a step written twice the later line counts."""
+    """metrics.jsonl by stage, in order of appearance. Of a step written twice the later line
+    counts.
+    """
     if not path.is_file():
         notices.append("metrics.jsonl is missing, so there are no curves.")
         return []

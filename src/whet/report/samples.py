@@ -1,8 +1,9 @@
-"""Packs a run's samples for the page: shared tables of tokens and prompts, and short strings of numbers.
+"""Packs a run's samples for the page: shared tables of tokens and prompts, and short strings of
+numbers.
 
-A list of whole numbers is written in base 32, least digit first, over 64 letters: the upper half of the alphabet says
-that more digits follow. Tokens are numbers in the table of (id, piece); a log-probability l is round(-100 l) + 1, and
-0 where it is not known.
+A list of whole numbers is written in base 32, least digit first, over 64 letters: the upper half of
+the alphabet says that more digits follow. Tokens are numbers in the table of (id, piece); a
+log-probability l is round(-100 l) + 1, and 0 where it is not known.
 """
 
 import json
@@ -76,10 +77,11 @@ class Shelf:
 
 
 class Packer:
-    """All of a run's samples if they fit into `budget` bytes, else each stage's first, last and every k-th step.
+    """All of a run's samples if they fit into `budget` bytes, else each stage's first, last and
+    every k-th step.
 
-    k is the smallest power of two that fits. Where no more than FEWEST_STEPS steps are left and they still do not fit,
-    each keeps its first groups, at least one.
+    k is the smallest power of two that fits. Where no more than FEWEST_STEPS steps are left and
+    they still do not fit, each keeps its first groups, at least one.
     """
 
     def __init__(self, budget: int = BUDGET) -> None:
@@ -105,7 +107,9 @@ class Packer:
         return shelves
 
     def _level(self, shelves: Sequence[Shelf], every: int, cut: bool) -> bool:
-        """Adds the steps that `every` asks for. Where they do not fit: the first groups of each if `cut`, else none."""
+        """Adds the steps that `every` asks for. Where they do not fit: the first groups of each if
+        `cut`, else none.
+        """
         missing = [(s, f) for s in shelves for f in s.wanted(every) if f[0] not in s.steps]
         share = (self.budget - self.used) // max(1, len(missing)) if cut else self.budget
         marks = [len(t.rows) for t in (self.tokens, self.prompts)]
@@ -168,9 +172,11 @@ class Packer:
         return dump([self.prompts(row), rows])
 
     def _sample(self, sample: dict[str, Any]) -> list[Any]:
-        """[tokens, logp, reward, status, finish, right, mode, advantage, version, parts, mask, text].
+        """[tokens, logp, reward, status, finish, right, mode, advantage, version, parts, mask,
+        text].
 
-        `mask` is 0 where the policy chose all tokens, `text` 0 where the pieces say it; trailing zeros are left out.
+        `mask` is 0 where the policy chose all tokens, `text` 0 where the pieces say it; trailing
+        zeros are left out.
         """
         ids, pieces, logp, mask = (listed(sample.get(k)) for k in ("ids", "pieces", "logp", "mask"))
         if len({len(ids), len(pieces), len(logp), len(mask)}) > 1:

@@ -45,7 +45,9 @@ def measured(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def compared(summary: Mapping[str, Any]) -> tuple[Stage | None, Stage | None]:
-    """The measured stages that the verdict compares: the gain's where there is one, else the first and the result."""
+    """The measured stages that the verdict compares: the gain's where there is one, else the first
+    and the result.
+    """
     stages = measured([s for s in listed(summary.get("stages")) if isinstance(s, dict)])
     by_name = {str(s.get("name")): s for s in stages}
     told = mapped(summary.get("gain"))
@@ -142,7 +144,9 @@ def _overlap(before: Stage, after: Stage) -> str:
 
 
 def details(summary: Mapping[str, Any]) -> list[str]:
-    """What else belongs beside the headline: how it was measured, the paired test, what would mislead."""
+    """What else belongs beside the headline: how it was measured, the paired test, what would
+    mislead.
+    """
     before, after = compared(summary)
     told: list[str] = []
     if after is not None and (how := settings(after)):

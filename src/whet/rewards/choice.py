@@ -1,4 +1,6 @@
-"""Multiple choice: the one letter that a response commits to, last. Nothing of the text is evaluated."""
+"""Multiple choice: the one letter that a response commits to, last. Nothing of the text is
+evaluated.
+"""
 
 import re
 import unicodedata
@@ -22,9 +24,9 @@ _DRESSING = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|[$*
 def choice(text: str, letters: str = LETTERS, choices: Sequence[str] = ()) -> str | None:
     """The letter a response ends on; None where it ends on none, or on several at once.
 
-    What marks it, strongest first, the last of its kind: `<answer>…</answer>`, `\\boxed{…}`, "answer is …" or "answer:
-    …", a letter in parentheses, a line that is a letter alone. Only what follows `</think>` counts. The words of one of
-    the `choices` stand for its letter.
+    What marks it, strongest first, the last of its kind: `<answer>…</answer>`, `\\boxed{…}`,
+    "answer is …" or "answer: …", a letter in parentheses, a line that is a letter alone. Only what
+    follows `</think>` counts. The words of one of the `choices` stand for its letter.
 
     >>> choice("It looks like (A), but no: the answer is (C)."), choice("The answer is A, B or C"), choice("A cat sat.")
     ('C', None, None)
@@ -47,10 +49,12 @@ def choice(text: str, letters: str = LETTERS, choices: Sequence[str] = ()) -> st
 
 
 class ChoiceReward:
-    """1 where `choice` finds the letter of the problem's `answer`, else 0: wrong, or unparsed where it finds none.
+    """1 where `choice` finds the letter of the problem's `answer`, else 0: wrong, or unparsed where
+    it finds none.
 
-    The answer is a letter ("B", "(B)") or the words of one of `meta["choices"]`. `letters` is how many choices there
-    may be ("ABCDE"); fewer `meta["choices"]` bound them further. Naming several letters at once earns nothing.
+    The answer is a letter ("B", "(B)") or the words of one of `meta["choices"]`. `letters` is how
+    many choices there may be ("ABCDE"); fewer `meta["choices"]` bound them further. Naming several
+    letters at once earns nothing.
     """
 
     name = "choice"
@@ -72,7 +76,9 @@ class ChoiceReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises DataError for an answer that is no choice."""
+        """N problems and N completion texts -> N scores. Raises DataError for an answer that is no
+        choice.
+        """
         return [self._verdict(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def _verdict(self, problem: Problem, text: str) -> Score:
@@ -95,7 +101,9 @@ class ChoiceReward:
 
 
 def _named(said: str, letters: str, choices: Sequence[str]) -> str | None:
-    """The one letter that a short statement names: alone, or before its words ("B) Paris", "B, because …")."""
+    """The one letter that a short statement names: alone, or before its words ("B) Paris", "B,
+    because …").
+    """
     said = _undressed(said).strip()
     by_words = [
         letters[i]
@@ -125,7 +133,9 @@ def _named(said: str, letters: str, choices: Sequence[str]) -> str | None:
 
 
 def _last(tail: str, letters: str) -> str | None:
-    """The last letter in parentheses or alone on its line; None where several stand side by side, or all in order."""
+    """The last letter in parentheses or alone on its line; None where several stand side by side,
+    or all in order.
+    """
     found = list(
         re.finditer(rf"\(([{letters}])\)|^[ \t]*([{letters}])[.:)]?[ \t]*$", tail, re.MULTILINE)
     )

@@ -19,9 +19,11 @@ PAID = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`weight` times what `reward` pays; with a gate, only where the part of that name pays more than one half.
+    """`weight` times what `reward` pays; with a gate, only where the part of that name pays more
+    than one half.
 
-    `only` leaves all problems but those of one task (`Problem.task`) to other parts. `pays` replaces what a score of that status (scored, wrong, unparsed) is worth; `clip` bounds it after.
+    `only` leaves all problems but those of one task (`Problem.task`) to other parts. `pays`
+    replaces what a score of that status (scored, wrong, unparsed) is worth; `clip` bounds it after.
     """
 
     name: str
@@ -65,14 +67,16 @@ class TaskReward:
 
 
 class CombinedReward:
-    """The weighted sum of its parts; each part's value before weighting stands in `Score.parts` under its name.
+    """The weighted sum of its parts; each part's value before weighting stands in `Score.parts`
+    under its name.
 
-    `parts["accuracy"]` is what the first verifier says (a part with an accuracy of its own, else the part `task`), and the status is
-    that verifier's; without a verifier both are the first part's, and there is no accuracy. A part of weight 0 is only logged.
-    Where any part times out or fails, the whole does: a sum that lacks a part would be another reward. A part that is for one
-    task `only` is no part of the sum for another's problems: not asked, not logged, and it cannot fail them.
-    Raises RewardError for no parts, two of one name for the same problems, a weight that is not finite, and a gate that is no
-    other part or does not judge all that the part does.
+    `parts["accuracy"]` is what the first verifier says (a part with an accuracy of its own, else
+    the part `task`), and the status is that verifier's; without a verifier both are the first
+    part's, and there is no accuracy. A part of weight 0 is only logged. Where any part times out or
+    fails, the whole does: a sum that lacks a part would be another reward. A part that is for one
+    task `only` is no part of the sum for another's problems: not asked, not logged, and it cannot
+    fail them. Raises RewardError for no parts, two of one name for the same problems, a weight that
+    is not finite, and a gate that is no other part or does not judge all that the part does.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -106,7 +110,9 @@ class CombinedReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises RewardError for a problem that no part judges."""
+        """N problems and N completion texts -> N scores. Raises RewardError for a problem that no
+        part judges.
+        """
         rows: list[dict[int, Score]] = [
             {} for _ in texts
         ]  # by part, of those that judge the problem
@@ -138,7 +144,9 @@ class CombinedReward:
         return [self._sum(row) for row in rows]
 
     def _verdicts(self, wanting: Part, rows: Sequence[Mapping[int, Score]]) -> list[Score]:
-        """Each response's verdict: that of the first part, not itself in need of one, which says how accurate it was."""
+        """Each response's verdict: that of the first part, not itself in need of one, which says
+        how accurate it was.
+        """
         verdicts = []
         for row in rows:
             failed = next((score for score in row.values() if not score.usable), None)
@@ -187,11 +195,14 @@ class CombinedReward:
 
 
 def combined(parts: Sequence[tuple[str, float, Mapping[str, Any]]], task: Task) -> Reward:
-    """The reward of a recipe: (name, weight, options) of each part; the name `task` is the task's own verifier.
+    """The reward of a recipe: (name, weight, options) of each part; the name `task` is the task's
+    own verifier.
 
-    Options of every part: `gate` names the part that must pay for this one to count; `pays` = { unparsed = -1.0 } replaces the value of a
-    status; `clip` = [low, high] bounds the part's value before its weight; `only` names the task of a mix whose problems it is for. A part is logged under its name, your own function's
-    under the function's name. One part of weight 1 stays as it is. Raises RewardError for what cannot be loaded or combined.
+    Options of every part: `gate` names the part that must pay for this one to count; `pays` = {
+    unparsed = -1.0 } replaces the value of a status; `clip` = [low, high] bounds the part's value
+    before its weight; `only` names the task of a mix whose problems it is for. A part is logged
+    under its name, your own function's under the function's name. One part of weight 1 stays as it
+    is. Raises RewardError for what cannot be loaded or combined.
     """
     built: list[Part] = []
     tasks: tuple[str, ...] = getattr(task, "tasks", (task.name,))  # of a mix, all of its parts

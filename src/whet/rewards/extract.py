@@ -1,8 +1,9 @@
-"""Where a response says its final answer. Plain text work: nothing is parsed as mathematics, nothing is evaluated.
+"""Where a response says its final answer. Plain text work: nothing is parsed as mathematics,
+nothing is evaluated.
 
-What marks an answer, strongest first: the last `<answer>…</answer>`, the last `\\boxed{…}`, the last `####`, the last
-"answer is …" or "answer: …", the last formula or number. Only what follows `</think>` counts; a response that is still
-thinking has no answer.
+What marks an answer, strongest first: the last `<answer>…</answer>`, the last `\\boxed{…}`, the
+last `####`, the last "answer is …" or "answer: …", the last formula or number. Only what follows
+`</think>` counts; a response that is still thinking has no answer.
 """
 
 import re
@@ -61,7 +62,9 @@ def final_answer(text: str) -> str | None:
 
 
 def concluded(text: str) -> str | None:
-    """What follows the last `</think>`; the whole where nothing was thought; None where the thinking has not ended."""
+    """What follows the last `</think>`; the whole where nothing was thought; None where the
+    thinking has not ended.
+    """
     before, end, after = text.rpartition("</think>")
     if "<think>" in (after if end else before + after):
         return None
@@ -76,7 +79,8 @@ def between(text: str, start: str, end: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}` or `\\fbox{…}`, braces balanced; of nested ones the innermost.
+    """The content of the last complete `\\boxed{…}` or `\\fbox{…}`, braces balanced; of nested ones
+    the innermost.
 
     >>> boxed("\\\\boxed{1} and then \\\\boxed{\\\\frac{1}{2}} but \\\\boxed{3")
     '\\\\frac{1}{2}'
@@ -104,7 +108,9 @@ def _tidy(answer: str) -> str | None:
 
 
 def _stated(rest: str) -> str | None:
-    """The answer in what follows "answer is": a formula it begins with, the side after the last =, or its first number."""
+    """The answer in what follows "answer is": a formula it begins with, the side after the last =,
+    or its first number.
+    """
     rest = rest.lstrip(" *\n")[:LONGEST]
     formula = _FORMULA.match(rest)
     if formula:

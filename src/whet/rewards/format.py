@@ -1,4 +1,6 @@
-"""Pays for form alone: the thinking, then the answer, each in its tags (the format reward of arXiv:2501.12948, §2.2.2)."""
+"""Pays for form alone: the thinking, then the answer, each in its tags (the format reward of
+arXiv:2501.12948, §2.2.2).
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,10 +10,12 @@ from whet.types import Problem, Sample, Score
 
 
 class FormatReward:
-    """1 where a response is exactly `<think>…</think><answer>…</answer>`: every tag once, in order, the answer not blank.
+    """1 where a response is exactly `<think>…</think><answer>…</answer>`: every tag once, in order,
+    the answer not blank.
 
-    Space between the parts is allowed, anything else is not. `answer=""`: the answer is what follows the thinking, untagged.
-    What a prompt has begun of the thinking is part of the response. Raises RewardError for what cannot be a tag.
+    Space between the parts is allowed, anything else is not. `answer=""`: the answer is what
+    follows the thinking, untagged. What a prompt has begun of the thinking is part of the response.
+    Raises RewardError for what cannot be a tag.
 
     >>> one, two = FormatReward().score([], ["<think>6*7</think> <answer>42</answer>", "<answer>42</answer>"])
     >>> one.value, two.value

@@ -1,4 +1,6 @@
-"""A reward tried on answers whose verdict is known: what it accepts falsely, rejects falsely, cannot judge, and how long it takes."""
+"""A reward tried on answers whose verdict is known: what it accepts falsely, rejects falsely,
+cannot judge, and how long it takes.
+"""
 
 import statistics
 import time
@@ -46,7 +48,9 @@ class Tried:
 
     @property
     def verdict(self) -> Verdict:
-        """What is wrong with the score; empty where nothing is. Accepted is what accuracy counts as correct."""
+        """What is wrong with the score; empty where nothing is. Accepted is what accuracy counts as
+        correct.
+        """
         if self.score.status in ("timeout", "error"):
             return "timeout" if self.score.status == "timeout" else "error"
         if self.score.correct == self.case.right:
@@ -55,7 +59,9 @@ class Tried:
 
 
 def trial(reward: Reward, cases: Sequence[Case]) -> list[Tried]:
-    """Each case by itself, in order. What was slow and ended is timed once more, lest a worker's start pass for an answer's time."""
+    """Each case by itself, in order. What was slow and ended is timed once more, lest a worker's
+    start pass for an answer's time.
+    """
     found = []
     for case in cases:
         tried = _alone(reward, case)
@@ -93,9 +99,10 @@ def figures(tried: Sequence[Tried]) -> dict[str, float | int]:
 def read(path: Path, task: str) -> list[Case]:
     """The cases of a JSONL or Parquet file.
 
-    A row has `answer` and `question`, where there are any, and `right` and `wrong`, each a list of responses, or one `response` and
-    whether it is `correct`. `task` names the problem's task in a mix; other columns become the problem's meta.
-    Raises DataError, naming the row, for what is missing or of another form, and for a file without cases.
+    A row has `answer` and `question`, where there are any, and `right` and `wrong`, each a list of
+    responses, or one `response` and whether it is `correct`. `task` names the problem's task in a
+    mix; other columns become the problem's meta. Raises DataError, naming the row, for what is
+    missing or of another form, and for a file without cases.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")

@@ -1,5 +1,5 @@
-"""Pays for thinking in one language: the share of the thinking's words in that language's script (arXiv:2501.12948,
-sec. 2.3.2).
+"""Pays for thinking in one language: the share of the thinking's words in that language's script
+(arXiv:2501.12948, sec. 2.3.2).
 
 Scripts are Unicode's, so languages that share one (English and French) are not told apart.
 """
@@ -48,13 +48,13 @@ _COMMAND = re.compile(r"\\[A-Za-z]+|</?[A-Za-z][\w-]*>|https?://\S+")
 
 
 class LanguageReward:
-    """The share, 0 to 1, of the words between `<think>` and `</think>` whose letters are in the script of `language`
-    ("en", "zh" …).
+    """The share, 0 to 1, of the words between `<think>` and `</think>` whose letters are in the
+    script of `language` ("en", "zh" …).
 
-    A word is a run of letters of one script; where words are not spaced (Chinese, Japanese, Thai) each letter is one.
-    Not counted: numbers, single letters (variables), LaTeX commands, and formulas in which nothing is said. Without a
-    `</think>` the whole response is the thinking; a thinking without words pays 0. Raises RewardError for a language
-    that is not known.
+    A word is a run of letters of one script; where words are not spaced (Chinese, Japanese, Thai)
+    each letter is one. Not counted: numbers, single letters (variables), LaTeX commands, and
+    formulas in which nothing is said. Without a `</think>` the whole response is the thinking; a
+    thinking without words pays 0. Raises RewardError for a language that is not known.
 
     >>> english = LanguageReward("en")
     >>> english.share("<think>six times 七 is 42</think>42"), english.share("<think>6*7</think>42")
@@ -89,7 +89,9 @@ class LanguageReward:
 
 
 def thinking(text: str, tag: str = "think") -> str:
-    """What stands before the last closing tag, without the opening one; the whole where nothing closes."""
+    """What stands before the last closing tag, without the opening one; the whole where nothing
+    closes.
+    """
     before, end, after = text.rpartition(f"</{tag}>")
     return (before if end else after).replace(f"<{tag}>", " ").replace(f"</{tag}>", " ")
 
@@ -125,7 +127,8 @@ def _said(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def script(character: str) -> str:
-    """The script of a letter, as its Unicode name begins; MARK for what modifies a letter, empty for anything else.
+    """The script of a letter, as its Unicode name begins; MARK for what modifies a letter, empty
+    for anything else.
 
     >>> script("é"), script("ж"), script("七"), script("7")
     ('LATIN', 'CYRILLIC', 'CJK', '')

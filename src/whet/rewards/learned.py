@@ -1,4 +1,6 @@
-"""A reward model's score: what `reward_model` stages train, or any sequence classifier with one label in Hugging Face's format."""
+"""A reward model's score: what `reward_model` stages train, or any sequence classifier with one
+label in Hugging Face's format.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,11 +14,14 @@ from whet.types import Problem, Sample, Score
 
 
 class LearnedReward:
-    """The score of the last token of prompt and response, end of turn included unless the response was cut off.
+    """The score of the last token of prompt and response, end of turn included unless the response
+    was cut off.
 
-    `model` is a directory or a Hub id; in a recipe also the name of an earlier reward_model stage. It is loaded when it is first
-    asked, so that a stage can make it. `system` and `thinking` (where the problem's meta does not say) are the prompt's, as the model was trained to read it. Packs, not
-    padding: a score does not depend on what else is scored. Raises RewardError, in one line, where it cannot be loaded.
+    `model` is a directory or a Hub id; in a recipe also the name of an earlier reward_model stage.
+    It is loaded when it is first asked, so that a stage can make it. `system` and `thinking` (where
+    the problem's meta does not say) are the prompt's, as the model was trained to read it. Packs,
+    not padding: a score does not depend on what else is scored. Raises RewardError, in one line,
+    where it cannot be loaded.
     """
 
     def __init__(self, model: str, system: str | None = None, thinking: bool | None = None) -> None:
@@ -37,7 +42,9 @@ class LearnedReward:
             raise RewardError(f"reward learned: {failure}") from None
 
     def tokens(self, problem: Problem, text: str, ended: bool = True) -> list[int]:
-        """Prompt and response [n] as the reward model reads them. Raises DataError for what its tokenizer has no token for."""
+        """Prompt and response [n] as the reward model reads them. Raises DataError for what its
+        tokenizer has no token for.
+        """
         chat = self.held[0]
         thinking = problem.meta.get("thinking", self.thinking)
         prompt = chat.prompt(problem, thinking=thinking, system=self.system)
@@ -50,7 +57,9 @@ class LearnedReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores; an error where the tokenizer cannot read one or it is too long."""
+        """N problems and N completion texts -> N scores; an error where the tokenizer cannot read
+        one or it is too long.
+        """
         ended = [True] * len(texts) if samples is None else [s.finish == "stop" for s in samples]
         rows: list[list[int] | None] = []
         for problem, text, whole in zip(problems, texts, ended, strict=True):

@@ -1,8 +1,10 @@
-"""What pays for length: group-relative (Kimi), to a budget (LCPO), short of the limit (DAPO), by a cosine.
+"""What pays for length: group-relative (Kimi), to a budget (LCPO), short of the limit (DAPO), by a
+cosine.
 
-A length is the number of tokens that the policy chose, end of turn included; characters only where there is no sample,
-as when a reward is tried on a file of answers. Parts that pay right and wrong answers differently take the verdict from
-the verifier they are combined with (`given`); alone they refuse.
+A length is the number of tokens that the policy chose, end of turn included; characters only where
+there is no sample, as when a reward is tried on a file of answers. Parts that pay right and wrong
+answers differently take the verdict from the verifier they are combined with (`given`); alone they
+refuse.
 """
 
 import math
@@ -21,7 +23,8 @@ def measured(texts: Sequence[str], samples: Sequence[Sample] | None) -> list[int
 
 
 def kimi(lengths: Sequence[int], right: Sequence[bool]) -> list[float]:
-    """The length rewards of one group: 0.5 - (len - min)/(max - min) for a right answer, at most 0 for a wrong one.
+    """The length rewards of one group: 0.5 - (len - min)/(max - min) for a right answer, at most 0
+    for a wrong one.
 
     All 0 where the lengths are equal. Source: Kimi k1.5, arXiv:2501.12599, sec. 2.3.3.
 
@@ -45,8 +48,8 @@ def lcpo_exact(length: int, budget: int, alpha: float) -> float:
 
 
 def lcpo_max(length: int, budget: int, alpha: float, delta: float) -> float:
-    """clip(alpha (budget - length) + delta, 0, 1), to be multiplied by the verdict. Source: L1, arXiv:2503.04697, eq.
-    2.
+    """clip(alpha (budget - length) + delta, 0, 1), to be multiplied by the verdict. Source: L1,
+    arXiv:2503.04697, eq. 2.
 
     >>> round(lcpo_max(1500, 1000, 0.0003, 0.5), 9), lcpo_max(100, 3000, 0.0003, 0.5), lcpo_max(4000, 1000, 0.0003, 0.5)
     (0.35, 1.0, 0.0)
@@ -55,7 +58,8 @@ def lcpo_max(length: int, budget: int, alpha: float, delta: float) -> float:
 
 
 def overlong(length: int, limit: int, cache: int) -> float:
-    """0 up to limit - cache, then linear down to -1 at the limit, -1 beyond. Source: DAPO, arXiv:2503.14476, eq. 13.
+    """0 up to limit - cache, then linear down to -1 at the limit, -1 beyond. Source: DAPO,
+    arXiv:2503.14476, eq. 13.
 
     >>> overlong(16384, 20480, 4096), overlong(17408, 20480, 4096), overlong(30000, 20480, 4096)
     (0.0, -0.25, -1.0)
@@ -64,7 +68,8 @@ def overlong(length: int, limit: int, cache: int) -> float:
 
 
 def cosine(length: int, limit: int, first: float, last: float) -> float:
-    """From `first` at length 0 to `last` at the limit along half a cosine. Source: arXiv:2502.03373, sec. 4.2.
+    """From `first` at length 0 to `last` at the limit along half a cosine. Source:
+    arXiv:2502.03373, sec. 4.2.
 
     >>> round(cosine(2048, 4096, 2.0, 1.0), 9), round(cosine(1024, 4096, -10.0, 0.0), 4)
     (1.5, -8.5355)
@@ -73,7 +78,9 @@ def cosine(length: int, limit: int, first: float, last: float) -> float:
 
 
 class Judged:
-    """A part whose value depends on the verifier's verdict: `CombinedReward` hands it over through `given`."""
+    """A part whose value depends on the verifier's verdict: `CombinedReward` hands it over through
+    `given`.
+    """
 
     name = ""
 
@@ -96,12 +103,12 @@ def _same_length(name: str, problems: Sequence[Problem], verdicts: Sequence[Scor
 
 
 class KimiLength(Judged):
-    """`kimi` over the group: the responses to problems of one id in a call. The first `warmup` updates of the policy
-    pay 0.
+    """`kimi` over the group: the responses to problems of one id in a call. The first `warmup`
+    updates of the policy pay 0.
 
-    Responses whose verifier failed stand outside the group. `warmup` counts what a sample's version counts: an
-    algorithm of k updates a rollout makes k versions a step; with no samples there is no warm-up. A problem that a step
-    draws twice is one group.
+    Responses whose verifier failed stand outside the group. `warmup` counts what a sample's version
+    counts: an algorithm of k updates a rollout makes k versions a step; with no samples there is no
+    warm-up. A problem that a step draws twice is one group.
     """
 
     name = "length_kimi"
@@ -132,7 +139,9 @@ class KimiLength(Judged):
 
 
 class LcpoExact:
-    """`lcpo_exact` against the budget that the prompt states (`[task] budget = { min, max }`); add it to a verifier."""
+    """`lcpo_exact` against the budget that the prompt states (`[task] budget = { min, max }`); add
+    it to a verifier.
+    """
 
     name = "lcpo_exact"
 
@@ -169,7 +178,9 @@ class LcpoMax(Judged):
         samples: Sequence[Sample] | None,
         verdicts: Sequence[Score],
     ) -> list[Score]:
-        """N responses and their verdicts -> N scores. Raises RewardError where a problem has no budget."""
+        """N responses and their verdicts -> N scores. Raises RewardError where a problem has no
+        budget.
+        """
         _same_length(self.name, problems, verdicts)
         return [
             _as(
@@ -184,7 +195,8 @@ class LcpoMax(Judged):
 
 
 class BudgetError:
-    """|n - N| / N of each response: how far its length n is from the budget N. To be logged, with weight = 0.
+    """|n - N| / N of each response: how far its length n is from the budget N. To be logged, with
+    weight = 0.
 
     >>> problem = Problem("a", ({"role": "user", "content": "Think for 8 tokens."},), meta={"budget": 8})
     >>> BudgetError().score([problem], ["ten chars."])[0].value
@@ -206,7 +218,9 @@ class BudgetError:
 
 
 class Overlong:
-    """`overlong` up to `max_tokens` (the stage's), over its last `cache` tokens: a fifth, as in DAPO, if not given."""
+    """`overlong` up to `max_tokens` (the stage's), over its last `cache` tokens: a fifth, as in
+    DAPO, if not given.
+    """
 
     name = "overlong"
 
@@ -233,12 +247,13 @@ class Overlong:
 
 
 class Cosine(Judged):
-    """The cosine reward: `right` and `wrong` are its values at length 0 and at `max_tokens`; `exceeded` from there on.
+    """The cosine reward: `right` and `wrong` are its values at length 0 and at `max_tokens`;
+    `exceeded` from there on.
 
-    The whole reward, so give the verifier beside it weight 0. Defaults: arXiv:2502.03373's. A short wrong answer pays
-    least: think longer where unsure. Open-RS (arXiv:2503.16219) has it the other way round: its defaults pay a wrong
-    answer 0 at length 0 and -0.5 at the limit; it counts characters against a limit in tokens, and pays nothing of its
-    own for an answer that was cut.
+    The whole reward, so give the verifier beside it weight 0. Defaults: arXiv:2502.03373's. A short
+    wrong answer pays least: think longer where unsure. Open-RS (arXiv:2503.16219) has it the other
+    way round: its defaults pay a wrong answer 0 at length 0 and -0.5 at the limit; it counts
+    characters against a limit in tokens, and pays nothing of its own for an answer that was cut.
     """
 
     name = "cosine"
@@ -272,7 +287,9 @@ class Cosine(Judged):
 
 
 def budget(name: str, problem: Problem) -> int:
-    """The tokens that the problem's prompt asks for. Raises RewardError, with the cure, where it asks for none."""
+    """The tokens that the problem's prompt asks for. Raises RewardError, with the cure, where it
+    asks for none.
+    """
     wanted = problem.meta.get("budget")
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
         raise RewardError(

@@ -1,4 +1,6 @@
-"""Logic-RL's scale: a strict format pays +1 or -1, the answer +2, -1.5 or -2 (arXiv:2502.14768, sec. 2.2)."""
+"""Logic-RL's scale: a strict format pays +1 or -1, the answer +2, -1.5 or -2 (arXiv:2502.14768,
+sec. 2.2).
+"""
 
 from collections.abc import Sequence
 
@@ -11,10 +13,11 @@ RIGHT, WRONG, UNPARSED = 2.0, -1.5, -2.0
 
 
 def logic(format_holds: bool, verdict: Score) -> tuple[float, float]:
-    """(format, answer) of one response. Totals: 3 right, -0.5 wrong, -1 unparsed, and -3 wherever the format fails.
+    """(format, answer) of one response. Totals: 3 right, -0.5 wrong, -1 unparsed, and -3 wherever
+    the format fails.
 
-    The paper adds the two scales; its released code does not look at an answer whose format failed but scores it as
-    unparsed, and so does this.
+    The paper adds the two scales; its released code does not look at an answer whose format failed
+    but scores it as unparsed, and so does this.
 
     >>> right, wrong, unparsed = Score(1.0), Score(0.0, "wrong"), Score(0.0, "unparsed")
     >>> [sum(logic(*case)) for case in [(True, right), (True, wrong), (True, unparsed), (False, right)]]
@@ -28,9 +31,11 @@ def logic(format_holds: bool, verdict: Score) -> tuple[float, float]:
 
 
 class LogicReward(Judged):
-    """`logic` over the verdict of the verifier it is combined with: the whole reward, so give that verifier weight 0.
+    """`logic` over the verdict of the verifier it is combined with: the whole reward, so give that
+    verifier weight 0.
 
-    The format is that of `FormatReward`, whose options it takes. Logged beside the sum: logic_format and logic_answer.
+    The format is that of `FormatReward`, whose options it takes. Logged beside the sum:
+    logic_format and logic_answer.
     """
 
     name = "logic"

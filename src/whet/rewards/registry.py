@@ -66,7 +66,9 @@ _BUILT_IN = {
 
 
 class Reward(Protocol):
-    """Judges a batch: N problems and N completion texts (and their samples, where there are any) -> N scores."""
+    """Judges a batch: N problems and N completion texts (and their samples, where there are any) ->
+    N scores.
+    """
 
     def score(
         self,
@@ -78,7 +80,9 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Judging(Protocol):
-    """A part that pays by the verdict of a verifier beside it: N problems, texts and verdicts -> N scores."""
+    """A part that pays by the verdict of a verifier beside it: N problems, texts and verdicts -> N
+    scores.
+    """
 
     def given(
         self,
@@ -95,9 +99,11 @@ def names() -> dict[str, str]:
 
 
 def load(spec: str, **options: Any) -> Reward:
-    """A built-in reward by name, or your own function: `module:function` or `path/to/file.py:function`.
+    """A built-in reward by name, or your own function: `module:function` or
+    `path/to/file.py:function`.
 
-    Raises RewardError, in one line, for a name or an option that there is not, and for a function that cannot be imported.
+    Raises RewardError, in one line, for a name or an option that there is not, and for a function
+    that cannot be imported.
 
     >>> load("maths")
     Traceback (most recent call last):

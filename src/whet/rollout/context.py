@@ -1,4 +1,6 @@
-"""What every stage is handed: the task, its reward, the tokenizer, the log, and the means to sample."""
+"""What every stage is handed: the task, its reward, the tokenizer, the log, and the means to
+sample.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +42,9 @@ class Context:
     preferences: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
 
     def resumed(self, stage: str, parts: Mapping[str, Holds]) -> int:
-        """Puts the parts of a stage's loop back to where it was kept last, and the log with them. Returns the step, 0 at its beginning."""
+        """Puts the parts of a stage's loop back to where it was kept last, and the log with them.
+        Returns the step, 0 at its beginning.
+        """
         step = self.saves.restored({**parts, "log": self.log}, self.log.logged(stage))
         for text in self.saves.damaged:
             self.log.warn(stage, step, text)
@@ -54,9 +58,11 @@ class Context:
     def prompts(
         self, problems: Sequence[Problem], seed: int | None = None, thinking: bool | None = None
     ) -> list[Prompt]:
-        """The problems as the model reads them, with thinking as given, else as the problem's meta says, else as the recipe asks.
+        """The problems as the model reads them, with thinking as given, else as the problem's meta
+        says, else as the recipe asks.
 
-        Where that is a share, a hash of the problem's id and the seed (the context's where not given) decides for each.
+        Where that is a share, a hash of the problem's id and the seed (the context's where not
+        given) decides for each.
         """
         return [self._asked(p, self.seed if seed is None else seed, thinking) for p in problems]
 
@@ -73,7 +79,9 @@ class Context:
     def some(
         self, split: Literal["train", "test"], n: int, seed: int, thinking: bool | None = None
     ) -> list[Prompt]:
-        """n problems of a split, as prompts, in an order that the seed fixes; all there are where they are fewer."""
+        """n problems of a split, as prompts, in an order that the seed fixes; all there are where
+        they are fewer.
+        """
         size = self.task.size(split)
         return self.prompts(
             self.task.problems(split, n if size is None else min(n, size), seed), seed, thinking
@@ -95,10 +103,12 @@ class Context:
         return self.rankings[source]
 
     def example(self, problem: Problem, response: str, seed: int | None = None) -> Sample:
-        """A document as a sample whose response, end of turn included, the policy is to choose: what is trained on.
+        """A document as a sample whose response, end of turn included, the policy is to choose:
+        what is trained on.
 
-        The response is the whole answer, thinking included; what the prompt has begun of it is not trained on, and with thinking
-        off its thinking is left out. Raises DataError where nothing is left then.
+        The response is the whole answer, thinking included; what the prompt has begun of it is not
+        trained on, and with thinking off its thinking is left out. Raises DataError where nothing
+        is left then.
         """
         prompt = self.prompts([problem], seed)[0]
         text = left(prompt, response)

@@ -39,10 +39,12 @@ class InOrder:
 
 
 class Prioritised:
-    """Prompts in proportion to 1 - success, from a pool of the task's first `pool` problems. Kimi k1.5, arXiv:2501.12599, sec. 2.3.3.
+    """Prompts in proportion to 1 - success, from a pool of the task's first `pool` problems. Kimi
+    k1.5, arXiv:2501.12599, sec. 2.3.3.
 
-    Success is the share of right answers when a prompt was last drawn; one that was never drawn counts as unsolved. Where too few
-    prompts are unsolved to fill a draw, solved ones fill it, each as likely as the other.
+    Success is the share of right answers when a prompt was last drawn; one that was never drawn
+    counts as unsolved. Where too few prompts are unsolved to fill a draw, solved ones fill it, each
+    as likely as the other.
     """
 
     def __init__(self, problems: Iterator[Problem], pool: int, seed: int) -> None:

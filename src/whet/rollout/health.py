@@ -12,7 +12,9 @@ LEAST = {
 
 
 def concerns(history: Sequence[Values], window: int = 5) -> list[str]:
-    """What a person should know after the newest of `history` (one entry a step of RL, oldest first)."""
+    """What a person should know after the newest of `history` (one entry a step of RL, oldest
+    first).
+    """
     recent = history[-window:]
     found: list[str] = []
     if len(recent) == window:

@@ -1,4 +1,6 @@
-"""Samples drawn a step before they are trained on: the next ones are drawn while the last are scored."""
+"""Samples drawn a step before they are trained on: the next ones are drawn while the last are
+scored.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,14 +21,18 @@ ARRAYS = ("tokens", "mask", "logp")
 
 
 class Flight:
-    """One step's samples in flight (arXiv:2410.18252: one step off policy). They stay with the run: a checkpoint holds them."""
+    """One step's samples in flight (arXiv:2410.18252: one step off policy). They stay with the run:
+    a checkpoint holds them.
+    """
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.waiting: Drawn | None = None
 
     def take(self, step: int, steps: int, draw: Callable[[int], Drawn]) -> list[Group]:
-        """The samples of `step`, scored while `draw(step + 1)` draws the next. The first step draws its own, the last no more."""
+        """The samples of `step`, scored while `draw(step + 1)` draws the next. The first step draws
+        its own, the last no more.
+        """
         prompts, samples = self.waiting or draw(step)
         with ThreadPoolExecutor(1) as scorer:
             scored = scorer.submit(score_groups, self.reward, prompts, samples)

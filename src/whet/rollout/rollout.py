@@ -23,7 +23,9 @@ def rollout(
 
 
 def finite(score: Score) -> Score:
-    """The score; an error where it is no finite number, which would make every advantage of its group none."""
+    """The score; an error where it is no finite number, which would make every advantage of its
+    group none.
+    """
     odd = next(
         (f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)), None
     )
@@ -56,7 +58,9 @@ def score_groups(
 def endless(
     task: Task, split: Literal["train", "test"], seed: int, block: int = 4096
 ) -> Iterator[Problem]:
-    """Training problems without end, in an order that the seed fixes: blocks of new ones, or epochs where they are few."""
+    """Training problems without end, in an order that the seed fixes: blocks of new ones, or epochs
+    where they are few.
+    """
     size = task.size(split)
     if size == 0:
         raise DataError(f"task {task.name}: its {split} split is empty")
@@ -72,7 +76,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
-    """The numbers that say how a rollout went. Lengths are in tokens; a key is absent where nothing has it.
+    """The numbers that say how a rollout went. Lengths are in tokens; a key is absent where nothing
+    has it.
 
     Samples whose verifier failed are counted in `errors` and in nothing else.
     """

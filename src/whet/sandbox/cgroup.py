@@ -1,4 +1,6 @@
-"""A memory and process limit for a whole tree of processes, where the machine lets us make one: cgroup v1, v2, or neither."""
+"""A memory and process limit for a whole tree of processes, where the machine lets us make one:
+cgroup v1, v2, or neither.
+"""
 
 import os
 import time
@@ -10,9 +12,11 @@ PREFIX = "whet-"
 
 
 class Group:
-    """One cgroup with limits; falsy where none could be made. Named after its owner, so that those of dead owners can be removed.
+    """One cgroup with limits; falsy where none could be made. Named after its owner, so that those
+    of dead owners can be removed.
 
-    `join` runs in the child that is to be limited, before it gives up its rights; `kill` ends all that is left inside.
+    `join` runs in the child that is to be limited, before it gives up its rights; `kill` ends all
+    that is left inside.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""The same guest elsewhere: in a Docker container, or behind a SandboxFusion endpoint. Only inputs go there, only outputs come back."""
+"""The same guest elsewhere: in a Docker container, or behind a SandboxFusion endpoint. Only inputs
+go there, only outputs come back.
+"""
 
 import http.client
 import json
@@ -39,11 +41,13 @@ class Runner(Protocol):
 
 
 def runner(sandbox: str, memory_mb: int) -> Runner:
-    """By name: "bubblewrap", "docker", "docker:IMAGE" or the URL of an endpoint. Raises RewardError for anything else, and where it is not here.
+    """By name: "bubblewrap", "docker", "docker:IMAGE" or the URL of an endpoint. Raises RewardError
+    for anything else, and where it is not here.
 
     >>> runner("chroot", 512)
     Traceback (most recent call last):
-    whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and http(s)://…
+    whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and
+    http(s)://…
     """
     if sandbox == "bubblewrap":
         return Isolation(memory_mb)
@@ -59,7 +63,9 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """`docker run`, one fresh container an order: no network, read-only, no capability, nobody's uid, limits on memory and processes."""
+    """`docker run`, one fresh container an order: no network, read-only, no capability, nobody's
+    uid, limits on memory and processes.
+    """
 
     image: str
     memory_mb: int
@@ -149,9 +155,11 @@ class Docker:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """SandboxFusion's `POST /run_code` (github.com/bytedance/SandboxFusion): the guest is the code, the order its standard input.
+    """SandboxFusion's `POST /run_code` (github.com/bytedance/SandboxFusion): the guest is the code,
+    the order its standard input.
 
-    The service shares its processes' uid, so the guest kills only what the program started in its own session.
+    The service shares its processes' uid, so the guest kills only what the program started in its
+    own session.
     """
 
     url: str
@@ -187,7 +195,9 @@ class Endpoint:
         return told(raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start)
 
     def post(self, body: bytes, seconds: float) -> Any:
-        """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError past `seconds`."""
+        """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError
+        past `seconds`.
+        """
         parts = urlsplit(self.url)
         kind = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

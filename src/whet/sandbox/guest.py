@@ -1,7 +1,9 @@
-"""What runs inside the isolation: it reads one order, runs the program on the order's inputs and sends back plain data.
+"""What runs inside the isolation: it reads one order, runs the program on the order's inputs and
+sends back plain data.
 
-Sent as text to a bare interpreter (`source`), so it needs nothing but the standard library. The program shares its process and may
-break anything here: all that it can forge is its own output, for no expected value, test or verdict is ever inside.
+Sent as text to a bare interpreter (`source`), so it needs nothing but the standard library. The
+program shares its process and may break anything here: all that it can forge is its own output, for
+no expected value, test or verdict is ever inside.
 """
 
 import json
@@ -99,7 +101,9 @@ def answer(order: Order, first: int, target: int) -> int:
 
 
 def calls(order: Order) -> Iterator[object]:
-    """One reply a call: {"value"}, {"raised"} or {"ended"}; a program that dies is loaded again for the next call."""
+    """One reply a call: {"value"}, {"raised"} or {"ended"}; a program that dies is loaded again for
+    the next call.
+    """
     until, first = time.monotonic() + order["total"], 0
     while first < len(order["calls"]) and time.monotonic() < until:
         child = Child(lambda target, start=first: answer(order, start, target), order)

@@ -1,4 +1,6 @@
-"""Inside the isolation: one forked process that runs the program, watched and killed from outside it."""
+"""Inside the isolation: one forked process that runs the program, watched and killed from outside
+it.
+"""
 
 import os
 import select
@@ -16,7 +18,9 @@ def write(descriptor: int, line: bytes) -> None:
 
 
 class Child:
-    """A forked process that runs `body(descriptor)`, and what it writes there, read until it ends or breaks a limit."""
+    """A forked process that runs `body(descriptor)`, and what it writes there, read until it ends
+    or breaks a limit.
+    """
 
     def __init__(self, body: Callable[[int], int], order: Order, stdin: bytes = b"") -> None:
         self.seconds, self.cap, self.alone = order["seconds"], order["bytes"], order["alone"]
@@ -47,7 +51,9 @@ class Child:
         return given
 
     def read(self, until: float, renew: bool) -> tuple[bytes, str]:
-        """What it wrote, and how it ended: exit 0, exit N, signal N, time, flood. With renew, each line restarts the clock."""
+        """What it wrote, and how it ended: exit 0, exit N, signal N, time, flood. With renew, each
+        line restarts the clock.
+        """
         data, ended = bytearray(), ""
         handle = os.pidfd_open(self.pid)
         deadline = min(until, time.monotonic() + self.seconds)
@@ -89,7 +95,9 @@ class Child:
         return bytes(data), "flood" if len(data) > self.cap else ended
 
     def sweep(self) -> None:
-        """Kill what is left of it: everything but ourselves where we are alone, its session elsewhere."""
+        """Kill what is left of it: everything but ourselves where we are alone, its session
+        elsewhere.
+        """
         for _ in range(200):
             try:
                 os.kill(-1, 9) if self.alone else os.killpg(self.pid, 9)

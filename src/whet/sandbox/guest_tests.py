@@ -1,4 +1,5 @@
-"""Inside the isolation: a data set's own test, run on the reference to record its calls and on returned data to judge them.
+"""Inside the isolation: a data set's own test, run on the reference to record its calls and on
+returned data to judge them.
 
 No program under test ever runs in the process of these functions.
 """
@@ -34,7 +35,9 @@ def found(namespace: dict[str, Any], entry: str) -> Callable[..., Any]:
 
 
 def run(text: str, namespace: dict[str, Any]) -> None:
-    """Run a program. The one place in this project where text is executed; it is inside the isolation."""
+    """Run a program. The one place in this project where text is executed; it is inside the
+    isolation.
+    """
     exec(compile(text, "program.py", "exec", dont_inherit=True), namespace)
 
 
@@ -56,7 +59,9 @@ def described(error: BaseException) -> dict[str, str]:
 
 
 def tallied(text: str) -> Any:
-    """A test's code in which every assert counts itself and a failed one ends nothing. `assert True` counts for nothing."""
+    """A test's code in which every assert counts itself and a failed one ends nothing. `assert
+    True` counts for nothing.
+    """
     import ast  # late: most orders do without
 
     class Tally(ast.NodeTransformer):
@@ -85,7 +90,9 @@ def restored(given: list[Any], after: list[Any]) -> None:
 
 
 class Test:
-    """A data set's own test, run with a stand-in for the function under test; the reference is what `setup` defines."""
+    """A data set's own test, run with a stand-in for the function under test; the reference is what
+    `setup` defines.
+    """
 
     def __init__(self, order: Order) -> None:
         import random
@@ -144,7 +151,9 @@ def record(order: Order) -> Iterator[object]:
 
 
 def check(order: Order) -> Iterator[object]:
-    """Run the test on results that another process returned: plain data, found by the arguments of the recorded calls."""
+    """Run the test on results that another process returned: plain data, found by the arguments of
+    the recorded calls.
+    """
     test, known, astray = Test(order), {}, []
     for call, reply in zip(order["calls"], order["replies"], strict=True):
         known.setdefault(json.dumps(call), []).append(reply)

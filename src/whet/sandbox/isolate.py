@@ -1,8 +1,10 @@
-"""Runs one order of `guest.py` in a process that sees nothing of this machine: bubblewrap, a filter, limits, a uid of its own.
+"""Runs one order of `guest.py` in a process that sees nothing of this machine: bubblewrap, a
+filter, limits, a uid of its own.
 
-User, mount, process, network, ipc and host-name namespaces; no capability; the interpreter and its libraries read-only and
-nothing else of the disk; one small temporary folder in memory; an empty environment; a memory and process cgroup where there is
-one. As root the rights are given up before bubblewrap starts, for RLIMIT_NPROC and file permissions do not bind root.
+User, mount, process, network, ipc and host-name namespaces; no capability; the interpreter and its
+libraries read-only and nothing else of the disk; one small temporary folder in memory; an empty
+environment; a memory and process cgroup where there is one. As root the rights are given up before
+bubblewrap starts, for RLIMIT_NPROC and file permissions do not bind root.
 """
 
 import ctypes
@@ -43,7 +45,9 @@ _NEWNS, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What came back: one JSON line a reply. `began` is False where the guest never spoke: the sandbox's fault, in `message`."""
+    """What came back: one JSON line a reply. `began` is False where the guest never spoke: the
+    sandbox's fault, in `message`.
+    """
 
     replies: list[str]
     began: bool
@@ -54,14 +58,18 @@ class Ran:
 
 @lru_cache(maxsize=1)
 def source() -> str:
-    """The guest's program in one text: its files in order, without their imports of one another and without `typing`'s 5 ms."""
+    """The guest's program in one text: its files in order, without their imports of one another and
+    without `typing`'s 5 ms.
+    """
     texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES]
     plain = re.sub(r"^from (?:whet\.|typing ).*\n", "", "\n".join(texts), flags=re.MULTILINE)
     return f"from __future__ import annotations\nAny = object\n{plain}"
 
 
 def compiled() -> bytes:
-    """`source`, compiled by this interpreter for this interpreter: a third of what starting the guest costs."""
+    """`source`, compiled by this interpreter for this interpreter: a third of what starting the
+    guest costs.
+    """
     with tempfile.TemporaryDirectory() as folder:
         text, code = Path(folder) / "guest.py", Path(folder) / "guest.pyc"
         text.write_text(source(), encoding="utf-8")
@@ -70,7 +78,9 @@ def compiled() -> bytes:
 
 
 def ordered(order: Mapping[str, Any], memory_mb: int, alone: bool = True) -> bytes:
-    """An order as the guest reads it, with its limits. Without `alone`, other processes may share its uid."""
+    """An order as the guest reads it, with its limits. Without `alone`, other processes may share
+    its uid.
+    """
     limits = {
         "AS": memory_mb << 20, "FSIZE": 16 << 20, "NOFILE": 64, "CORE": 0, "STACK": 64 << 20,
         "CPU": int(order["total"] + GRACE) + 2, **({"NPROC": PROCESSES} if alone else {}),
@@ -79,7 +89,9 @@ def ordered(order: Mapping[str, Any], memory_mb: int, alone: bool = True) -> byt
 
 
 def held(data: bytes) -> int:
-    """A descriptor from which a process can read the data; in memory, so that nobody need write while somebody reads."""
+    """A descriptor from which a process can read the data; in memory, so that nobody need write
+    while somebody reads.
+    """
     descriptor = os.memfd_create("whet")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(data)
@@ -99,9 +111,11 @@ def told(raw: bytes, ended: str, message: str, seconds: float) -> Ran:
 
 
 class Isolation:
-    """This process's own sandbox: a uid, a cgroup and a command line, made once. Only for a process with one thread.
+    """This process's own sandbox: a uid, a cgroup and a command line, made once. Only for a process
+    with one thread.
 
-    Raises RewardError, with the cure, where bubblewrap is missing or too old or the machine is no Linux.
+    Raises RewardError, with the cure, where bubblewrap is missing or too old or the machine is no
+    Linux.
     """
 
     def __init__(self, memory_mb: int = 512) -> None:
@@ -156,7 +170,9 @@ class Isolation:
         return [*arguments, "--", str(self.python), "-sSBP", "/guest.pyc"]
 
     def run(self, order: Mapping[str, Any]) -> Ran:
-        """Run one order to its end, or kill it `GRACE` seconds after the total that it names. Nothing of it is left after."""
+        """Run one order to its end, or kill it `GRACE` seconds after the total that it names.
+        Nothing of it is left after.
+        """
         start = time.monotonic()
         given, rules, guest = map(held, (ordered(order, self.memory_mb), self.filter, self.guest))
         told_by, info = os.pipe()
@@ -182,7 +198,9 @@ class Isolation:
         return told(raw, ended, errors, time.monotonic() - start)
 
     def enter(self) -> None:
-        """In the child, before bubblewrap: join the group, make the interpreter reachable, become nobody."""
+        """In the child, before bubblewrap: join the group, make the interpreter reachable, become
+        nobody.
+        """
         self.group.join()
         if not self.root:
             return
@@ -193,7 +211,9 @@ class Isolation:
         os.setresuid(self.uid, self.uid, self.uid)
 
     def clean(self, process: subprocess.Popen[bytes], told_by: int) -> None:
-        """End all of its processes and wait for them: they die with the namespace's first, which outlives bubblewrap itself."""
+        """End all of its processes and wait for them: they die with the namespace's first, which
+        outlives bubblewrap itself.
+        """
         with suppress(OSError, ValueError):
             for child in (
                 Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -217,7 +237,9 @@ class Isolation:
 
 
 def read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, str]:
-    """(output, the last line of what bubblewrap complained of, how it ended), never more than the caps."""
+    """(output, the last line of what bubblewrap complained of, how it ended), never more than the
+    caps.
+    """
     assert process.stdout is not None and process.stderr is not None
     out, errors = process.stdout.fileno(), process.stderr.fileno()
     data, complaints, open_pipes = bytearray(), bytearray(), {out, errors}
@@ -240,7 +262,9 @@ def read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str,
 
 
 def _free_uid() -> tuple[int, socket.socket]:
-    """A uid that no other worker on this machine uses: whoever holds the socket of its name holds it, until it dies."""
+    """A uid that no other worker on this machine uses: whoever holds the socket of its name holds
+    it, until it dies.
+    """
     for uid in range(FIRST_UID, FIRST_UID + UIDS):
         held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -252,7 +276,9 @@ def _free_uid() -> tuple[int, socket.socket]:
 
 
 def _closed(prefix: Path) -> Path | None:
-    """The first folder on the way to the interpreter that other users may not enter; None where all may."""
+    """The first folder on the way to the interpreter that other users may not enter; None where all
+    may.
+    """
     for folder in [*reversed(prefix.parents), prefix]:
         if not folder.stat().st_mode & stat.S_IXOTH:
             return folder
@@ -260,7 +286,9 @@ def _closed(prefix: Path) -> Path | None:
 
 
 def _uncover(closed: Path, shown: Sequence[Path]) -> None:
-    """In a mount namespace of its own: an empty folder over the closed one, holding the interpreter and nothing else."""
+    """In a mount namespace of its own: an empty folder over the closed one, holding the interpreter
+    and nothing else.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int) -> None:

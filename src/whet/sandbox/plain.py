@@ -17,7 +17,9 @@ class Unplain(Exception):
 
 
 def encode(value: object, depth: int = 0) -> object:
-    """Plain data as JSON; by exact type, so that no object with methods of its own passes for a number or a list."""
+    """Plain data as JSON; by exact type, so that no object with methods of its own passes for a
+    number or a list.
+    """
     kind = type(value)
     if depth > DEPTH:
         raise Unplain("nesting")

@@ -1,7 +1,9 @@
-"""A system-call filter for bubblewrap's `--seccomp`: classic BPF, assembled here so that no compiler and no library is needed.
+"""A system-call filter for bubblewrap's `--seccomp`: classic BPF, assembled here so that no
+compiler and no library is needed.
 
-Refused with EPERM: what debugs, mounts, makes namespaces or devices, loads into the kernel, sets clocks, reaches keys, or has
-been the kernel's weak spot (io_uring, bpf, userfaultfd), and every socket but AF_UNIX's (vsock and netlink know no namespace).
+Refused with EPERM: what debugs, mounts, makes namespaces or devices, loads into the kernel, sets
+clocks, reaches keys, or has been the kernel's weak spot (io_uring, bpf, userfaultfd), and every
+socket but AF_UNIX's (vsock and netlink know no namespace).
 """
 
 import errno
@@ -49,9 +51,11 @@ def _refused(number: int, error: int = errno.EPERM) -> bytes:
 
 
 def program(machine: str) -> bytes:
-    """The filter for "x86_64" or "aarch64", 8 bytes an instruction. Raises RewardError for another machine.
+    """The filter for "x86_64" or "aarch64", 8 bytes an instruction. Raises RewardError for another
+    machine.
 
-    clone3 is answered with ENOSYS, as by an old kernel: its flags lie in memory, where a filter cannot look.
+    clone3 is answered with ENOSYS, as by an old kernel: its flags lie in memory, where a filter
+    cannot look.
     """
     if machine not in _MACHINES:
         raise RewardError(

@@ -24,8 +24,8 @@ _MAIN = str(Path(__file__).with_name("worker_main.py"))
 class _Spawner:
     """Starts every worker from one thread that lives as long as the process.
 
-    The kernel's parent-death signal fires when the *thread* that forked ends, so a worker started from a short-lived thread
-    would be killed with it.
+    The kernel's parent-death signal fires when the *thread* that forked ends, so a worker started
+    from a short-lived thread would be killed with it.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,9 @@ _spawner: _Spawner | None = None
 
 
 def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
-    """A worker that begins to import `function`. Raises RewardError where the system starts no process."""
+    """A worker that begins to import `function`. Raises RewardError where the system starts no
+    process.
+    """
     global _spawner
     with _lock:
         if (
@@ -83,7 +85,9 @@ def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
 
 @dataclass(eq=False)
 class Worker:
-    """A started process, the pipes to it (never blocking) and what it has been sent and not answered."""
+    """A started process, the pipes to it (never blocking) and what it has been sent and not
+    answered.
+    """
 
     process: subprocess.Popen[bytes]
     ready: bool = False
@@ -124,7 +128,9 @@ class Worker:
         return [bytes(line) for line in lines], ended or len(rest) > MAX_BYTES + 1024
 
     def kill(self) -> int:
-        """End the worker and what it started. Returns its exit code, negative for a signal's number."""
+        """End the worker and what it started. Returns its exit code, negative for a signal's
+        number.
+        """
         if (
             self.process.returncode is None
         ):  # once it has been waited for, its number may be another's

@@ -1,7 +1,9 @@
-"""What one worker of `workers.Pool` runs: a function, item after item, until its input ends or its parent dies.
+"""What one worker of `workers.Pool` runs: a function, item after item, until its input ends or its
+parent dies.
 
-Started by path, not as a module of the package, so that it needs nothing but the standard library until it has been told
-where to import from. Input and output are JSON lines on private descriptors: what the function prints goes nowhere.
+Started by path, not as a module of the package, so that it needs nothing but the standard library
+until it has been told where to import from. Input and output are JSON lines on private descriptors:
+what the function prints goes nowhere.
 """
 
 import ctypes
@@ -19,7 +21,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL from the kernel when the parent dies, even while the function holds the interpreter's lock."""
+    """SIGKILL from the kernel when the parent dies, even while the function holds the interpreter's
+    lock.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -44,7 +48,9 @@ def address_space() -> int:
 
 
 def limit_memory(extra: int) -> int:
-    """Allow `extra` bytes beyond what the imports took. Returns the size at which a worker is old enough to be replaced."""
+    """Allow `extra` bytes beyond what the imports took. Returns the size at which a worker is old
+    enough to be replaced.
+    """
     base = address_space()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not base:
@@ -64,7 +70,9 @@ def describe(error: BaseException) -> str:
 
 
 def answer(function: Callable[[Any], Any], item: Any, max_bytes: int) -> tuple[bytes, bool]:
-    """The reply to one item as JSON fields, and whether it ran out of memory. The function is foreign: all it raises is data."""
+    """The reply to one item as JSON fields, and whether it ran out of memory. The function is
+    foreign: all it raises is data.
+    """
     try:
         value = function(item)
     except MemoryError:

@@ -1,7 +1,8 @@
 """A pool of worker processes whose every item can be killed from outside.
 
-A verifier may hang while it holds the interpreter's lock, crash, or eat memory on text that a model wrote. So it runs in
-a process of its own; the parent watches the clock and kills the process group. No signals, no alarms: any thread may call.
+A verifier may hang while it holds the interpreter's lock, crash, or eat memory on text that a model
+wrote. So it runs in a process of its own; the parent watches the clock and kills the process group.
+No signals, no alarms: any thread may call.
 """
 
 import json
@@ -25,7 +26,9 @@ _INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VI
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one item. `value` is JSON, None unless the status is ok; `seconds` is wall-clock."""
+    """What became of one item. `value` is JSON, None unless the status is ok; `seconds` is
+    wall-clock.
+    """
 
     status: Literal["ok", "timeout", "error"]
     value: Any = None
@@ -43,11 +46,13 @@ def _close(owner: int, workers: list[Worker]) -> None:
 
 
 class Pool:
-    """`processes` workers that each import `function` ("module:function") once and then answer item after item.
+    """`processes` workers that each import `function` ("module:function") once and then answer item
+    after item.
 
-    `seconds` is the wall-clock limit of one item, `memory_mb` what one worker may take beyond its imports. Items and results
-    are JSON; a result has at most 4 MiB. A worker inherits no environment but a few harmless variables and `env`. Closed by `with`,
-    `close()` or the end of the program; no worker outlives its parent, however that ends.
+    `seconds` is the wall-clock limit of one item, `memory_mb` what one worker may take beyond its
+    imports. Items and results are JSON; a result has at most 4 MiB. A worker inherits no
+    environment but a few harmless variables and `env`. Closed by `with`, `close()` or the end of
+    the program; no worker outlives its parent, however that ends.
 
     Raises RewardError for limits that are not above 0 and for a name that is not module:function.
 
@@ -108,7 +113,8 @@ class Pool:
     def map(self, items: Sequence[Any]) -> list[Result]:
         """N items -> N results, in order; calls from several threads take turns.
 
-        Raises RewardError where the function cannot be imported or workers do not start, TypeError where an item is not JSON.
+        Raises RewardError where the function cannot be imported or workers do not start, TypeError
+        where an item is not JSON.
         """
         lines = [
             b"[%d, %s]\n" % (number, json.dumps(item).encode()) for number, item in enumerate(items)
@@ -145,7 +151,9 @@ class Pool:
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """A worker's line; one that cannot be read back (nesting, digits without end) becomes an error's."""
+    """A worker's line; one that cannot be read back (nesting, digits without end) becomes an
+    error's.
+    """
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError) as error:

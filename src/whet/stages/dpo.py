@@ -1,4 +1,6 @@
-"""Direct preference optimization: the policy itself is the reward model, against a frozen reference (DPO, arXiv:2305.18290)."""
+"""Direct preference optimization: the policy itself is the reward model, against a frozen reference
+(DPO, arXiv:2305.18290).
+"""
 
 import time
 from dataclasses import replace
@@ -70,7 +72,9 @@ def referred(batch: RankedBatch, reference: Policy, micro_tokens: int) -> Ranked
 
 
 def implicit(logp: Tensor, batch: RankedBatch, beta: float) -> Tensor:
-    """beta log pi(o) / pi_ref(o) [S], the reward that the policy stands for. DPO, arXiv:2305.18290, eq. 5 without its constant."""
+    """beta log pi(o) / pi_ref(o) [S], the reward that the policy stands for. DPO, arXiv:2305.18290,
+    eq. 5 without its constant.
+    """
     return beta * logp.new_zeros(batch.sequences).index_add(
         0, batch.sequence, logp - batch.reference
     )

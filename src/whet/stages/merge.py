@@ -1,4 +1,6 @@
-"""The weighted average of several models' weights (long2short by merging: Kimi k1.5, arXiv:2501.12599, sec. 2.4)."""
+"""The weighted average of several models' weights (long2short by merging: Kimi k1.5,
+arXiv:2501.12599, sec. 2.4).
+"""
 
 import torch
 
@@ -10,7 +12,9 @@ from whet.rollout.context import Context
 
 
 def run(policy: Policy, stage: config.Merge, context: Context) -> None:
-    """Overwrites `policy` with the average. Raises ModelError where the models are not of one shape."""
+    """Overwrites `policy` with the average. Raises ModelError where the models are not of one
+    shape.
+    """
     adapt(policy, None)
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in policy.named_parameters()}
     first = next(iter(stage.models))

@@ -1,4 +1,6 @@
-"""Draws several responses to each prompt and puts them in order: data for reward models and for direct preference optimization."""
+"""Draws several responses to each prompt and puts them in order: data for reward models and for
+direct preference optimization.
+"""
 
 import random
 import time
@@ -47,7 +49,9 @@ def refuse(stage: config.Rank, task: Task) -> None:
 
 
 def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Random) -> list[Ranking]:
-    """The group's finished, different responses in order; none where there is nothing to tell apart."""
+    """The group's finished, different responses in order; none where there is nothing to tell
+    apart.
+    """
     usable = group.usable
     rows = [
         (replace(s, text=text), c)

@@ -15,7 +15,9 @@ from whet.types import Group, Problem, Sampling, Update
 
 
 def run(policy: Policy, stage: config.Reject, context: Context) -> None:
-    """Fills context.data[stage.name] with verified responses, and writes them to STAGE/data.jsonl as messages."""
+    """Fills context.data[stage.name] with verified responses, and writes them to STAGE/data.jsonl
+    as messages.
+    """
     began = time.perf_counter()
     prompts = context.some("train", stage.problems, context.seed)
     sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, seed=context.seed)

@@ -1,4 +1,6 @@
-"""The second step of RLHF: a scalar head on the starting model, trained to score the better of two responses higher."""
+"""The second step of RLHF: a scalar head on the starting model, trained to score the better of two
+responses higher.
+"""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ CENTRED = 1024  # training responses whose mean score becomes 0
 
 
 def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str, Any]:
-    """Trains a reward model, writes it to STAGE/model, and returns the accuracy on held-out pairs. The policy stays as it is."""
+    """Trains a reward model, writes it to STAGE/model, and returns the accuracy on held-out pairs.
+    The policy stays as it is.
+    """
     training, held = preferences.split(context.ranked(stage.data), stage.held_out, context.seed)
     model = ScalarModel(policy, stage.lora)
     learner = Learner(model, stage.optimizer, stage.steps)
@@ -79,7 +83,9 @@ def scores(model: ScalarModel, found: Sequence[Ranking], context: Context) -> li
 
 
 def centre(model: ScalarModel, training: Sequence[Ranking], context: Context) -> None:
-    """Pairs say nothing about a constant: the bias makes the mean score of training responses 0 (InstructGPT, arXiv:2203.02155, sec. 3.5)."""
+    """Pairs say nothing about a constant: the bias makes the mean score of training responses 0
+    (InstructGPT, arXiv:2203.02155, sec. 3.5).
+    """
     some: list[Ranking] = []
     for ranking in training:
         some.append(ranking)
@@ -90,7 +96,9 @@ def centre(model: ScalarModel, training: Sequence[Ranking], context: Context) ->
 
 
 def measured(model: ScalarModel, held: Sequence[Ranking], context: Context) -> dict[str, Any]:
-    """Accuracy on all pairs of the held-out rankings, a tie half right, with its 95 % interval over prompts."""
+    """Accuracy on all pairs of the held-out rankings, a tie half right, with its 95 % interval over
+    prompts.
+    """
     rows: dict[str, list[float]] = {}
     for ranking, given in zip(held, scores(model, held, context), strict=True):
         right = [

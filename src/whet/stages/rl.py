@@ -66,7 +66,9 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
 
 
 def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
-    """The models that the row holds beside the policy, and their optimizers. Raises WhetError where a key is not read by the row."""
+    """The models that the row holds beside the policy, and their optimizers. Raises WhetError where
+    a key is not read by the row.
+    """
     refuse(stage, row)
     adapt(policy, stage.lora, context.seed)
     reference = None
@@ -140,7 +142,9 @@ def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum
 
 
 def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
-    """The same few test problems, with the same random numbers, after `step` steps: what changes is the policy. Never trained on."""
+    """The same few test problems, with the same random numbers, after `step` steps: what changes is
+    the policy. Never trained on.
+    """
     prompts = context.some("test", stage.probe, context.seed) if stage.probe else []
     if prompts:
         sampling = Sampling(
@@ -168,8 +172,8 @@ def collect(
 ) -> tuple[list[Group], list[Group]]:
     """All groups drawn for one step, and those to train on.
 
-    Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups have signal, at most
-    `stage.draws` times; what has none is left out.
+    Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups
+    have signal, at most `stage.draws` times; what has none is left out.
     """
     dynamic = algorithm(stage.algorithm, stage.override).sampling == "dynamic"
     groups: list[Group] = []

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning: next-token loss on the response only. It also trains a tiny base model from nothing."""
+"""Supervised fine-tuning: next-token loss on the response only. It also trains a tiny base model
+from nothing.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +24,9 @@ BLOCK = 4096  # responses that a corpus is asked for at a time
 
 
 def run(policy: Policy, stage: config.SFT, context: Context) -> None:
-    """Trains `policy` in place for `stage.steps` steps, or until its gate holds. Raises GateError if it never does."""
+    """Trains `policy` in place for `stage.steps` steps, or until its gate holds. Raises GateError
+    if it never does.
+    """
     adapt(policy, stage.lora, context.seed)
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
@@ -59,7 +63,9 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
 
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
-    """(problem, response) without end: the task's corpus, new each block; a reject stage's samples, epoch by epoch; or both by their shares."""
+    """(problem, response) without end: the task's corpus, new each block; a reject stage's samples,
+    epoch by epoch; or both by their shares.
+    """
     streams = {
         name: _stream(name, stage, context) for name, share in stage.shares.items() if share > 0
     }
@@ -89,7 +95,8 @@ def _stream(name: str, stage: config.SFT, context: Context) -> Iterator[tuple[Pr
 
 
 def holds(gate: config.Gate, told: Mapping[str, tuple[float, int]], step: int, last: bool) -> bool:
-    """Whether the model answers well enough in the gate's mode; `told` gives (accuracy, answers) by mode.
+    """Whether the model answers well enough in the gate's mode; `told` gives (accuracy, answers) by
+    mode.
 
     Raises GateError where it does not and no step is left.
     """

@@ -1,4 +1,6 @@
-"""A directory or a file that is there whole, or not at all, whatever ends the process or the machine."""
+"""A directory or a file that is there whole, or not at all, whatever ends the process or the
+machine.
+"""
 
 import os
 import shutil
@@ -14,11 +16,12 @@ OURS = ("config.json", "adapter_config.json")
 
 @contextmanager
 def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
-    """Yields a temporary sibling to write into; when the block ends, everything is flushed and one rename commits it.
+    """Yields a temporary sibling to write into; when the block ends, everything is flushed and one
+    rename commits it.
 
-    Where the block raises, nothing is left. A directory that stands there already is replaced, unless it is neither empty nor
-    has a file named in `holds`: then it is somebody's, and is left alone. Its old content is moved aside, and back if the
-    commit fails.
+    Where the block raises, nothing is left. A directory that stands there already is replaced,
+    unless it is neither empty nor has a file named in `holds`: then it is somebody's, and is left
+    alone. Its old content is moved aside, and back if the commit fails.
     Raises ModelError where the place cannot be written or may not be replaced.
     """
     target = Path(os.path.realpath(directory))
@@ -83,7 +86,9 @@ def made(directory: Path) -> None:
 
 
 def written(path: Path, text: str) -> None:
-    """All of the text or what was there before: a temporary file, synced, then one rename, synced too."""
+    """All of the text or what was there before: a temporary file, synced, then one rename, synced
+    too.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)

@@ -1,7 +1,9 @@
-"""What is kept of a run while it runs: whole, checked when it is read, and enough to go on as if nothing had happened.
+"""What is kept of a run while it runs: whole, checked when it is read, and enough to go on as if
+nothing had happened.
 
-A checkpoint is a directory STAGE/checkpoints/STEP with state.safetensors (weights, moments), state.json (all that is no tensor) and
-manifest.json (the SHA-256 of both). It is written aside, synced and committed by one rename.
+A checkpoint is a directory STAGE/checkpoints/STEP with state.safetensors (weights, moments),
+state.json (all that is no tensor) and manifest.json (the SHA-256 of both). It is written aside,
+synced and committed by one rename.
 """
 
 import hashlib
@@ -77,7 +79,9 @@ class Record:
 
 
 class Saves:
-    """The checkpoints of one stage, the newest `last` of them, one every `every` steps; and whether the run should stop."""
+    """The checkpoints of one stage, the newest `last` of them, one every `every` steps; and whether
+    the run should stop.
+    """
 
     def __init__(
         self, folder: Path, every: int = 50, last: int = 2, stop: Event | None = None
@@ -91,7 +95,9 @@ class Saves:
         self.damaged: list[str] = []  # in words, of those that were passed over
 
     def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
-        """After `step` of `steps`: keeps what is to be kept. Raises Stopped, having kept it, where the run is to stop."""
+        """After `step` of `steps`: keeps what is to be kept. Raises Stopped, having kept it, where
+        the run is to stop.
+        """
         if step == steps:
             return
         stopping = self.stop.is_set()
@@ -140,10 +146,11 @@ class Saves:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def restored(self, parts: Mapping[str, Holds], logged: int) -> int:
-        """Puts every part back to the newest whole checkpoint of at most `logged` steps; the step of it, 0 where there is none.
+        """Puts every part back to the newest whole checkpoint of at most `logged` steps; the step
+        of it, 0 where there is none.
 
-        One that is damaged, or newer than the log, is told in `damaged`, removed, and passed over for the one before. Raises ModelError
-        where a whole one is of another stage.
+        One that is damaged, or newer than the log, is told in `damaged`, removed, and passed over
+        for the one before. Raises ModelError where a whole one is of another stage.
         """
         for step in reversed(self.steps()):
             place = self.folder / f"{step:08d}"
@@ -175,7 +182,9 @@ class Saves:
 
 
 def read(place: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors and data by part. Raises ValueError or OSError where a single bit is not as it was written."""
+    """A checkpoint's tensors and data by part. Raises ValueError or OSError where a single bit is
+    not as it was written.
+    """
     from safetensors.torch import load
 
     manifest = (place / MANIFEST).read_bytes()

@@ -1,4 +1,6 @@
-"""What a run is made of, as hashes: its recipe, the files that the recipe names, and whet's own code."""
+"""What a run is made of, as hashes: its recipe, the files that the recipe names, and whet's own
+code.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,9 @@ FILE = "origin.json"
 
 
 def origin(recipe: config.Recipe) -> dict[str, Any]:
-    """{"recipe": SHA-256, "code": SHA-256, "files": {path: SHA-256}}; the files are all that some value of the recipe names."""
+    """{"recipe": SHA-256, "code": SHA-256, "files": {path: SHA-256}}; the files are all that some
+    value of the recipe names.
+    """
     told = recipe.model_dump(mode="json")
     source = Path(__file__).parent
     code = sorted(p for p in source.rglob("*") if p.suffix in (".py", ".c", ".h"))

@@ -1,4 +1,6 @@
-"""What a run leaves behind: metrics.jsonl, samples/, summary.json; and what a person sees while it runs."""
+"""What a run leaves behind: metrics.jsonl, samples/, summary.json; and what a person sees while it
+runs.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -79,7 +81,9 @@ class RunLog:
         self.wrote(path)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets what was logged of a stage after its step, and half a line, if a kill has left one."""
+        """Forgets what was logged of a stage after its step, and half a line, if a kill has left
+        one.
+        """
         lines = self._lines()
         kept = [
             x
@@ -117,7 +121,9 @@ class RunLog:
         self.warnings[:] = [*state.data, *since]
 
     def lost(self, stage: str, step: int, texts: Sequence[str]) -> None:
-        """A step whose gradient was not finite: what it would have learned from, in STAGE/lost/STEP.json, and a warning."""
+        """A step whose gradient was not finite: what it would have learned from, in
+        STAGE/lost/STEP.json, and a warning.
+        """
         folder = self.directory / stage / "lost"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{step:06d}.json", list(texts))
@@ -125,7 +131,9 @@ class RunLog:
         self.warn(stage, step, f"{text} {stage}/lost")
 
     def wrote(self, path: Path) -> None:
-        """Notes a file of the run's directory, and the directories that it may be new in, for the next `sync`."""
+        """Notes a file of the run's directory, and the directories that it may be new in, for the
+        next `sync`.
+        """
         self.unsynced |= {path, *(p for p in path.parents if p.is_relative_to(self.directory))}
 
     def sync(self) -> None:
@@ -186,7 +194,9 @@ def _group_line(
 
 
 def rounded(numbers: NDArray[np.float32]) -> list[float]:
-    """As Python's round(x, 5), all at once: a float32 times 10^5 is exact in float64, and so is the rounding to even."""
+    """As Python's round(x, 5), all at once: a float32 times 10^5 is exact in float64, and so is the
+    rounding to even.
+    """
     return (np.rint(numbers.astype(np.float64) * 1e5) / 1e5).tolist()
 
 

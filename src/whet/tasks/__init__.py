@@ -43,7 +43,8 @@ def names() -> list[tuple[str, str]]:
 
 
 def load(name: str, **options: Any) -> Task:
-    """The task of that name with its options; the option `budget` asks for a length too (`tasks.budget`).
+    """The task of that name with its options; the option `budget` asks for a length too
+    (`tasks.budget`).
 
     Raises RecipeError for a name or an option that there is not.
 
@@ -94,7 +95,9 @@ def _check(name: str, made: type, options: Mapping[str, Any], fixed: Mapping[str
 
 
 def _is(value: object, kind: type) -> bool:
-    """Whether a value from a recipe is of a type; a whole number will do for a float, but True is no number."""
+    """Whether a value from a recipe is of a type; a whole number will do for a float, but True is
+    no number.
+    """
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)

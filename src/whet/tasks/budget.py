@@ -1,4 +1,6 @@
-"""Any task with a length asked for in the prompt: "Think for N tokens." (LCPO, arXiv:2503.04697, sec. 3)."""
+"""Any task with a length asked for in the prompt: "Think for N tokens." (LCPO, arXiv:2503.04697,
+sec. 3).
+"""
 
 import hashlib
 import random
@@ -16,13 +18,14 @@ HELD_OUT = 5  # one in so many budgets is asked for in the test split only
 
 
 class Budgeted:
-    """`task` with a budget N of `min` to `max` tokens a problem: in `meta["budget"]`, and at the end of the last
-    message as `ask`.
+    """`task` with a budget N of `min` to `max` tokens a problem: in `meta["budget"]`, and at the
+    end of the last message as `ask`.
 
-    N is drawn by problem and seed, so that another epoch asks the same problem for another length. A fifth of the
-    lengths are held out: the test split asks for them and training never does. `checks`: responses of the corpus go
-    over the last of their steps (`a;b;c`) again, 0 to `checks` times; all but the share `heeded` do so whatever the
-    budget says. Raises RecipeError for options that make no budget.
+    N is drawn by problem and seed, so that another epoch asks the same problem for another length.
+    A fifth of the lengths are held out: the test split asks for them and training never does.
+    `checks`: responses of the corpus go over the last of their steps (`a;b;c`) again, 0 to `checks`
+    times; all but the share `heeded` do so whatever the budget says. Raises RecipeError for options
+    that make no budget.
     """
 
     def __init__(self, task: Task, options: Mapping[str, Any]) -> None:
@@ -138,7 +141,8 @@ def budgets(low: int, high: int) -> dict[Split, list[int]]:
 
 
 def checked(response: str, times: int) -> str:
-    """The response with the last step of its thinking gone over `times` more times; as it is where it has no steps.
+    """The response with the last step of its thinking gone over `times` more times; as it is where
+    it has no steps.
 
     >>> checked("<think>3+5=8;8*2=6</think>6", 2)
     '<think>3+5=8;8*2=6;8*2=6;8*2=6</think>6'
@@ -149,7 +153,8 @@ def checked(response: str, times: int) -> str:
 
 
 def tokens(response: str) -> int:
-    """The length of a response to a tokenizer of characters: each tag is one token, and so is the end of the turn.
+    """The length of a response to a tokenizer of characters: each tag is one token, and so is the
+    end of the turn.
 
     >>> tokens("<think>3+5=8</think>8")
     9

@@ -2,11 +2,13 @@
 
     3+5*2-7  ->  3+5=8, 8*2=6, 6-7=9  ->  9          (no precedence; every result is its last digit)
 
-A response thinks between <think> and </think>, then answers with one digit. Three modes of answering can be told apart:
-direct (no thinking), coarse (two operations a step, hard to get right in one go) and careful (one operation a step). A base
-model trained on a corpus that mixes them mostly guesses; reinforcement learning can find out that careful pays.
+A response thinks between <think> and </think>, then answers with one digit. Three modes of
+answering can be told apart: direct (no thinking), coarse (two operations a step, hard to get right
+in one go) and careful (one operation a step). A base model trained on a corpus that mixes them
+mostly guesses; reinforcement learning can find out that careful pays.
 
-With `words` the thinking says its operations in a language, so that the reward `language` has something to judge:
+With `words` the thinking says its operations in a language, so that the reward `language` has
+something to judge:
 
     3+5*2-7  ->  3plus5=8;8by2=6;6less7=9  or  3плюс5=8;8на2=6;6без7=9
 """
@@ -84,11 +86,13 @@ def unspoken(text: str) -> str:
 
 
 class Chain:
-    """`operations` operations on digits. Train and test problems are split by a hash of the expression.
+    """`operations` operations on digits. Train and test problems are split by a hash of the
+    expression.
 
-    `checks`: careful responses of the corpus go over their last step 0 to `checks` times more, whatever the problem: a model that
-    learned from it thinks longer than it needs to. `words`: the thinking may name its operations, and the corpus does, in each
-    language with its share, such as { en = 0.6, ru = 0.2, mixed = 0.2 }; `mixed` changes language within a response.
+    `checks`: careful responses of the corpus go over their last step 0 to `checks` times more,
+    whatever the problem: a model that learned from it thinks longer than it needs to. `words`: the
+    thinking may name its operations, and the corpus does, in each language with its share, such as
+    { en = 0.6, ru = 0.2, mixed = 0.2 }; `mixed` changes language within a response.
     """
 
     name = "chain"

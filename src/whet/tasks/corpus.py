@@ -1,4 +1,6 @@
-"""What the tasks' corpora share: the mode of each response, and problems for as many pairs as are asked for."""
+"""What the tasks' corpora share: the mode of each response, and problems for as many pairs as are
+asked for.
+"""
 
 import random
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def draw_modes(task: "Task", mix: Mapping[str, float], n: int, rng: random.Random) -> list[str]:
-    """n modes, each drawn with its share. Raises RecipeError where the mix is empty or names a mode that there is not."""
+    """n modes, each drawn with its share. Raises RecipeError where the mix is empty or names a mode
+    that there is not.
+    """
     for mode in mix:
         if mode not in task.modes:
             raise RecipeError(
@@ -36,7 +40,9 @@ def refuse_mix(task: "Task", mix: Mapping[str, float]) -> None:
 
 
 def training_problems(task: "Task", n: int, seed: int) -> list[Problem]:
-    """n training problems: all different where there are enough, else whole passes, each in an order of its own."""
+    """n training problems: all different where there are enough, else whole passes, each in an
+    order of its own.
+    """
     size = task.size("train")
     if size is None or n <= size:
         return task.problems("train", n, seed)

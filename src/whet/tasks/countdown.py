@@ -2,9 +2,10 @@
 
     3,5,7:22  ->  3+5+7=15≠22;5*(7-3)=20≠22;3*5+7=22  ->  3*5+7
 
-A response thinks between <think> and </think>, then answers with one expression. Two modes can be told apart: direct (no
-thinking: a guess) and search (combinations one after the other, each with its value, as in Stream of Search, arXiv:2404.03683,
-in miniature). With 3 numbers of 1 to 20 and targets up to 100 there are 16,292 problems.
+A response thinks between <think> and </think>, then answers with one expression. Two modes can be
+told apart: direct (no thinking: a guess) and search (combinations one after the other, each with
+its value, as in Stream of Search, arXiv:2404.03683, in miniature). With 3 numbers of 1 to 20 and
+targets up to 100 there are 16,292 problems.
 """
 
 import itertools
@@ -26,15 +27,18 @@ RESPONSE = re.compile(
 )
 TAGGED = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 ATTEMPT = re.compile(r"[0-9+\-*/()]+=[0-9]+(?:≠[0-9]+)?")
-LISTED = 20_000  # combinations of numbers (each more number counting eightfold) up to which all problems are listed
+# combinations of numbers (each more number counting eightfold) up to which all problems are listed
+LISTED = 20_000
 
 
 @dataclass(eq=False)
 class Countdown:
-    """`numbers` numbers of `low` to `high`, a target up to `max_target`, each number used once (`use_all`) or at most once.
+    """`numbers` numbers of `low` to `high`, a target up to `max_target`, each number used once
+    (`use_all`) or at most once.
 
-    `attempts`: most wrong combinations in a response of the search corpus. Every problem can be solved. Train and test are
-    split by a hash of the sorted numbers and the target. Raises RecipeError for options that make no problem.
+    `attempts`: most wrong combinations in a response of the search corpus. Every problem can be
+    solved. Train and test are split by a hash of the sorted numbers and the target. Raises
+    RecipeError for options that make no problem.
     """
 
     numbers: int = 3
@@ -119,7 +123,9 @@ class Countdown:
         )
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """1 where the expression after </think> makes the target of the numbers; unparsed where there is none."""
+        """1 where the expression after </think> makes the target of the numbers; unparsed where
+        there is none.
+        """
         return [self._verdict(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def _verdict(self, problem: Problem, text: str) -> Score:
@@ -144,7 +150,9 @@ class Countdown:
         return Score(float(right), "scored" if right else "wrong")
 
     def mode(self, problem: Problem, text: str) -> str:
-        """By form alone, right or wrong: `other` where the thinking is no list of combinations with their values."""
+        """By form alone, right or wrong: `other` where the thinking is no list of combinations with
+        their values.
+        """
         match = RESPONSE.fullmatch(text)
         if match is None:
             return "other"
@@ -157,7 +165,9 @@ class Countdown:
         return "0123456789+-*/()=≠;,:"
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
-        """Right answers, all of them: guessed (direct), or found after 0 to `attempts` wrong combinations (search)."""
+        """Right answers, all of them: guessed (direct), or found after 0 to `attempts` wrong
+        combinations (search).
+        """
         rng = random.Random(f"countdown corpus {seed}")
         modes = draw_modes(self, mix, n, rng)
         pairs: list[tuple[Problem, str]] = []

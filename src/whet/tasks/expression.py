@@ -1,4 +1,6 @@
-"""Integer arithmetic as text: a small parser that never evaluates, and expressions made from given numbers."""
+"""Integer arithmetic as text: a small parser that never evaluates, and expressions made from given
+numbers.
+"""
 
 import random
 import re
@@ -28,8 +30,8 @@ class Parsed:
 def parse(text: str) -> Parsed:
     """The value of a text of whole numbers, + - * / and brackets, with the numbers it uses.
 
-    There are no signs before numbers, and every division must come out exactly. Raises Malformed, also beyond 200
-    characters or 20 brackets deep, and Inexact.
+    There are no signs before numbers, and every division must come out exactly. Raises Malformed,
+    also beyond 200 characters or 20 brackets deep, and Inexact.
 
     >>> parse("(7-3)*5/2")
     Parsed(value=10, numbers=(7, 3, 5, 2))
@@ -160,7 +162,9 @@ class Reach:
         return len(self.values) - 1
 
     def write(self, value: int, rng: random.Random, subset: int | None = None) -> Tree:
-        """One of the ways to make `value` of all numbers of `subset` (all there are, where not given)."""
+        """One of the ways to make `value` of all numbers of `subset` (all there are, where not
+        given).
+        """
         subset = self.everything if subset is None else subset
         if subset & (subset - 1) == 0:
             return Tree(value, str(value))

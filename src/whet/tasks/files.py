@@ -28,16 +28,20 @@ from whet.types import Message, Problem, Score
 
 @dataclass(eq=False)
 class Files:
-    """`path`: a .jsonl or .parquet file, or `hf:owner/name`. `test`: a file of test problems; without one (and where the Hub
-    names none), `test_share` of the questions are the test split, by a hash of the question.
+    """`path`: a .jsonl or .parquet file, or `hf:owner/name`. `test`: a file of test problems;
+    without one (and where the Hub names none), `test_share` of the questions are the test split, by
+    a hash of the question.
 
-    Columns: `question` and `answer` (`answer = ""`: the data has none), or `messages` ([{"role", "content"}, …]) in place
-    of `question`; `response` is what the corpus teaches (with `messages`: their last, the assistant's). The gold answer is what
-    follows the last `answer_after`, or what the last match of `answer_pattern` caught, or the whole cell. `system` is put before
-    every question. `reward` names the verifier. A row that says `thinking` true or false is asked so; training may have both.
+    Columns: `question` and `answer` (`answer = ""`: the data has none), or `messages` ([{"role",
+    "content"}, …]) in place of `question`; `response` is what the corpus teaches (with `messages`:
+    their last, the assistant's). The gold answer is what follows the last `answer_after`, or what
+    the last match of `answer_pattern` caught, or the whole cell. `system` is put before every
+    question. `reward` names the verifier. A row that says `thinking` true or false is asked so;
+    training may have both.
 
-    A question that is in the test split too is removed from train, a repeated one is kept once; `note` says how many.
-    Raises DataError and RecipeError, in one line, for what is missing, broken or contradicts itself.
+    A question that is in the test split too is removed from train, a repeated one is kept once;
+    `note` says how many. Raises DataError and RecipeError, in one line, for what is missing, broken
+    or contradicts itself.
     """
 
     path: str

@@ -1,7 +1,9 @@
-"""Any reasoning-gym data set, as `gym:NAME`: questions made and answers scored in worker processes that can be killed.
+"""Any reasoning-gym data set, as `gym:NAME`: questions made and answers scored in worker processes
+that can be killed.
 
-Score.value is reasoning-gym's own score, which for many data sets gives partial credit; `parts["accuracy"]`, which accuracy
-counts, is 1 only from a score of .99 on. With `partial = false` the value is the accuracy.
+Score.value is reasoning-gym's own score, which for many data sets gives partial credit;
+`parts["accuracy"]`, which accuracy counts, is 1 only from a score of .99 on. With `partial = false`
+the value is the accuracy.
 """
 
 import hashlib
@@ -39,9 +41,13 @@ PAID_FOR_JUNK = {
     "spell_backward": "a wrong word is paid for each letter that happens to stand right",
 }
 SLOW = {"futoshiki": 320, "knight_swap": 350, "sokoban": 70, "zebra_puzzles": 90}  # ms a question
-TEST_SHARE = 0.25  # of the questions; they are made one by one, so a smaller share costs more for as many test problems
+# of the questions; they are made one by one, so a smaller share costs more for as many test
+# problems
+TEST_SHARE = 0.25
 BLOCK = 64  # questions of one seed, made by one order to a worker
-PATIENCE = 2_000  # questions in a row without a new one before a data set counts as exhausted; more once many are found
+# questions in a row without a new one before a data set counts as exhausted; more once many are
+# found
+PATIENCE = 2_000
 SCORE_SECONDS = 2.0  # an answer
 MAKE_SECONDS = 120.0  # a block
 MAX_ANSWER = 10_000  # characters that a scorer is asked to read
@@ -50,7 +56,8 @@ ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 def extract(text: str) -> str | None:
-    """The answer within a response: the last <answer>…</answer> after the thinking, else all after it; None where it never ends.
+    """The answer within a response: the last <answer>…</answer> after the thinking, else all after
+    it; None where it never ends.
 
     >>> extract("<think>2+2</think> so <answer> 4 </answer>."), extract("<think>hm</think>4"), extract("<think>hm")
     ('4', '4', None)
@@ -72,16 +79,20 @@ def datasets() -> list[str]:
 
 @cache
 def _workers(seconds: float) -> Pool:
-    """One pool for all tasks, for imports take seconds. A fixed hash seed: some data sets walk through sets of strings."""
+    """One pool for all tasks, for imports take seconds. A fixed hash seed: some data sets walk
+    through sets of strings.
+    """
     processes = max(1, min(8, os.cpu_count() or 1))
     return Pool("whet.tasks.gym_worker:serve", processes, seconds, env={"PYTHONHASHSEED": "0"})
 
 
 class Gym:
-    """`dataset` by reasoning-gym's name; every other option is the data set's own (`min_terms = 2`).
+    """`dataset` by reasoning-gym's name; every other option is the data set's own (`min_terms =
+    2`).
 
-    Questions are made as needed, without end; with `pool = N` they are N, made once. Train and test are split by a hash of the
-    question. Raises RecipeError for a data set that there is not or whose scorer cannot be trusted, and for its options.
+    Questions are made as needed, without end; with `pool = N` they are N, made once. Train and test
+    are split by a hash of the question. Raises RecipeError for a data set that there is not or
+    whose scorer cannot be trusted, and for its options.
     """
 
     modes: tuple[str, ...] = ()
@@ -138,7 +149,9 @@ class Gym:
         return list(self._made[key])
 
     def _make(self, split: Split | None, n: int, seed: int) -> list[Problem]:
-        """The first n different questions of a split (None: of both) in the sequence that the seed fixes."""
+        """The first n different questions of a split (None: of both) in the sequence that the seed
+        fixes.
+        """
         share = {"train": 1 - TEST_SHARE, "test": TEST_SHARE, None: 1.0}[split]
         found: dict[str, Problem] = {}
         block = misses = 0
@@ -182,7 +195,9 @@ class Gym:
         )
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """reasoning-gym's score of each extracted answer; `timeout` and `error` where its scorer failed."""
+        """reasoning-gym's score of each extracted answer; `timeout` and `error` where its scorer
+        failed.
+        """
         scores: dict[int, Score] = {}
         orders: dict[int, dict[str, Any]] = {}
         for i, (problem, text) in enumerate(zip(problems, texts, strict=True)):
@@ -211,7 +226,9 @@ class Gym:
         return "other"
 
     def alphabet(self) -> str:
-        """The characters of 512 training questions and answers; of digits and of each case of letters all or none."""
+        """The characters of 512 training questions and answers; of digits and of each case of
+        letters all or none.
+        """
         size = self.size("train")
         sample = self.problems("train", 512 if size is None else size, 0)
         seen = {character for p in sample for character in p.question + (p.answer or "")}

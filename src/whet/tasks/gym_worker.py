@@ -1,8 +1,10 @@
-"""The worker's side of `gym:` tasks: makes reasoning-gym questions and runs its scorers. Never imported by the parent.
+"""The worker's side of `gym:` tasks: makes reasoning-gym questions and runs its scorers. Never
+imported by the parent.
 
-Nine scorers hand the answer, a model's text, to Python's `eval` or to sympy's parser, which evaluates too. Here `eval` is
-replaced by a reader of literals, and sympy sees only what its grammar below admits. What is left, such as a slow
-simplification, is bounded by the worker's time and memory.
+Nine scorers hand the answer, a model's text, to Python's `eval` or to sympy's parser, which
+evaluates too. Here `eval` is replaced by a reader of literals, and sympy sees only what its grammar
+below admits. What is left, such as a slow simplification, is bounded by the worker's time and
+memory.
 """
 
 import ast

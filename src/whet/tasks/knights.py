@@ -1,11 +1,12 @@
-"""Knights and knaves (Logic-RL, arXiv:2502.14768): everyone always says what is true, or never does; who is what?
+"""Knights and knaves (Logic-RL, arXiv:2502.14768): everyone always says what is true, or never
+does; who is what?
 
     You meet Ada and Ben. Ada says: "Ben is a knave." Ben says: "Ada is a knave and I am a knave."
     ->  Ada is a knight, Ben is a knave
 
-Each person makes one statement about one or two people. Problems are made at random and kept where exactly one
-assignment fits, which trying all 2^people assignments decides. `terse`, for tokenizers made from nothing, writes the
-same problem as `A:-B;B:-A&-B` and its answer as `YN` (Y: a knight).
+Each person makes one statement about one or two people. Problems are made at random and kept where
+exactly one assignment fits, which trying all 2^people assignments decides. `terse`, for tokenizers
+made from nothing, writes the same problem as `A:-B;B:-A&-B` and its answer as `YN` (Y: a knight).
 """
 
 import itertools
@@ -41,10 +42,11 @@ TERSE = re.compile(r"(?:<think>)?[^<]*</think>\s*([YN]+)")
 
 @dataclass(eq=False)
 class Knights:
-    """`people` from 2 to 8. The reply names everyone within `<answer>…</answer>`, or as all that follows the thinking.
+    """`people` from 2 to 8. The reply names everyone within `<answer>…</answer>`, or as all that
+    follows the thinking.
 
-    Train and test are split by a hash of the statements, whatever the names. Raises RecipeError for options that make
-    no problem.
+    Train and test are split by a hash of the statements, whatever the names. Raises RecipeError for
+    options that make no problem.
     """
 
     people: int = 3
@@ -113,7 +115,9 @@ class Knights:
         )
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """1 where everyone is called what they are; unparsed where someone is called nothing, or two things."""
+        """1 where everyone is called what they are; unparsed where someone is called nothing, or
+        two things.
+        """
         return [self._verdict(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
     def _verdict(self, problem: Problem, text: str) -> Score:
@@ -133,7 +137,9 @@ class Knights:
         return tuple(letter == "Y" for letter in match.group(1))
 
     def mode(self, problem: Problem, text: str) -> str:
-        """By form: direct where nothing was thought, cases where something was, other where nothing is answered."""
+        """By form: direct where nothing was thought, cases where something was, other where nothing
+        is answered.
+        """
         if self._said(problem, text) is None:
             return "other"
         return (
@@ -153,8 +159,9 @@ class Knights:
         return "".join(dict.fromkeys(spoken.replace("{}", "") + '":;'))
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
-        """Right answers: given at once (direct), or found by trying assignments in a random order (cases), each but the
-        last refuted by the first person whose statement does not go with it."""
+        """Right answers: given at once (direct), or found by trying assignments in a random order
+        (cases), each but the last refuted by the first person whose statement does not go with it.
+        """
         rng = random.Random(f"knights corpus {seed}")
         modes = draw_modes(self, mix, n, rng)
         pairs: list[tuple[Problem, str]] = []
@@ -217,8 +224,8 @@ def terse(knights: Sequence[bool]) -> str:
 
 
 def claimed(text: str, who: Sequence[str]) -> tuple[bool, ...] | None:
-    """Who is said to be a knight; None unless a reply's answer names everyone, each as one thing, and says nothing
-    else.
+    """Who is said to be a knight; None unless a reply's answer names everyone, each as one thing,
+    and says nothing else.
 
     >>> claimed("<think>…</think><answer>Ada is a knight, and Ben is a knave.</answer>", ["Ada", "Ben"])
     (True, False)

@@ -18,12 +18,14 @@ from whet.types import Problem, Ranker, Score, Task
 
 
 class Mix:
-    """`parts`: tables with a task's `name`, its `weight` (1 by default), `as` (a name of its own in the mix, where a task occurs
-    twice) and the task's options. A part of weight 0 is there only for the stages that name it (`only`).
+    """`parts`: tables with a task's `name`, its `weight` (1 by default), `as` (a name of its own in
+    the mix, where a task occurs twice) and the task's options. A part of weight 0 is there only for
+    the stages that name it (`only`).
 
-    `Problem.task` says which part posed a problem; an id starts with it where the task itself does not. Modes keep their names
-    where one part alone has them, and are PART_MODE where several do. A mix can rank where a part can: responses to the other
-    parts' problems it leaves unranked. Raises RecipeError for parts that cannot be mixed, and what `load` raises for a part.
+    `Problem.task` says which part posed a problem; an id starts with it where the task itself does
+    not. Modes keep their names where one part alone has them, and are PART_MODE where several do. A
+    mix can rank where a part can: responses to the other parts' problems it leaves unranked. Raises
+    RecipeError for parts that cannot be mixed, and what `load` raises for a part.
     """
 
     name = "mix"
@@ -119,7 +121,9 @@ class Mix:
         return self.parts[problem.task]
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """What each problem's own task says, each with a part `accuracy`, as some tasks give it and others do not."""
+        """What each problem's own task says, each with a part `accuracy`, as some tasks give it and
+        others do not.
+        """
         rows: dict[str, list[int]] = {}
         for i, problem in enumerate(problems):
             self._part(problem)
@@ -169,8 +173,8 @@ class Mix:
 
 
 def shares(weights: Sequence[float], n: int) -> list[int]:
-    """How many of n problems each part poses: by turns, each to the part that is furthest behind its weight (Webster's
-    method), so that more problems never mean fewer of a part.
+    """How many of n problems each part poses: by turns, each to the part that is furthest behind
+    its weight (Webster's method), so that more problems never mean fewer of a part.
 
     >>> shares([0.5, 0.3, 0.2], 7)
     [4, 2, 1]
@@ -182,7 +186,8 @@ def shares(weights: Sequence[float], n: int) -> list[int]:
 
 
 def served(weights: Sequence[float], sizes: Iterable[int | None]) -> int | None:
-    """The most problems that parts of these sizes can pose together at these weights; None: without end.
+    """The most problems that parts of these sizes can pose together at these weights; None: without
+    end.
 
     >>> served([0.5, 0.5], [10, None]), served([0.9, 0.1], [90, 10]), served([1, 1], [None, None])
     (20, 100, None)

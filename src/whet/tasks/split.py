@@ -1,4 +1,6 @@
-"""Which problems are train and which are test: decided by a problem's own text, so that no seed can mix them."""
+"""Which problems are train and which are test: decided by a problem's own text, so that no seed can
+mix them.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -7,7 +9,8 @@ from typing import Literal
 from whet.errors import DataError
 
 Split = Literal["train", "test"]
-PATIENCE = 20_000  # draws in a row without a new problem before a pool counts as exhausted; more once many are found
+# draws in a row without a new problem before a pool counts as exhausted; more once many are found
+PATIENCE = 20_000
 
 
 def is_test(text: str, share: float = 0.1) -> bool:

@@ -1,4 +1,6 @@
-"""What knights and knaves say of one another: statements about one or two people, and which assignments they leave."""
+"""What knights and knaves say of one another: statements about one or two people, and which
+assignments they leave.
+"""
 
 import itertools
 import re
@@ -34,7 +36,8 @@ class Statement:
 
 
 def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
-    """Every assignment in which exactly the knights' statements are true, by trying all; person i makes statement i.
+    """Every assignment in which exactly the knights' statements are true, by trying all; person i
+    makes statement i.
 
     >>> solutions([Statement((1, False)), Statement((0, False), "&", (1, False))])
     [(True, False)]

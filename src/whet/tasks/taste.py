@@ -1,9 +1,11 @@
-"""A taste to be learned from comparisons: a hidden rule says how much a labeller likes a text, and the policy never sees it.
+"""A taste to be learned from comparisons: a hidden rule says how much a labeller likes a text, and
+the policy never sees it.
 
-A question names three letters; a response is a string of letters. What the labeller likes: certain pairs of neighbouring letters,
-each counted once, the letters asked for, and no rambling. A reward model learns the taste from ranked samples of a policy that
-seldom repeats itself or rambles, so it cannot know how much repeats and rambling displease: reinforcement learning against it
-finds out. True and learned reward can be plotted against each other (over-optimisation: arXiv:2210.10760).
+A question names three letters; a response is a string of letters. What the labeller likes: certain
+pairs of neighbouring letters, each counted once, the letters asked for, and no rambling. A reward
+model learns the taste from ranked samples of a policy that seldom repeats itself or rambles, so it
+cannot know how much repeats and rambling displease: reinforcement learning against it finds out.
+True and learned reward can be plotted against each other (over-optimisation: arXiv:2210.10760).
 """
 
 import itertools
@@ -29,8 +31,9 @@ NOISE = 1.5  # of a labeller: a text that is better by so much is preferred e : 
 class Taste:
     """1,320 questions, a tenth of them test. `rule` is the seed of the hidden weights.
 
-    A score is how probable it is that a labeller prefers the response to the demonstration, sigmoid((utility - utility of the
-    demonstration) / NOISE) (Bradley-Terry, arXiv:2203.02155, eq. 1). Right is above one half; the part `utility` is logged.
+    A score is how probable it is that a labeller prefers the response to the demonstration,
+    sigmoid((utility - utility of the demonstration) / NOISE) (Bradley-Terry, arXiv:2203.02155, eq.
+    1). Right is above one half; the part `utility` is logged.
     """
 
     name = "taste"
@@ -66,7 +69,9 @@ class Taste:
         )
 
     def written(self, letters: str, rng: random.Random) -> str:
-        """A text of middling taste: 4 to 12 letters, liked pairs a little more often, letters asked for too."""
+        """A text of middling taste: 4 to 12 letters, liked pairs a little more often, letters asked
+        for too.
+        """
         text = rng.choice(letters)
         length = rng.randint(4, 12)
         while len(text) < length:
@@ -78,8 +83,9 @@ class Taste:
         return text
 
     def utility(self, problem: Problem, text: str) -> float:
-        """How much the labeller likes a text: the weights of its different pairs of neighbours, 1 for each letter asked for, less
-        what repeats and letters beyond LONG cost. Raises DataError for a text that is empty or has other letters.
+        """How much the labeller likes a text: the weights of its different pairs of neighbours, 1
+        for each letter asked for, less what repeats and letters beyond LONG cost. Raises DataError
+        for a text that is empty or has other letters.
 
         >>> taste, problem = Taste(), Problem("", ({"role": "user", "content": "abc:"},))
         >>> taste.weights = dict.fromkeys(taste.weights, 0.5)
@@ -98,8 +104,9 @@ class Taste:
         return liked + ASKED * asked - REPEAT * repeats - RAMBLE * beyond**2
 
     def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
-        """Best first, drawn from Plackett-Luce: utilities / NOISE plus a standard Gumbel noise each, in order (arXiv:1903.06059,
-        sec. 2.3), so that every pair follows Bradley-Terry. A text that is empty or has other letters comes last.
+        """Best first, drawn from Plackett-Luce: utilities / NOISE plus a standard Gumbel noise
+        each, in order (arXiv:1903.06059, sec. 2.3), so that every pair follows Bradley-Terry. A
+        text that is empty or has other letters comes last.
         """
         noisy = [
             self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0))
@@ -110,7 +117,9 @@ class Taste:
         return sorted(range(len(texts)), key=lambda i: -noisy[i])
 
     def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """The probability of being preferred to the demonstration; unparsed where a text is empty or has other letters."""
+        """The probability of being preferred to the demonstration; unparsed where a text is empty
+        or has other letters.
+        """
         scores = []
         for problem, text in zip(problems, texts, strict=True):
             if not legible(text):

@@ -1,4 +1,6 @@
-"""The trained side: log-probabilities of a pack, gradients over micro-batches, and the optimizer's step."""
+"""The trained side: log-probabilities of a pack, gradients over micro-batches, and the optimizer's
+step.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +33,9 @@ class Trained(Protocol):
 def policy_logprobs(
     policy: Policy, batch: Pack, sampling: Sampling, entropy_grad: bool = False
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """log pi of the chosen tokens [M] under the distribution `sampling` draws from, and its entropy [M]."""
+    """log pi of the chosen tokens [M] under the distribution `sampling` draws from, and its entropy
+    [M].
+    """
 
     def shape(logits: Tensor, targets: Tensor) -> Tensor:
         return processed(logits, sampling.temperature, sampling.top_p, sampling.top_k, keep=targets)
@@ -51,8 +55,8 @@ def policy_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping. Where either is not finite the step was
-    `lost`: the weights are as before it."""
+    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping.
+    Where either is not finite the step was `lost`: the weights are as before it."""
 
     loss: float
     grad_norm: float
@@ -71,8 +75,9 @@ Model = TypeVar("Model", bound=Trained)
 class Learner(Generic[Model]):
     """A model and its optimizers; the only thing in a run that changes.
 
-    Of weights in bfloat16 or float16, where most updates would round to nothing, the optimizers have copies in float32: gradients are summed up
-    in them, and after each step the weights are what the copies round to (arXiv:1710.03740, section 3.1).
+    Of weights in bfloat16 or float16, where most updates would round to nothing, the optimizers
+    have copies in float32: gradients are summed up in them, and after each step the weights are
+    what the copies round to (arXiv:1710.03740, section 3.1).
     """
 
     def __init__(self, model: Model, settings: config.Optimizer, steps: int) -> None:
@@ -100,10 +105,12 @@ class Learner(Generic[Model]):
     def step(
         self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]
     ) -> Stepped:
-        """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever their size.
+        """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever
+        their size.
 
-        `loss_of(micro)` gives the per-token loss [M]. Where loss or gradient is not finite the weights, the moments and the schedule stay as they
-        were. Raises WhetError for the third such step in a row.
+        `loss_of(micro)` gives the per-token loss [M]. Where loss or gradient is not finite the
+        weights, the moments and the schedule stay as they were. Raises WhetError for the third such
+        step in a row.
         """
         total = torch.zeros((), dtype=torch.float64)
         for micro in batch.split(micro_tokens):

@@ -1,4 +1,6 @@
-"""From one number for each answer to one advantage for each of its tokens: KL rewards, critic, token-level reward model."""
+"""From one number for each answer to one advantage for each of its tokens: KL rewards, critic,
+token-level reward model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +41,11 @@ class Credit:
     def give(
         self, batch: PolicyBatch, samples: Sequence[Sample], right: Sequence[bool]
     ) -> tuple[PolicyBatch, dict[str, float]]:
-        """`batch` holds one advantage for all tokens of an answer; what comes back, one for each token, and figures.
+        """`batch` holds one advantage for all tokens of an answer; what comes back, one for each
+        token, and figures.
 
-        The critic judges first and learns from the same rollout after, so that no advantage has seen its own return.
+        The critic judges first and learns from the same rollout after, so that no advantage has
+        seen its own return.
         """
         figures: dict[str, float] = {}
         advantage = batch.advantage.double()
@@ -93,7 +97,9 @@ class Credit:
     def values(
         self, batch: PolicyBatch, cut_off: Bool[Tensor, " s"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " s"]]:
-        """The critic's value of the state before each chosen token, and of that behind each answer's end: 0 unless it was cut off."""
+        """The critic's value of the state before each chosen token, and of that behind each
+        answer's end: 0 unless it was cut off.
+        """
         assert self.judge is not None  # Trainer makes one for every row that has a critic
         inner: list[Tensor] = []
         behind: list[Tensor] = []
@@ -133,7 +139,9 @@ class Credit:
     def _by_token_reward(
         self, batch: PolicyBatch, right: Sequence[bool]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Advantages times what the token-level reward model says of each token; then the model learns which answers were right."""
+        """Advantages times what the token-level reward model says of each token; then the model
+        learns which answers were right.
+        """
         assert self.judge is not None
         judge = self.judge
         good = torch.tensor(right, device=batch.starts.device).to(batch.advantage.dtype)

@@ -1,4 +1,6 @@
-"""Scored groups -> optimizer steps. What a row of the table asks for happens here, in this order: credit, correction, mini-batches."""
+"""Scored groups -> optimizer steps. What a row of the table asks for happens here, in this order:
+credit, correction, mini-batches.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +23,9 @@ from whet.types import Group, Sample, Sampling
 
 @dataclass
 class Trainer:
-    """What turns groups into optimizer steps. The reference is frozen; the judge is a critic or a token-level reward model."""
+    """What turns groups into optimizer steps. The reference is frozen; the judge is a critic or a
+    token-level reward model.
+    """
 
     learner: Learner[Policy]
     row: Algorithm
@@ -46,7 +50,8 @@ class Trainer:
     def update(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[list[float]]]:
         """`row.updates` optimizer steps, each on its share of the groups.
 
-        Returns figures, means over the steps, and the mean advantage of each sample's tokens, group by group.
+        Returns figures, means over the steps, and the mean advantage of each sample's tokens, group
+        by group.
         """
         outcome = self.row.advantages([g.rewards for g in groups])
         given = [a for values in outcome for a in values.tolist()]
@@ -76,7 +81,9 @@ class Trainer:
         given: Sequence[float],
         parts: Sequence[range],
     ) -> tuple[PolicyBatch, dict[str, float]]:
-        """All samples in one batch with an advantage for each token. Weights count every sample of its mini-batch."""
+        """All samples in one batch with an advantage for each token. Weights count every sample of
+        its mini-batch.
+        """
         right = [c.correct for g in groups for c in g.scores]
         weights, clones = list[float](), list[float]()
         for part in parts:
@@ -92,7 +99,9 @@ class Trainer:
         return credit.give(batch, samples, right)
 
     def _corrected(self, batch: PolicyBatch) -> tuple[PolicyBatch, dict[str, float]]:
-        """Where the row corrects for its sampler: ratios start from the trainer's own log-probabilities, and weights carry the difference."""
+        """Where the row corrects for its sampler: ratios start from the trainer's own
+        log-probabilities, and weights carry the difference.
+        """
         if self.row.correction == "none" or not len(batch.chosen):
             return batch, {}
         with torch.no_grad():

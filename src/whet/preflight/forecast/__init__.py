@@ -1,7 +1,9 @@
-"""How long a recipe takes on this machine: a few steps of each stage at their real size, timed, times how many there will be.
+"""How long a recipe takes on this machine: a few steps of each stage at their real size, timed,
+times how many there will be.
 
-What nobody knows before is when a gate holds, how long answers become and how many groups still have signal. Each is taken at its least, at
-its likeliest and at its most. Answers are as long as the task's corpus writes them: an untrained model's own would be unlike a trained one's.
+What nobody knows before is when a gate holds, how long answers become and how many groups still
+have signal. Each is taken at its least, at its likeliest and at its most. Answers are as long as
+the task's corpus writes them: an untrained model's own would be unlike a trained one's.
 """
 
 import statistics
@@ -43,7 +45,9 @@ SIGNAL = Span(0.25, 0.5, 1.0)  # share of the groups whose rewards differ
 
 
 def forecast(recipe: config.Recipe, clock: Clock = time.perf_counter) -> list[Estimate]:
-    """An estimate for each stage. Raises WhetError where a stage cannot be timed on made-up answers."""
+    """An estimate for each stage. Raises WhetError where a stage cannot be timed on made-up
+    answers.
+    """
     with TemporaryDirectory() as scratch:
         timed = Timed.of(brief(recipe), Path(scratch) / "forecast", None)
         timed.watch = Watch(clock)
@@ -75,7 +79,9 @@ def brief(recipe: config.Recipe) -> config.Recipe:
 
 
 def cases(stage: config.AnyStage, before: Written, after: Written) -> list[tuple[Texts, float]]:
-    """What the stage may come to, from the quickest on: its answers, and the share of groups with signal."""
+    """What the stage may come to, from the quickest on: its answers, and the share of groups with
+    signal.
+    """
     if isinstance(stage, config.RL):
         return list(zip(after, SIGNAL, strict=True))
     spread = isinstance(stage, config.Draws) and before.least != before.most
@@ -83,7 +89,8 @@ def cases(stage: config.AnyStage, before: Written, after: Written) -> list[tuple
 
 
 def learned(steps: int, warmup: int) -> float:
-    """How far answers have gone from the shorter to the longer, on average over the steps of an rl stage.
+    """How far answers have gone from the shorter to the longer, on average over the steps of an rl
+    stage.
 
     >>> learned(70, 0), learned(15, 5), learned(4, 5)
     (0.92..., 0.3, 0.0)
@@ -97,7 +104,9 @@ def _fewer(problems: int, samples: int) -> int:
 
 @dataclass
 class Timed(Pipeline):
-    """A pipeline of brief stages whose answers, at each stage, are as long as they may be in the real one."""
+    """A pipeline of brief stages whose answers, at each stage, are as long as they may be in the
+    real one.
+    """
 
     watch: Watch = field(default_factory=lambda: Watch(time.perf_counter))
     answers: dict[str | None, Written] = field(default_factory=dict[str | None, Written])
@@ -210,7 +219,9 @@ class Timed(Pipeline):
         return [(len(context.chat.response(text)), text) for _, text in pairs]
 
     def reinforced(self, context: Context, stage: config.RL, before: Written) -> Written:
-        """After reinforcement learning: all in the task's longest mode; where it tells none apart, as before, and nobody knows how long."""
+        """After reinforcement learning: all in the task's longest mode; where it tells none apart,
+        as before, and nobody knows how long.
+        """
         if any(part.name in BRIEF for part in stage.reward or self.recipe.reward):
             return before._replace(likely=before.least)
         modes = [self.texts(context, {mode: 1.0}) for mode in context.task.modes]

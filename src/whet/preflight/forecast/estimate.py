@@ -19,7 +19,8 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage: how many steps, the seconds of each, and of what is done once (data, models on disk, its measurement).
+    """One stage: how many steps, the seconds of each, and of what is done once (data, models on
+    disk, its measurement).
 
     Where a gate ends the stage, nobody can say when: `likely` is then the middle of what may be.
     """
@@ -50,7 +51,8 @@ class Estimate:
 
 
 def spanned(took: Sequence[float]) -> Span:
-    """What one case took, or the least, the likely and the most of several, which noise may have put in another order.
+    """What one case took, or the least, the likely and the most of several, which noise may have
+    put in another order.
 
     >>> spanned([2.0]), spanned([2.0, 1.9, 3.0])
     (Span(least=2.0, likely=2.0, most=2.0), Span(least=1.9, likely=1.9, most=3.0))

@@ -1,4 +1,6 @@
-"""What a timed stage is handed in place of the real thing: answers of given lengths, rewards that are a coin's fall, a clock."""
+"""What a timed stage is handed in place of the real thing: answers of given lengths, rewards that
+are a coin's fall, a clock.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,9 @@ class Written(NamedTuple):
 
 
 class Paced(NativeEngine):
-    """The native engine, whose answers have given lengths and texts in place of those that the model would choose."""
+    """The native engine, whose answers have given lengths and texts in place of those that the
+    model would choose.
+    """
 
     def __init__(self, model: Transformer, chat: Chat, answers: Texts) -> None:
         super().__init__(model, chat, ())
@@ -61,7 +65,9 @@ class Paced(NativeEngine):
 
 
 class Paid:
-    """The reward, asked as it would be; what it pays is a coin's fall, and the same throughout in groups without signal."""
+    """The reward, asked as it would be; what it pays is a coin's fall, and the same throughout in
+    groups without signal.
+    """
 
     def __init__(self, reward: Reward, signal: float) -> None:
         self.reward, self.signal = reward, signal

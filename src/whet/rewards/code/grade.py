@@ -1,6 +1,8 @@
-"""One program against its tests, in a worker process: inputs go to the sandbox, outputs come back, and are compared here.
+"""One program against its tests, in a worker process: inputs go to the sandbox, outputs come back,
+and are compared here.
 
-The worker is ours and never runs the program; what it reads back is plain data (`sandbox/plain.py`).
+The worker is ours and never runs the program; what it reads back is plain data
+(`sandbox/plain.py`).
 """
 
 import hashlib
@@ -36,8 +38,9 @@ def _runner(sandbox: str, memory_mb: int) -> Runner:
 def grade(item: Item) -> dict[str, Any]:
     """What a worker does with an item: its `do` is grade, plan, outputs or probe.
 
-    Grade answers {"verdict": pass, fail, load (the program does not even load) or error, "passed", "total", "message"}; plan
-    {"calls", "asserts"} or {"error"}; outputs {"keys"}; probe {}. Raises RewardError where the sandbox is not here.
+    Grade answers {"verdict": pass, fail, load (the program does not even load) or error, "passed",
+    "total", "message"}; plan {"calls", "asserts"} or {"error"}; outputs {"keys"}; probe {}. Raises
+    RewardError where the sandbox is not here.
     """
     work: dict[str, Callable[[Item], dict[str, Any]]] = {
         "plan": _plan,
@@ -80,7 +83,9 @@ def _error(message: str) -> dict[str, Any]:
 
 
 def _judged(ran: Ran, total: int, accepts: Callable[[int, Any], bool]) -> dict[str, Any]:
-    """The verdict over replies: reply i must be there and be accepted. A program's misbehaviour is a failed test, never an error."""
+    """The verdict over replies: reply i must be there and be accepted. A program's misbehaviour is
+    a failed test, never an error.
+    """
     if not ran.began:
         return _error(ran.message or "the sandbox did not start")
     replies = [_parsed(line) for line in ran.replies[:total]]
@@ -148,7 +153,9 @@ def _call(item: Item) -> dict[str, Any]:
 
 
 def returned(reply: Any, args: Any, where: int | None = None) -> Any:
-    """A call's value, or its argument number `where` after the call; builtin values only. Raises NotPlain."""
+    """A call's value, or its argument number `where` after the call; builtin values only. Raises
+    NotPlain.
+    """
     if not isinstance(reply, dict) or "value" not in reply:
         raise NotPlain
     try:
@@ -293,7 +300,8 @@ def _lines(text: str) -> list[str]:
 
 
 def same_text(wanted: str, got: str | None, tolerance: float = TOLERANCE) -> bool:
-    """Whether two outputs agree: all lines, token by token, whitespace between them apart; decimals within the tolerance.
+    """Whether two outputs agree: all lines, token by token, whitespace between them apart; decimals
+    within the tolerance.
 
     >>> same_text("1 2\\n0.5\\n", "1  2 \\n0.5000000001"), same_text("1\\n2", "1"), same_text("7", "7.0")
     (True, False, False)
@@ -322,7 +330,8 @@ def _near(wanted: str, got: str, tolerance: float) -> bool:
 
 
 def same(wanted: Any, got: Any, tolerance: float = TOLERANCE, strict: bool = False) -> bool:
-    """Plain equality of builtin values, floats within the tolerance. Unless strict, a tuple may stand for a list (JSON has none).
+    """Plain equality of builtin values, floats within the tolerance. Unless strict, a tuple may
+    stand for a list (JSON has none).
 
     >>> same([1, [2.0]], (1, (2.0000001,))), same([1], (1,), strict=True), same("1", 1), same(3, 3.0)
     (True, False, False, True)

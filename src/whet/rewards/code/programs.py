@@ -1,6 +1,8 @@
-"""Many programs for one problem, without its tests: cluster them by what they print, rerank, submit a few (o1-ioi; arXiv:2502.06807, sec. 3).
+"""Many programs for one problem, without its tests: cluster them by what they print, rerank, submit
+a few (o1-ioi; arXiv:2502.06807, sec. 3).
 
-All programs run in the sandbox of a `CodeReward`; what is compared are their outputs on inputs that a generator wrote.
+All programs run in the sandbox of a `CodeReward`; what is compared are their outputs on inputs that
+a generator wrote.
 """
 
 from collections import Counter
@@ -24,7 +26,9 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How a program compares with a brute-force one: inputs on which both gave outputs, and the positions of those where they differ."""
+    """How a program compares with a brute-force one: inputs on which both gave outputs, and the
+    positions of those where they differ.
+    """
 
     compared: int
     differs: tuple[int, ...]
@@ -40,8 +44,8 @@ def outputs(
 ) -> list[Outputs]:
     """N programs on I inputs -> N tuples of I keys; equal keys mean equal outputs.
 
-    An input is the text of standard input, or with `entry` the list of arguments of that function. Raises RewardError where the
-    sandbox fails, and for inputs of the wrong kind.
+    An input is the text of standard input, or with `entry` the list of arguments of that function.
+    Raises RewardError where the sandbox fails, and for inputs of the wrong kind.
     """
     kind = str if entry is None else list
     if not inputs or not all(isinstance(given, kind) for given in inputs):
@@ -73,7 +77,8 @@ def outputs(
 
 
 def clusters(outputs: Sequence[Outputs]) -> list[Cluster]:
-    """Programs of equal outputs together, the largest cluster first, then by first member; those without any output are left out.
+    """Programs of equal outputs together, the largest cluster first, then by first member; those
+    without any output are left out.
 
     >>> [c.members for c in clusters([("a", "b"), ("a", "c"), ("a", "b"), (None, None)])]
     [(0, 2), (1,)]
@@ -89,10 +94,12 @@ def clusters(outputs: Sequence[Outputs]) -> list[Cluster]:
 def rerank(
     found: Sequence[Cluster], scores: Sequence[float] | None = None, failing: float = 1.0
 ) -> list[Cluster]:
-    """Clusters, best first: the share of programs that agree, plus the members' mean score, less `failing` × the share of inputs without output.
+    """Clusters, best first: the share of programs that agree, plus the members' mean score, less
+    `failing` × the share of inputs without output.
 
-    `scores` are one number a program (public tests passed, a learned scorer). arXiv:2502.06807 (app. C.1) adds such terms with
-    weights fitted by random search; here they are 1 unless `failing` says otherwise.
+    `scores` are one number a program (public tests passed, a learned scorer). arXiv:2502.06807
+    (app. C.1) adds such terms with weights fitted by random search; here they are 1 unless
+    `failing` says otherwise.
 
     >>> found = clusters([("a",), ("a",), ("b",)])
     >>> [c.members for c in rerank(found, scores=[0.0, 0.0, 1.0])]
@@ -116,7 +123,8 @@ def rerank(
 def submissions(
     found: Sequence[Cluster], limit: int, scores: Sequence[float] | None = None
 ) -> list[int]:
-    """At most `limit` programs to submit: round-robin over the clusters in their order, from each its best program not yet taken.
+    """At most `limit` programs to submit: round-robin over the clusters in their order, from each
+    its best program not yet taken.
 
     o1-ioi's limit was 50 a problem. Raises RewardError for a limit below 1.
 
@@ -140,9 +148,11 @@ def cross_check(
     inputs: Sequence[Any],
     entry: str | None = None,
 ) -> list[Check]:
-    """N programs against one that is slow and surely right, on small inputs (how o3 checked itself: arXiv:2502.06807, sec. 4).
+    """N programs against one that is slow and surely right, on small inputs (how o3 checked itself:
+    arXiv:2502.06807, sec. 4).
 
-    Inputs on which the brute-force program gives nothing are left out; a candidate that gives nothing there differs.
+    Inputs on which the brute-force program gives nothing are left out; a candidate that gives
+    nothing there differs.
     """
     slow, *fast = outputs(reward, [brute, *candidates], inputs, entry)
     known = [i for i, key in enumerate(slow) if key is not None]
@@ -150,7 +160,8 @@ def cross_check(
 
 
 def majority(outputs: Sequence[Outputs]) -> Outputs:
-    """For each input the output that most programs gave, the first of them where several tie; None where none gave any.
+    """For each input the output that most programs gave, the first of them where several tie; None
+    where none gave any.
 
     >>> majority([("a", "x"), ("b", None), ("a", "y")])
     ('a', 'x')

@@ -1,6 +1,8 @@
-"""Programs, verified: a response's program runs isolated on its tests' inputs; its outputs are compared outside.
+"""Programs, verified: a response's program runs isolated on its tests' inputs; its outputs are
+compared outside.
 
-No expected value, test or verdict ever enters the program's process, so nothing that it does there can make it right.
+No expected value, test or verdict ever enters the program's process, so nothing that it does there
+can make it right.
 """
 
 import hashlib
@@ -19,7 +21,9 @@ from whet.types import Problem, Sample, Score
 
 LONGEST = 100_000  # characters of a program
 PLANS = 4096  # tests of data sets whose calls are remembered
-SLACK = 40.0  # seconds beyond the programs' own before a worker counts as hung: starting, two runs, a remote's queue
+# seconds beyond the programs' own before a worker counts as hung: starting, two runs, a remote's
+# queue
+SLACK = 40.0
 ENTRY = re.compile(r"[A-Za-z_]\w{0,99}(?:\(\))?(?:\.[A-Za-z_]\w{0,99})?", re.ASCII)
 
 _FENCE = re.compile(
@@ -30,14 +34,16 @@ _KINDS = ("stdio", "call", "humaneval", "asserts")
 
 
 class CodeReward:
-    """1 where a response's program passes all the problem's tests, else 0; with `share`, the share of the tests that it passes.
+    """1 where a response's program passes all the problem's tests, else 0; with `share`, the share
+    of the tests that it passes.
 
-    The tests are `problem.meta["tests"]`, else `problem.answer`, as a table or as JSON (docs/code.md). `seconds` of wall-clock for each
-    test, `total` for all of them, `memory_mb` for the program; a program beyond them is wrong. Statuses: scored, wrong, unparsed (no
-    program), error (the sandbox or the data set's own test failed), timeout (a worker hung).
+    The tests are `problem.meta["tests"]`, else `problem.answer`, as a table or as JSON
+    (docs/code.md). `seconds` of wall-clock for each test, `total` for all of them, `memory_mb` for
+    the program; a program beyond them is wrong. Statuses: scored, wrong, unparsed (no program),
+    error (the sandbox or the data set's own test failed), timeout (a worker hung).
 
-    `sandbox` is "bubblewrap", "docker", "docker:IMAGE" or the URL of a SandboxFusion endpoint. Raises RewardError where it is not
-    here, with what to install, and for options out of bounds.
+    `sandbox` is "bubblewrap", "docker", "docker:IMAGE" or the URL of a SandboxFusion endpoint.
+    Raises RewardError where it is not here, with what to install, and for options out of bounds.
     """
 
     name = "code"
@@ -109,7 +115,9 @@ class CodeReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises DataError for a problem whose tests cannot be read."""
+        """N problems and N completion texts -> N scores. Raises DataError for a problem whose tests
+        cannot be read.
+        """
         tests = {id(problem): table_of(problem) for problem in problems}
         plans = self.planned([table for table in tests.values() if table["kind"] == "asserts"])
         items: dict[str, dict[str, Any]] = {}
@@ -147,7 +155,9 @@ class CodeReward:
         }
 
     def planned(self, tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The calls that each data set's test makes, found by running it once on its reference, isolated."""
+        """The calls that each data set's test makes, found by running it once on its reference,
+        isolated.
+        """
         wanted = {digest(table): table for table in tables}
         new = {
             key: {"do": "plan", **table, **self.limits}
@@ -164,7 +174,9 @@ class CodeReward:
         return {key: found.get(key) or self._plans[key] for key in wanted}
 
     def scored(self, result: Result, fenced: bool) -> Score:
-        """The score of a worker's verdict; a whole response that is no Python at all holds no program."""
+        """The score of a worker's verdict; a whole response that is no Python at all holds no
+        program.
+        """
         if result.status != "ok":
             return Score(0.0, result.status, reason=result.message)
         verdict = result.value
@@ -191,9 +203,11 @@ def digest(table: Mapping[str, Any]) -> str:
 
 
 def program(text: str) -> tuple[str, bool] | None:
-    """(the program in a response, whether a fence marked it): its last closed Python block, else all of it; None where there is none.
+    """(the program in a response, whether a fence marked it): its last closed Python block, else
+    all of it; None where there is none.
 
-    Only what follows `</think>` counts; a block that never closes is no program, nor is one of another language.
+    Only what follows `</think>` counts; a block that never closes is no program, nor is one of
+    another language.
 
     >>> program("<think>```python\\nno\\n```</think>So:\\n```python\\nprint(7)\\n```")
     ('print(7)\\n', True)
@@ -209,7 +223,9 @@ def program(text: str) -> tuple[str, bool] | None:
 
 
 def table_of(problem: Problem) -> dict[str, Any]:
-    """A problem's tests as the worker reads them: kind stdio, call or asserts. Raises DataError, naming the problem."""
+    """A problem's tests as the worker reads them: kind stdio, call or asserts. Raises DataError,
+    naming the problem.
+    """
     given = problem.meta.get("tests", problem.answer)
     if isinstance(given, str):
         try:

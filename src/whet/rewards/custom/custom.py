@@ -1,4 +1,6 @@
-"""The asking side of your own reward function: it runs in workers, which can be killed, and all it can break is one answer's score."""
+"""The asking side of your own reward function: it runs in workers, which can be killed, and all it
+can break is one answer's score.
+"""
 
 import json
 import math
@@ -16,12 +18,14 @@ LIMIT = {"seconds": 10.0, "memory_mb": 2048, "processes": max(2, min(4, os.cpu_c
 
 
 class OwnReward:
-    """A user's `module:function` or `path/to/file.py:function`, in whet's form or TRL's, unmodified (see `custom.CustomReward`).
+    """A user's `module:function` or `path/to/file.py:function`, in whet's form or TRL's, unmodified
+    (see `custom.CustomReward`).
 
-    A function of a prompt and a sample is called for each response; one of `completions` for each problem's responses together.
-    `limit` = { seconds = 10, memory_mb = 2048, processes = 2 } is for one call, and how many run at once; what a worker imports is not
-    charged. Statuses: what the function returns; timeout (over its seconds, killed) and error (an exception, no number, more than
-    its memory, a dead process), both with the reason. All other options are the function's.
+    A function of a prompt and a sample is called for each response; one of `completions` for each
+    problem's responses together. `limit` = { seconds = 10, memory_mb = 2048, processes = 2 } is for
+    one call, and how many run at once; what a worker imports is not charged. Statuses: what the
+    function returns; timeout (over its seconds, killed) and error (an exception, no number, more
+    than its memory, a dead process), both with the reason. All other options are the function's.
 
     Raises RewardError where the function cannot be imported or called so, or takes no such option.
     """
@@ -50,7 +54,9 @@ class OwnReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises RewardError where no answer could be scored, such as for a missing column."""
+        """N problems and N completion texts -> N scores. Raises RewardError where no answer could
+        be scored, such as for a missing column.
+        """
         calls = list(self._calls(problems))
         columns = (
             dict.fromkeys(str(key) for p in problems for key in p.meta) if self.batched else {}

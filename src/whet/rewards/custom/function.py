@@ -1,7 +1,9 @@
-"""Your own reward: `def reward(prompt, sample) -> float`, or a function written for TRL, unmodified.
+"""Your own reward: `def reward(prompt, sample) -> float`, or a function written for TRL,
+unmodified.
 
-This is what a worker holds (`own` is the side that asks): the function is as trusted as the recipe that names it, and not expected
-to end. Whatever goes wrong in it is said in one line that names the function, the file and the line.
+This is what a worker holds (`own` is the side that asks): the function is as trusted as the recipe
+that names it, and not expected to end. Whatever goes wrong in it is said in one line that names the
+function, the file and the line.
 """
 
 import hashlib
@@ -46,11 +48,12 @@ class Failed(RewardError):
 class CustomReward:
     """A user's function as a reward, called where it stands.
 
-    `(prompt, sample)`: called for each response with the Problem (.messages .question .answer .meta .id) and the Sample (.text
-    .tokens .length .finish); returns a number or a Score. With a parameter `completions`: called once a batch with keywords as TRL
-    does (prompts, completions, completion_ids, answer, question and the problems' meta as columns); returns a number for each,
-    None counting as 0. `completions = "text" | "messages"` says what it is given; left out, messages where it looks up
-    "content". Other options are passed on as keywords.
+    `(prompt, sample)`: called for each response with the Problem (.messages .question .answer .meta
+    .id) and the Sample (.text .tokens .length .finish); returns a number or a Score. With a
+    parameter `completions`: called once a batch with keywords as TRL does (prompts, completions,
+    completion_ids, answer, question and the problems' meta as columns); returns a number for each,
+    None counting as 0. `completions = "text" | "messages"` says what it is given; left out,
+    messages where it looks up "content". Other options are passed on as keywords.
 
     Raises RewardError where the function cannot be imported or called so, or takes no such option.
     """
@@ -115,7 +118,9 @@ class CustomReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises Failed where the function fails or returns no number."""
+        """N problems and N completion texts -> N scores. Raises Failed where the function fails or
+        returns no number.
+        """
         if self.batched:
             return self._score_batch(problems, texts, samples)
         given: Sequence[Sample | BareText] = (

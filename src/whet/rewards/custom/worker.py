@@ -1,4 +1,6 @@
-"""What a worker of `own` runs. The function is imported with this module, so that its imports are no answer's time or memory."""
+"""What a worker of `own` runs. The function is imported with this module, so that its imports are
+no answer's time or memory.
+"""
 
 import json
 import os
@@ -20,7 +22,8 @@ if named := os.environ.pop(NAMED, ""):
 
 
 def serve(item: dict[str, Any]) -> dict[str, Any]:
-    """{problems, texts, samples} -> {scores: [value, status, parts] each}, {failed: why} of these answers, or {refused: why} of all.
+    """{problems, texts, samples} -> {scores: [value, status, parts] each}, {failed: why} of these
+    answers, or {refused: why} of all.
 
     Of an item without problems, {batched}: whether the function takes many at once.
     """

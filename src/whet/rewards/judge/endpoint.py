@@ -1,7 +1,9 @@
-"""A judge behind an OpenAI-compatible endpoint: `POST …/chat/completions`, within a deadline whatever the endpoint does.
+"""A judge behind an OpenAI-compatible endpoint: `POST …/chat/completions`, within a deadline
+whatever the endpoint does.
 
-Every judgement has a thread of its own, at most `concurrent` at once. Its socket has a time limit, and the caller keeps the clock:
-past the deadline the connection is shut and the judgement given up, so neither a name server nor a reply in drips can hold a run.
+Every judgement has a thread of its own, at most `concurrent` at once. Its socket has a time limit,
+and the caller keeps the clock: past the deadline the connection is shut and the judgement given up,
+so neither a name server nor a reply in drips can hold a run.
 """
 
 import email.utils
@@ -61,9 +63,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to ask, and the name of the environment variable that holds the key. The key is read when asking and never kept.
+    """Where to ask, and the name of the environment variable that holds the key. The key is read
+    when asking and never kept.
 
-    Raises RewardError for an address that is not usable and a key that is not there; what was given for a key is not repeated.
+    Raises RewardError for an address that is not usable and a key that is not there; what was given
+    for a key is not repeated.
     """
 
     url: str
@@ -145,7 +149,9 @@ class Call:
 
 
 class Endpoint:
-    """Asks a model for its verdicts over HTTP; where the endpoint gives no probabilities they have none."""
+    """Asks a model for its verdicts over HTTP; where the endpoint gives no probabilities they have
+    none.
+    """
 
     def __init__(
         self, address: Address, model: str, limits: Limits, soft: bool, body: Mapping[str, Any]
@@ -166,7 +172,9 @@ class Endpoint:
         self._answered = False
 
     def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, Verdict | Failure]]:
-        """N prompts -> (position, verdict) of each, as they come. Raises RewardError where the endpoint refuses before it ever answered."""
+        """N prompts -> (position, verdict) of each, as they come. Raises RewardError where the
+        endpoint refuses before it ever answered.
+        """
         done: SimpleQueue[tuple[int, Verdict | Failure | None]] = SimpleQueue()
         active: dict[int, Call] = {}
         following = 0
@@ -216,7 +224,9 @@ class Endpoint:
             done.put((i, said))
 
     def _judgement(self, text: str, call: Call) -> Verdict | Failure:
-        """Asks until there is a verdict, a refusal, or no time or retry left; then the last failure."""
+        """Asks until there is a verdict, a refusal, or no time or retry left; then the last
+        failure.
+        """
         failure = Failure("timeout", f"no verdict within {self.limits.seconds:g} s")
         wait = 0.0
         for attempt in range(self.limits.retries + 1):
@@ -238,7 +248,9 @@ class Endpoint:
     def _once(
         self, text: str, call: Call, seconds: float
     ) -> tuple[Verdict | Failure, float | None]:
-        """A verdict or a failure; and how long to wait at least before asking again, None where that is no use."""
+        """A verdict or a failure; and how long to wait at least before asking again, None where
+        that is no use.
+        """
         try:
             status, told, payload = self._post(self._request(text), call, max(seconds, 0.01))
             if (
@@ -283,7 +295,9 @@ class Endpoint:
         return json.dumps(body, default=str).encode()
 
     def _post(self, body: bytes, call: Call, seconds: float) -> tuple[int, float, bytes]:
-        """Status, seconds that the endpoint wants us to wait, and the reply. Raises OSError, HTTPException or ValueError."""
+        """Status, seconds that the endpoint wants us to wait, and the reply. Raises OSError,
+        HTTPException or ValueError.
+        """
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -323,7 +337,8 @@ def retry_after(said: str | None) -> float:
 
 
 def read(payload: bytes) -> Verdict | Failure:
-    """The verdict in a reply, thinking left out. Its probability is that of all spellings of the label where it was said last.
+    """The verdict in a reply, thinking left out. Its probability is that of all spellings of the
+    label where it was said last.
 
     >>> said = '{"token": "1", "logprob": -0.5, "top_logprobs": [{"token": " 1", "logprob": -2.0}]}'
     >>> verdict = read(b'{"choices": [{"message": {"content": "1"}, "logprobs": {"content": [%s]}}]}' % said.encode())
@@ -343,7 +358,9 @@ def read(payload: bytes) -> Verdict | Failure:
 
 
 def probability(entries: Any, said: str) -> float | None:
-    """P(said) at the last token that says it, from its log-probability and its alternatives'; None where they are not given."""
+    """P(said) at the last token that says it, from its log-probability and its alternatives'; None
+    where they are not given.
+    """
     try:
         entry = next(e for e in reversed(entries) if e["token"].strip() == said)
         given = {e["token"]: e["logprob"] for e in [*(entry.get("top_logprobs") or []), entry]}

@@ -1,7 +1,9 @@
-"""A model that judges: it reads the question, the reference answer and the response's final answer, and says 1 or 0.
+"""A model that judges: it reads the question, the reference answer and the response's final answer,
+and says 1 or 0.
 
-What it reads is quoted between markers that carry a code made of the quoted text itself, so that no text can hold its own
-marker: an answer that orders the judge about, or pretends to end, stays inside its quotation.
+What it reads is quoted between markers that carry a code made of the quoted text itself, so that no
+text can hold its own marker: an answer that orders the judge about, or pretends to end, stays
+inside its quotation.
 """
 
 import hashlib
@@ -57,17 +59,20 @@ class Judge(Protocol):
 
 @dataclass(eq=False)
 class JudgeReward:
-    """What a judge thinks of a response's final answer: P("1") where it says 1, 1 - P("0") where it says 0. arXiv:2503.23829.
+    """What a judge thinks of a response's final answer: P("1") where it says 1, 1 - P("0") where it
+    says 0. arXiv:2503.23829.
 
-    `model` is a directory or Hub id, read in this process; with `url`, the model's name at that OpenAI-compatible endpoint.
-    `soft = false` pays 1 or 0. `prompt`: a file that holds {question}, {reference}, {answer} and, where it wants the markers' code,
-    {code}. `cache`: a JSONL file that keeps judgements across runs. `max_chars`: characters of the final answer that are read, from
-    its end. For an endpoint: `key_env` (the NAME of the environment variable with its key), `concurrent` requests, `seconds` for a
-    judgement with all its `retries`, `body` (further fields of the request).
+    `model` is a directory or Hub id, read in this process; with `url`, the model's name at that
+    OpenAI-compatible endpoint. `soft = false` pays 1 or 0. `prompt`: a file that holds {question},
+    {reference}, {answer} and, where it wants the markers' code, {code}. `cache`: a JSONL file that
+    keeps judgements across runs. `max_chars`: characters of the final answer that are read, from
+    its end. For an endpoint: `key_env` (the NAME of the environment variable with its key),
+    `concurrent` requests, `seconds` for a judgement with all its `retries`, `body` (further fields
+    of the request).
 
-    Statuses: scored (above one half), wrong, unparsed (still thinking, or nothing said), timeout and error (the judge's failures:
-    no reply in time, or one that is neither 0 nor 1), with the reason. Raises RewardError for options
-    that are not usable, ModelError for a model that is not.
+    Statuses: scored (above one half), wrong, unparsed (still thinking, or nothing said), timeout
+    and error (the judge's failures: no reply in time, or one that is neither 0 nor 1), with the
+    reason. Raises RewardError for options that are not usable, ModelError for a model that is not.
     """
 
     name: ClassVar[str] = "judge"
@@ -129,8 +134,8 @@ class JudgeReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises DataError where a problem has no answer to compare with, and
-        RewardError where the endpoint refuses to be asked."""
+        """N problems and N completion texts -> N scores. Raises DataError where a problem has no
+        answer to compare with, and RewardError where the endpoint refuses to be asked."""
         for problem in problems:
             if problem.answer is None or not problem.answer.strip():
                 raise DataError(
@@ -169,7 +174,8 @@ class JudgeReward:
 
 
 def quoted(template: str, question: str, reference: str, answer: str) -> str:
-    """The prompt, each part between markers whose code no part holds; halves of surrogate pairs become `?`.
+    """The prompt, each part between markers whose code no part holds; halves of surrogate pairs
+    become `?`.
 
     >>> print(quoted("{answer}", "2+2?", "4", "four"))
     <<begin answer ec1a5284faab>>

@@ -1,4 +1,6 @@
-"""A judge in this process: one forward pass of the prompt, and the probabilities of the two tokens it may say."""
+"""A judge in this process: one forward pass of the prompt, and the probabilities of the two tokens
+it may say.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,8 +27,8 @@ TOKENS = 16_384  # of prompts read at a time
 class LocalJudge:
     """A model's directory or Hub id as a judge; its weights are loaded when it is first asked.
 
-    On a GPU, where there is one, in bfloat16; on a CPU in float32. Raises ModelError for what cannot be loaded, and for a tokenizer
-    that has no one token for a label.
+    On a GPU, where there is one, in bfloat16; on a CPU in float32. Raises ModelError for what
+    cannot be loaded, and for a tokenizer that has no one token for a label.
     """
 
     def __init__(self, model: str) -> None:
@@ -73,7 +75,9 @@ class LocalJudge:
             yield from zip(pack, self.verdicts([prompts[i] for i in pack]), strict=True)
 
     def verdicts(self, prompts: Sequence[Sequence[int]]) -> list[Verdict | Failure]:
-        """S prompts in one pack. What the judge says is its most likely next token, over the whole vocabulary."""
+        """S prompts in one pack. What the judge says is its most likely next token, over the whole
+        vocabulary.
+        """
         device = next(self.policy.parameters()).device
         lengths = torch.tensor([len(p) for p in prompts])
         tokens = torch.tensor([t for p in prompts for t in p])

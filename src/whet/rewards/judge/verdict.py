@@ -1,4 +1,6 @@
-"""What a judge says of one answer, what that pays, and the memory that keeps it from being asked twice."""
+"""What a judge says of one answer, what that pays, and the memory that keeps it from being asked
+twice.
+"""
 
 import json
 import math
@@ -25,7 +27,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The judge's, never the answer's. `refused`: asking again would be refused again (a wrong key, an unknown address)."""
+    """The judge's, never the answer's. `refused`: asking again would be refused again (a wrong key,
+    an unknown address).
+    """
 
     status: Literal["timeout", "error"]
     why: str
@@ -35,7 +39,8 @@ class Failure:
 def ruled(said: int, probability: float | None) -> Verdict | Failure:
     """The verdict, unless the judge holds its own word less likely than not.
 
-    Else an answer that only confuses the judge would be paid for its "0": 1 - P("0") is high where most of the probability is on neither.
+    Else an answer that only confuses the judge would be paid for its "0": 1 - P("0") is high where
+    most of the probability is on neither.
 
     >>> ruled(0, 0.875), ruled(0, 0.25).status
     (Verdict(said=0, probability=0.875), 'error')
@@ -49,7 +54,8 @@ def ruled(said: int, probability: float | None) -> Verdict | Failure:
 
 
 def paid(verdict: Verdict, soft: bool = True) -> float:
-    """P("1") where the judge said 1, 1 - P("0") where it said 0; hard, or without probabilities, what it said.
+    """P("1") where the judge said 1, 1 - P("0") where it said 0; hard, or without probabilities,
+    what it said.
 
     Source: arXiv:2503.23829, the soft reward of the model-based verifier, before its z-score.
 
@@ -62,10 +68,11 @@ def paid(verdict: Verdict, soft: bool = True) -> float:
 
 
 class Memory:
-    """Verdicts by key, the most recently used REMEMBERED of them; with a path, also in a JSONL file, a verdict a line.
+    """Verdicts by key, the most recently used REMEMBERED of them; with a path, also in a JSONL
+    file, a verdict a line.
 
-    Several runs may append to one file. A line that a killed run left half-written is passed over. Raises RewardError where the
-    file cannot be read or written, or holds something else.
+    Several runs may append to one file. A line that a killed run left half-written is passed over.
+    Raises RewardError where the file cannot be read or written, or holds something else.
     """
 
     def __init__(self, path: Path | None = None, most: int = REMEMBERED) -> None:

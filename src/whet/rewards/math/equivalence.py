@@ -1,6 +1,8 @@
-"""Whether two answers are the same mathematics, by math-verify. Runs in a worker of `sandbox.workers` and nowhere else.
+"""Whether two answers are the same mathematics, by math-verify. Runs in a worker of
+`sandbox.workers` and nowhere else.
 
-sympy may hang, hold the interpreter's lock or exhaust memory on what a model wrote; here only the worker suffers.
+sympy may hang, hold the interpreter's lock or exhaust memory on what a model wrote; here only the
+worker suffers.
 """
 
 from functools import lru_cache
@@ -25,7 +27,9 @@ _gold = lru_cache(maxsize=4096)(parsed)
 
 
 def verdict(pair: list[str]) -> str:
-    """[gold, answer], both LaTeX -> same | different | gold (it means nothing) | answer (it means nothing)."""
+    """[gold, answer], both LaTeX -> same | different | gold (it means nothing) | answer (it means
+    nothing).
+    """
     gold = _gold(pair[0])
     if not any(not isinstance(part, str) for part in gold):
         return "gold"

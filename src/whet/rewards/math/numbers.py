@@ -1,6 +1,8 @@
-"""Plain numbers with their units, read exactly: integers, decimals, fractions, mixed numbers, percent, powers of ten.
+"""Plain numbers with their units, read exactly: integers, decimals, fractions, mixed numbers,
+percent, powers of ten.
 
-The fast way of comparing answers. Everything is a Fraction with bounded digits and exponents; there are no floats.
+The fast way of comparing answers. Everything is a Fraction with bounded digits and exponents; there
+are no floats.
 """
 
 import re
@@ -26,7 +28,8 @@ _UNIT = re.compile(
 )
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# Words after a number that change it, or say that more follows: then it is not a number with a unit.
+# Words after a number that change it, or say that more follows: then it is not a number with a
+# unit.
 _NOT_UNIT = re.compile(
     r"pi|e|i|x|y|z|n|k|or|and|to|by|over|times|plus|minus|than|less|more|not|no|half|halves|thirds?|quarters?|squared|cubed"
     r"|factorial|root|sqrt|sin|cos|tan|log|ln|exp|mod|choose|is|dozen|score|infinity|inf",
@@ -53,7 +56,9 @@ _SYNONYMS = {
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact value. `unit` is a known unit or empty; with `percent` the value is the one before the sign."""
+    """An exact value. `unit` is a known unit or empty; with `percent` the value is the one before
+    the sign.
+    """
 
     value: Fraction
     unit: str = ""
@@ -76,7 +81,8 @@ def same(gold: Number, answer: Number) -> bool:
 
 
 def number(text: str) -> Number | None:
-    """The number that the whole of `text` writes, or None: more than a number, or beyond DIGITS and EXPONENT.
+    """The number that the whole of `text` writes, or None: more than a number, or beyond DIGITS and
+    EXPONENT.
 
     >>> number("x = 1{,}234.50 dollars")
     Number(value=Fraction(2469, 2), unit='dollar', percent=False)
@@ -119,7 +125,9 @@ def number(text: str) -> Number | None:
 
 
 def cleaned(text: str) -> str:
-    """Without the markup that leaves a number what it is: dollars around formulas, spacing, \\text, bold, a final period."""
+    """Without the markup that leaves a number what it is: dollars around formulas, spacing, \\text,
+    bold, a final period.
+    """
     text = text.strip().strip("*").strip()
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(start) and text.endswith(end) and len(text) > len(start + end):
@@ -145,7 +153,9 @@ def cleaned(text: str) -> str:
 
 
 def _named(words: str) -> tuple[int, str] | None:
-    """The power of ten and the known unit in the words after a number; None where the words make it something else."""
+    """The power of ten and the known unit in the words after a number; None where the words make it
+    something else.
+    """
     parts = words.strip(" .").split()
     scale = 0
     while parts and parts[0].lower() in _SCALES:

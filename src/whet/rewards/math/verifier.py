@@ -1,6 +1,8 @@
-"""The mathematical answer, verified: exact text, then exact numbers in this process, then math-verify in killable workers.
+"""The mathematical answer, verified: exact text, then exact numbers in this process, then
+math-verify in killable workers.
 
-Never a silent zero: a verifier that ran out of time or failed says so, and an unusable gold answer is never paid.
+Never a silent zero: a verifier that ran out of time or failed says so, and an unusable gold answer
+is never paid.
 """
 
 import os
@@ -23,7 +25,8 @@ _FUNCTION = re.compile(
     r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta|pi",
     re.IGNORECASE,
 )
-# What costs without bound: a large literal exponent, a tower, a high power of a sum or a power, factorials of large numbers.
+# What costs without bound: a large literal exponent, a tower, a high power of a sum or a power,
+# factorials of large numbers.
 _COSTLY = re.compile(
     r"\^[\s{(]*[-+]?\d{5,}|\^[\s{(]*[-+]?[\d.]+\s*\^|\d{4,}[\s)}]*!|!\s*[)}]*\s*!|\d{60,}|\\binom\s*\{?\s*\d{4,}"
     r"|\((?=[^()]*(?:\^|(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])))[^()]*\)\s*\^[\s{(]*\d{3,}"
@@ -57,8 +60,9 @@ _REWRITES = [
 class MathReward:
     """1 where a response's final answer is mathematically the problem's `answer`, else 0.
 
-    Statuses: scored (right), wrong, unparsed (no answer, or one that means nothing or is beyond bounds), timeout (over
-    `seconds` of wall-clock, killed), error (the verifier failed, or the problem's own answer means nothing).
+    Statuses: scored (right), wrong, unparsed (no answer, or one that means nothing or is beyond
+    bounds), timeout (over `seconds` of wall-clock, killed), error (the verifier failed, or the
+    problem's own answer means nothing).
     """
 
     name = "math"
@@ -83,7 +87,9 @@ class MathReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises DataError where a problem has no answer."""
+        """N problems and N completion texts -> N scores. Raises DataError where a problem has no
+        answer.
+        """
         for problem in problems:
             if problem.answer is None or not problem.answer.strip():
                 raise DataError(
@@ -185,7 +191,9 @@ def beyond_bounds(answer: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def latex(answer: str) -> str:
-    """Typed mathematics (`sqrt(2)`, `2**x`, `x >= 1`, `∞`) in LaTeX's spelling; LaTeX stays as it is."""
+    """Typed mathematics (`sqrt(2)`, `2**x`, `x >= 1`, `∞`) in LaTeX's spelling; LaTeX stays as it
+    is.
+    """
     text = cleaned(answer)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
