@@ -29,10 +29,10 @@ gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
 crash: $(READY)
-	KILLS=$(or $(KILLS),200) $(BIN)/python tests/crash.py
+	KILLS=$(or $(KILLS),200) $(BIN)/python tests/faults/crash.py
 
 full-disk: $(READY)
-	SIZES=$(or $(SIZES),40) $(BIN)/python tests/full_disk.py
+	SIZES=$(or $(SIZES),40) $(BIN)/python tests/faults/full_disk.py
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py

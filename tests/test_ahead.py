@@ -15,7 +15,7 @@ from whet.stages import rl
 from whet.storage.checkpoint import State
 from whet.types import Score
 
-from .tiny_world import lines, rl_stage, world
+from .helpers.tiny_world import lines, rl_stage, world
 
 
 def ahead(**keys):

@@ -12,7 +12,7 @@ from whet.errors import WhetError
 from whet.preflight import check, memory
 from whet.types import Score
 
-from .tiny_world import world
+from .helpers.tiny_world import world
 
 TINY = """
 name = "tiny"

@@ -17,7 +17,7 @@ from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, rea
 from whet.training.learner import Learner
 
 from .test_resume import Until
-from .tiny_world import world
+from .helpers.tiny_world import world
 
 NAMES = (TENSORS, DATA, MANIFEST)
 KINDS = ("flip", "cut", "grow", "empty", "missing", "swapped", "other step", "edited")

@@ -20,7 +20,7 @@ from whet.training.learner import Learner, policy_logprobs
 from whet.training.token_advantages import Credit, last_tokens
 from whet.types import Sample, Sampling, Score
 
-from .tiny_world import rl_stage, world
+from .helpers.tiny_world import rl_stage, world
 
 SAMPLING = Sampling(n=4, temperature=0.7, max_tokens=8)
 

@@ -19,7 +19,7 @@ from whet.algorithms.table import TABLE, Algorithm, algorithm, cells
 from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
-from . import oracle as world
+from .helpers import oracle as world
 from . import test_oracle
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from whet.pipeline import pipeline
 from whet.preflight import fake_hub
 from whet.storage.run_log import Silent
 
-from .crash import left
+from .faults.crash import left
 
 ECHO = {
     "recipe.toml",

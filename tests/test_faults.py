@@ -18,8 +18,8 @@ from whet.errors import RecipeError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.storage.run_log import Silent
 
-from . import power
-from .crash import left
+from .faults import power
+from .faults.crash import left
 from .test_resume import stopped
 
 TESTS = Path(__file__).parent

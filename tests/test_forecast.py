@@ -15,7 +15,7 @@ from whet.preflight.forecast.pace import Paced, Paid
 from whet.types import Sampling, Score
 
 from .test_check import TINY
-from .tiny_world import world
+from .helpers.tiny_world import world
 
 SMALLER = (
     "evaluation.problems=20",

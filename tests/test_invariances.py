@@ -19,7 +19,16 @@ from whet.training.learner import policy_logprobs
 from whet.training.token_advantages import Credit
 from whet.types import Group
 
-from .invariance_case import EOS, ROWS, UNREAD, WHOLE, case, micro_tokens_of, models, trained
+from .helpers.invariance_case import (
+    EOS,
+    ROWS,
+    UNREAD,
+    WHOLE,
+    case,
+    micro_tokens_of,
+    models,
+    trained,
+)
 
 CASES, FEW, NEAR = 1000, 100, 1e-10
 GROUP_RELATIVE = [

@@ -20,7 +20,7 @@ from whet.rewards.judge.judge import JudgeReward
 from whet.rewards.judge.verdict import Failure, Verdict
 from whet.types import Problem, Score
 
-from .judge_stub import Reply, Stub, completion, token
+from .helpers.judge_stub import Reply, Stub, completion, token
 
 PROBLEM = Problem("p", ({"role": "user", "content": "Capital of France?"},), "Paris")
 KEY = "sk-very-secret-123"

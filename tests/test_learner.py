@@ -18,7 +18,7 @@ from whet.stages.rl import Trainer
 from whet.training.learner import Learner
 from whet.types import Group, Problem, Prompt, Sampling, Score
 
-from .tiny_world import lines, rl_stage, sample, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, world
 
 SAMPLING = Sampling(temperature=0.6, max_tokens=9)
 

@@ -21,7 +21,7 @@ from whet.types import Sampling, Score
 
 from .test_reward_model import stage as rewarding
 from .test_reward_model import taught
-from .tiny_world import rl_stage, sample, world
+from .helpers.tiny_world import rl_stage, sample, world
 
 SHAPE = ModelConfig(
     "qwen2", 37, 16, 2, 4, 2, 6, 20, qkv_bias=True, max_positions=64

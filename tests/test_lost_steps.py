@@ -16,7 +16,7 @@ from whet.stages import rl, sft
 from whet.training.learner import LOST, Learner
 from whet.types import Problem, Prompt, Sample, Score
 
-from .tiny_world import lines, rl_stage, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sft_stage, world
 
 ODD = (math.nan, math.inf, -math.inf)
 

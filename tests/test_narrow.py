@@ -16,7 +16,7 @@ from whet.preflight import check, memory
 from whet.stages import rl, sft
 from whet.training.learner import Learner
 
-from .tiny_world import lines, rl_stage, sample, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, world
 
 
 def batch_of(model):

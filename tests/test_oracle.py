@@ -15,8 +15,8 @@ from whet.model.logprobs import processed
 from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
-from . import oracle as world
-from .oracle import SAMPLING, WHOLE, Oracle, Tabular, TabularCritic, degrees, noisy
+from .helpers import oracle as world
+from .helpers.oracle import SAMPLING, WHOLE, Oracle, Tabular, TabularCritic, degrees, noisy
 
 PAGES = Path(__file__).parents[1] / "docs/algorithms"
 UNBIASED = world.unbiased()

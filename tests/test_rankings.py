@@ -14,7 +14,7 @@ from whet.data import preferences
 from whet.errors import DataError
 from whet.types import Problem, Ranking
 
-from .tiny_world import sample
+from .helpers.tiny_world import sample
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "good"}]
 WORSE = [CHAT[0], {"role": "assistant", "content": "bad"}]

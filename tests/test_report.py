@@ -16,8 +16,8 @@ from whet.report.page import SCRIPTS, duration
 from whet.report.read import MOST_POINTS, read
 from whet.report.verdict import details, headline, overlapping, split
 
-from . import report_run
-from .report_run import data_of
+from .helpers import report_run
+from .helpers.report_run import data_of
 
 ASSETS = Path(report.__file__).parent / "assets"
 

@@ -10,8 +10,8 @@ import pytest
 
 from whet import report
 
-from . import report_run
-from .webdriver import BROWSER, DRIVER, MISSING, Browser
+from .helpers import report_run
+from .helpers.webdriver import BROWSER, DRIVER, MISSING, Browser
 
 pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason=MISSING)
 

@@ -11,8 +11,8 @@ import pytest
 from whet import report
 from whet.report.samples import DIGITS, Packer
 
-from . import report_run
-from .report_run import data_of
+from .helpers import report_run
+from .helpers.report_run import data_of
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from whet.storage.run_log import RunLog, Silent
 from whet.training.learner import Learner
 from whet.types import Problem
 
-from .crash import RECIPE, killed, left, started
-from .tiny_world import world
+from .faults.crash import RECIPE, killed, left, started
+from .helpers.tiny_world import world
 
 
 class Until(Silent):

@@ -14,7 +14,7 @@ from whet.rewards import load
 from whet.stages import dpo, merge, rank, reward_model
 from whet.types import Group, Problem, Ranking, Score
 
-from .tiny_world import lines, sample, world
+from .helpers.tiny_world import lines, sample, world
 
 
 def asked(i):

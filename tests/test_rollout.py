@@ -10,7 +10,7 @@ from whet.rollout.rollout import describe, endless
 from whet.tasks.chain import Chain
 from whet.types import Group, Problem, Prompt, Score
 
-from .tiny_world import sample
+from .helpers.tiny_world import sample
 
 
 def test_problems_never_run_out_and_epochs_differ():

@@ -15,7 +15,7 @@ from whet.rollout.rollout import rollout
 from whet.stages import reject, rl, sft
 from whet.types import Group, Problem, Prompt, Sampling, Score
 
-from .tiny_world import lines, rl_stage, sample, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, world
 
 
 def test_sft_learns_and_trains_the_response_only(tmp_path):

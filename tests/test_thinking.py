@@ -15,7 +15,7 @@ from whet.tasks.chain import Chain
 from whet.types import Problem, Prompt
 
 from .test_chat import CHATML, saved, trained
-from .tiny_world import rl_stage, sft_stage, world
+from .helpers.tiny_world import rl_stage, sft_stage, world
 
 ALPHABET = "0123456789+-*=;"
 EMPTY = "<think>\n\n</think>\n\n"

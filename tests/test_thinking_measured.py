@@ -30,7 +30,7 @@ from whet.types import Group, Prompt, Ranking, Score
 
 from .test_files import write
 from .test_thinking import DEAF, EMPTY, OPEN, problem, sized
-from .tiny_world import sample
+from .helpers.tiny_world import sample
 
 SHUT = "<think></think>"
 

@@ -20,7 +20,7 @@ from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Score
 
 from .test_credit import SAMPLING, drawn
-from .tiny_world import lines, rl_stage, world
+from .helpers.tiny_world import lines, rl_stage, world
 
 
 def test_a_sampler_that_differs_is_corrected(tmp_path):

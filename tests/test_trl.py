@@ -21,7 +21,7 @@ from whet.training.learner import policy_logprobs
 from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
-from .trl_case import COUNT, GROUP, LIMIT, PROMPTS, TOKENS, theirs, trainer, world
+from .helpers.trl_case import COUNT, GROUP, LIMIT, PROMPTS, TOKENS, theirs, trainer, world
 
 VERSION = "1.16.0"  # what is compared with; another may compute something else
 BETA = 0.04

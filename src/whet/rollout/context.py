@@ -39,7 +39,7 @@ class Context:
     saves: Saves = field(
         default_factory=lambda: Saves(Path(), every=1 << 62)
     )  # of the stage; unless told otherwise, none
-    preferences: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
+    rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
 
     def resumed(self, stage: str, parts: Mapping[str, Holds]) -> int:
         """Puts the parts of a stage's loop back to where it was kept last, and the log with them.

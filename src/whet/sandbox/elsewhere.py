@@ -46,8 +46,7 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
 
     >>> runner("chroot", 512)
     Traceback (most recent call last):
-    whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and
-    http(s)://…
+    whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and http(s)://…
     """
     if sandbox == "bubblewrap":
         return Isolation(memory_mb)

@@ -18,7 +18,7 @@ def origin(recipe: config.Recipe) -> dict[str, Any]:
     value of the recipe names.
     """
     told = recipe.model_dump(mode="json")
-    source = Path(__file__).parent
+    source = Path(__file__).parents[1]
     code = sorted(p for p in source.rglob("*") if p.suffix in (".py", ".c", ".h"))
     files = {name: _sum(path.read_bytes()) for name, path in sorted(_named(told))}
     return {

@@ -48,7 +48,7 @@ NEEDS_ROOM = [
     "rename",
 ]
 PR_SET_PTRACER = 0x59616D61
-RECIPE = (Path(__file__).parent / "data" / "every_stage.toml").read_text()
+RECIPE = (Path(__file__).parents[1] / "data" / "every_stage.toml").read_text()
 
 
 class Call(NamedTuple):

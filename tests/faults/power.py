@@ -141,7 +141,7 @@ def main(every: int) -> tuple[int, int]:
     """
     from crash import left
 
-    recipe = recipes.load(Path(__file__).parent / "data" / "every_stage.toml")
+    recipe = recipes.load(Path(__file__).parents[1] / "data" / "every_stage.toml")
     with tempfile.TemporaryDirectory() as place:
         count, wrong = tried(recipe, Path(place), left, every)
     print(*wrong, sep="\n", end="\n" if wrong else "", flush=True)

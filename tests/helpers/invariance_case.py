@@ -20,7 +20,7 @@ from whet.training.learner import Learner
 from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score
 
-from .test_gradient import tiny
+from ..test_gradient import tiny
 
 EOS, VOCAB, STATES, UNREAD, WHOLE = 1, 13, 97, 1000, 10**6
 SAMPLINGS = [
