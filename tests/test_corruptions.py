@@ -16,8 +16,8 @@ from whet.storage import provenance
 from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
 from whet.training.learner import Learner
 
-from .test_resume import Until
 from .helpers.tiny_world import world
+from .test_resume import Until
 
 NAMES = (TENSORS, DATA, MANIFEST)
 KINDS = ("flip", "cut", "grow", "empty", "missing", "swapped", "other step", "edited")

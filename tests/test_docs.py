@@ -19,8 +19,8 @@ from whet.algorithms.table import TABLE, Algorithm, algorithm, cells
 from whet.training.token_advantages import Credit
 from whet.types import Sampling
 
-from .helpers import oracle as world
 from . import test_oracle
+from .helpers import oracle as world
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "algorithms"

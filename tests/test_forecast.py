@@ -14,8 +14,8 @@ from whet.preflight.forecast.estimate import Estimate, Span, said, total
 from whet.preflight.forecast.pace import Paced, Paid
 from whet.types import Sampling, Score
 
-from .test_check import TINY
 from .helpers.tiny_world import world
+from .test_check import TINY
 
 SMALLER = (
     "evaluation.problems=20",

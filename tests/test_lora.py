@@ -19,9 +19,9 @@ from whet.stages import dpo, merge, reward_model, rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
 
+from .helpers.tiny_world import rl_stage, sample, world
 from .test_reward_model import stage as rewarding
 from .test_reward_model import taught
-from .helpers.tiny_world import rl_stage, sample, world
 
 SHAPE = ModelConfig(
     "qwen2", 37, 16, 2, 4, 2, 6, 20, qkv_bias=True, max_positions=64

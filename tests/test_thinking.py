@@ -14,8 +14,8 @@ from whet.stages import rl, sft
 from whet.tasks.chain import Chain
 from whet.types import Problem, Prompt
 
-from .test_chat import CHATML, saved, trained
 from .helpers.tiny_world import rl_stage, sft_stage, world
+from .test_chat import CHATML, saved, trained
 
 ALPHABET = "0123456789+-*=;"
 EMPTY = "<think>\n\n</think>\n\n"

@@ -28,9 +28,9 @@ from whet.tasks.files import Files
 from whet.tasks.knights import Knights
 from whet.types import Group, Prompt, Ranking, Score
 
+from .helpers.tiny_world import sample
 from .test_files import write
 from .test_thinking import DEAF, EMPTY, OPEN, problem, sized
-from .helpers.tiny_world import sample
 
 SHUT = "<think></think>"
 

@@ -19,8 +19,8 @@ from whet.training.token_advantages import shares
 from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Score
 
-from .test_credit import SAMPLING, drawn
 from .helpers.tiny_world import lines, rl_stage, world
+from .test_credit import SAMPLING, drawn
 
 
 def test_a_sampler_that_differs_is_corrected(tmp_path):
