@@ -89,7 +89,7 @@ def test_system_calls_that_kill_or_find_the_disk_full(fault):
     """The short form of the sweeps of `make crash` and `make full-disk`, in a process of its own,
     for it forks.
     """
-    command = [sys.executable, TESTS / "sweep.py", fault, "5"]
+    command = [sys.executable, TESTS / "faults" / "sweep.py", fault, "5"]
     done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

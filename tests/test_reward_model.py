@@ -81,7 +81,7 @@ def test_a_tie_is_half_right(trained, monkeypatch):
 def test_the_mean_training_score_is_zero(trained):
     path, context, _ = trained
     model = scalar.load(path)
-    training, _ = reward_model.rankings.split(context.rankings["seen"], 0.3, context.seed)
+    training, _ = reward_model.preferences.split(context.rankings["seen"], 0.3, context.seed)
     given = [s for row in reward_model.scores(model, training, context) for s in row]
     assert abs(np.mean(given)) < 1e-4 < 0.5 < np.std(given)
 
@@ -254,7 +254,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     policy, context = world(tmp_path)
     reference = world(tmp_path, seed=9)[0]
     found = [r for r in taught(40) if len(r.texts) == 2][:6]
-    batch = dpo.rankings.ranked_batch(
+    batch = dpo.preferences.ranked_batch(
         [[context.example(r.problem, t) for t in r.texts] for r in found]
     )
     batch = dpo.referred(batch, reference, micro)
