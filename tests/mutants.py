@@ -5,6 +5,7 @@ notice. The last line reads `planted N, killed N`.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ MUTANTS = [
     ("algorithms/critic", "gamma * lam.to(values.dtype) * advantage", "gamma * advantage"),
     ("algorithms/critic", "r[:, k] + gamma * ahead", "r[:, k] + ahead"),
     ("algorithms/critic", "r[:, k] + gamma * ahead - v[:, k]", "r[:, k] + gamma * ahead"),
-    ("algorithms/critic", "back = lengths[sequence] - 1 - at", "back = at"),
+    ("algorithms/critic", "lengths[sequence] - 1 - at", "at"),
     ("algorithms/critic", "return torch.maximum(plain,", "return torch.minimum(plain,"),
     ("algorithms/critic", "held = old + (values - old).clamp(-clip, clip)", "held = values"),
     ("algorithms/critic", "torch.where(right > 0.5, lean, -lean)", "torch.where(right > 0.5, lean, lean)"),
@@ -169,7 +170,7 @@ MUTANTS = [
     ("training/trainer", "self.learner.fresh()", "pass"),
     ("algorithms/off_policy", "clamp(max=cap)", "clamp(min=cap)"),
     ("algorithms/off_policy", "mean.abs() <= torch", "mean <= torch"),
-    ("model/scalar", "self.body = copy.deepcopy(policy).requires_grad_(True)", "self.body = policy"),
+    ("model/scalar", "copy.deepcopy(policy).requires_grad_(True)", "policy"),
     ("model/adapter", "super().train(False)", "super().train(mode)"),
     ("model/scalar", "if lora is None else adapters.copied(policy)", "if lora is None else policy"),
     ("model/lora", "return self.alpha / self.rank", "return self.alpha"),
@@ -201,7 +202,7 @@ MUTANTS = [
     ("preflight/dry_run", "told[\"override\"] = {**stage.override, \"warmup\": 0}", "pass"),
     ("pipeline/setup", "return task.part(stage.only)", "return task"),
     ("storage/checkpoint", "if hashlib.sha256(text).hexdigest() != sums[name]:", "if False:"),
-    ("storage/checkpoint", "if _json(held) != manifest or held", "if held"),
+    ("storage/checkpoint", "_json(held) != manifest or held.keys()", "held.keys()"),
     ("storage/checkpoint", "if step > logged:", "if False:"),
     ("storage/checkpoint", "self.read = state.data", "pass"),
     ("training/learner", "        self.lost = 0\n        for optimizer", "        for optimizer", "test_lost_steps"),
@@ -212,23 +213,45 @@ MUTANTS = [
     ("rollout/curriculum", "self.problems.restore(state)", "pass", "test_resume"),
     ("training/trainer", "self.rollouts = state.data", "pass", "test_resume"),
     ("storage/run_log", "told[\"step\"] <= step)", "True)"),
-    ("pipeline/resume", "pipeline.context.data[stage.name] = reject.read", "reject.read"),
+    ("pipeline/resume", "pipeline.context.data[stage.name] = [] if", "[] if"),
     ("rollout/rollout", "if math.isfinite(score.value) and odd is None:", "if odd is None:", "test_lost_steps"),
 ]  # fmt: skip
 
 
+def pattern(before: str) -> re.Pattern[str]:
+    """`before` wherever the formatter breaks its lines: words and signs in their order, with any
+    white space between them and a comma before a closing bracket. A line that ends in `before`
+    ends in the code too.
+
+    >>> bool(pattern("f(a, b)\\n").search("x = f(\\n    a,\\n    b,\\n)\\n"))
+    True
+    """
+    words = re.findall(r"\w+|[^\w\s]", before)
+    joined = r"\s*".join((r",?\s*" if w in ")]}" else "") + re.escape(w) for w in words)
+    start = r"\b" if words[0][0].isalnum() else ""
+    end = r"(?=[ \t]*\n)" if before.endswith("\n") else ""
+    return re.compile(start + joined + end)
+
+
+def planted(text: str, mutant: tuple[str, ...]) -> str:
+    """The code of a file with the error in it.
+
+    Raises ValueError where the code to change does not stand in the file exactly once.
+    """
+    name, before, after = mutant[:3]
+    count = len(pattern(before).findall(text))
+    if count != 1:
+        raise ValueError(f"{name}.py holds {before!r} {count} times; mend the mutant")
+    return pattern(before).sub(lambda _: after.strip(" ").removesuffix("\n"), text)
+
+
 def killed(mutant: tuple[str, ...]) -> bool:
     """Whether the suite notices. Raises ValueError where the mutant no longer fits the code."""
-    name, before, after, *own = mutant
+    name, _, _, *own = mutant
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(ROOT / "src", Path(place) / "src")
         path = Path(place) / "src/whet" / f"{name}.py"
-        text = path.read_text(encoding="utf-8")
-        if text.count(before) != 1:
-            raise ValueError(
-                f"{name}.py holds {before!r} {text.count(before)} times; mend the mutant"
-            )
-        path.write_text(text.replace(before, after), encoding="utf-8")
+        path.write_text(planted(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
         tests = [str(ROOT / "tests" / f"{t}.py") for t in own or OWN.get(name, SUITE)]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         environment = {**os.environ, "PYTHONPATH": f"{place}/src", "OMP_NUM_THREADS": "1"}
@@ -242,10 +265,11 @@ def killed(mutant: tuple[str, ...]) -> bool:
 
 
 def main() -> int:
-    for name, before, *_ in MUTANTS:
-        count = (ROOT / "src/whet" / f"{name}.py").read_text(encoding="utf-8").count(before)
-        if count != 1:
-            print(f"{name}.py holds {before!r} {count} times; mend the mutant")
+    for mutant in MUTANTS:
+        try:
+            planted((ROOT / "src/whet" / f"{mutant[0]}.py").read_text(encoding="utf-8"), mutant)
+        except ValueError as fault:
+            print(fault)
             return 1
     whole = ("types", "max(self.rewards) > min", "max(self.rewards) > min")
     if killed(whole):
