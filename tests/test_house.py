@@ -343,3 +343,11 @@ def test_starting_is_cheap(code: str):
         assert (told.returncode, told.stdout.split(), told.stderr) == (0, [], "")
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert statistics.median(seconds) < MAX_SECONDS
+
+
+def test_every_slow_test_is_there():
+    """tests/conftest.py names them; a name that moved would make `make test-fast` slow."""
+    from .conftest import SLOW
+
+    names = {f"{p.stem}::{node.name}" for p in files(ROOT / "tests") for _, node, _ in functions(p)}
+    breaches(sorted(SLOW - names - {name.partition("::")[0] for name in names}))
