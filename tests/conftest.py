@@ -10,30 +10,43 @@ import pytest
 
 # What `make test-fast` leaves out (`-m "not slow"`): files, and tests of files, that take seconds.
 SLOW = frozenset(
-    """
-    test_bench test_code_escapes test_determinism test_every_key test_faults test_fuzz_cli
-    test_fuzz_conversations test_fuzz_data test_gpu_bench test_invariances test_invariances_losses
-    test_narrow test_rehearse test_report_browser test_resume test_reward_robust
-    test_cli::test_a_run_leaves_everything_behind
-    test_cli::test_eval_prints_a_table_and_the_paired_test_in_words
-    test_cli::test_eval_prints_json_with_the_settings_beside_the_score
-    test_cli::test_several_seeds_make_one_table
-    test_cli::test_the_same_seed_gives_the_same_figures
-    test_code_hacks::test_the_right_ones_are_paid
-    test_code_reward::test_every_reference_of_human_eval_is_accepted_and_mutants_rejected
-    test_code_reward::test_kinds_and_statuses
-    test_docs::test_what_brings_a_row_its_bias
-    test_graph::test_replayed_steps_sample_what_the_others_do
-    test_gym::test_same_seed_same_questions_in_any_process
-    test_hub::test_importing_the_hub_is_lean
-    test_kernels::test_nothing_is_left_beside_the_cache_unless_there_is_none
-    test_kernels::test_without_a_compiler_everything_runs_in_torch
-    test_model::test_whet_writes_and_transformers_reads
-    test_oracle::test_off_policy_the_ratio_and_its_clip_are_a_bias_too
-    test_oracle::test_rows_have_the_exact_gradient_of_what_they_claim
-    test_stages::test_every_row_trains_and_stays_near_its_sampler
-    test_workers::test_one_item_fails_alone
-    """.split()
+    [
+        "test_bench",
+        "test_code_escapes",
+        "test_determinism",
+        "test_every_key",
+        "test_faults",
+        "test_fuzz_cli",
+        "test_fuzz_conversations",
+        "test_fuzz_data",
+        "test_gpu_bench",
+        "test_invariances",
+        "test_invariances_losses",
+        "test_narrow",
+        "test_rehearse",
+        "test_report_browser",
+        "test_resume",
+        "test_reward_robust",
+        "test_cli::test_a_run_leaves_everything_behind",
+        "test_cli::test_eval_prints_a_table_and_the_paired_test_in_words",
+        "test_cli::test_eval_prints_json_with_the_settings_beside_the_score",
+        "test_cli::test_several_seeds_make_one_table",
+        "test_cli::test_the_same_seed_gives_the_same_figures",
+        "test_code_hacks::test_the_right_ones_are_paid",
+        "test_code_reward::test_every_reference_of_human_eval_is_accepted_and_mutants_rejected",
+        "test_code_reward::test_kinds_and_statuses",
+        "test_docs::test_what_brings_a_row_its_bias",
+        "test_graph::test_replayed_steps_sample_what_the_others_do",
+        "test_gym::test_same_seed_same_questions_in_any_process",
+        "test_hub::test_importing_the_hub_is_lean",
+        "test_kernels::test_nothing_is_left_beside_the_cache_unless_there_is_none",
+        "test_kernels::test_without_a_compiler_everything_runs_in_torch",
+        "test_model::test_whet_writes_and_transformers_reads",
+        "test_oracle::test_off_policy_the_ratio_and_its_clip_are_a_bias_too",
+        "test_oracle::test_rows_have_the_exact_gradient_of_what_they_claim",
+        "test_stages::test_every_row_trains_and_stays_near_its_sampler",
+        "test_workers::test_one_item_fails_alone",
+    ]
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
