@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROWS = ("dr_grpo", "grpo", "ppo_orz", "ppo")
 PROMPTS, SAMPLES, TOKENS, STEPS = 8, 8, 128, 4
@@ -27,6 +28,10 @@ def peak() -> float:
     return held("VmHWM")
 
 
+def parameters_of(*models: Any) -> int:
+    return sum(p.numel() for m in models if m is not None for p in m.parameters())
+
+
 def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     """Seconds a step (the first is left out) and the peak memory over what the imports took."""
     import torch
@@ -36,7 +41,6 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     from whet.chat import Chat
     from whet.engines import engine_for
     from whet.model.config import ModelConfig
-    from whet.model.scalar import parameters_of
     from whet.model.transformer import Transformer
     from whet.rollout.context import Context
     from whet.rollout.rollout import rollout

@@ -40,9 +40,9 @@ from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.bench import compare, limit, work
-from whet.engines import graph
+from whet.engines import cuda_graph
 from whet.engines.native import NativeEngine
-from whet.model import transformer, varlen
+from whet.model import flash_attention, transformer
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling
 
@@ -71,12 +71,12 @@ def sampling(setup: Setup) -> Iterator[Line]:
     yield Line("memory: rate of a copy, read and written", rate / 1e9, "GB/s")
     peak_reset(setup)
     ways = (
-        {"": graph.Graphs, ", without graphs": lambda device: None}
+        {"": cuda_graph.Graphs, ", without graphs": lambda device: None}
         if setup.cuda
-        else {"": graph.Graphs}
+        else {"": cuda_graph.Graphs}
     )
     for way, captures in ways.items():
-        with patched(graph, "Graphs", captures):
+        with patched(cuda_graph, "Graphs", captures):
             seconds = timed(
                 lambda: NativeEngine(model, Silent(), (), rows).generate(
                     asked, Sampling(GROUP, 1.0, setup.tokens)
@@ -128,7 +128,11 @@ def update(setup: Setup) -> Iterator[Line]:
         model.recompute = recompute
         learner = Learner(model, config.Optimizer(lr=1e-6), 10)
         peak_reset(setup)
-        with patched(transformer, "shares", varlen.shares if once else lambda *_: False):
+        with patched(
+            transformer,
+            "can_share_prefixes",
+            flash_attention.can_share_prefixes if once else lambda *_: False,
+        ):
             seconds = timed(partial(learner.step, batch, micro, loss_of))
         yield Line(f"update of {count} answers{way}", seconds, "s")
         if setup.stated:

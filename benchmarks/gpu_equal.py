@@ -8,12 +8,12 @@ import torch
 from gpu_lines import GROUP, SHAPES, Line, Setup, Silent, answers, model_of, patched, prompts
 
 from whet.algorithms.batch import pack
-from whet.engines import graph
+from whet.engines import cuda_graph
 from whet.engines.native import NativeEngine
 from whet.model import transformer
 from whet.model.attention import Packed
+from whet.model.flash_attention import Plain, Ragged, Spans, kernel_for
 from whet.model.transformer import Transformer
-from whet.model.varlen import Plain, Ragged, Spans, kernel_for
 from whet.training.learner import policy_logprobs
 from whet.types import Sample, Sampling
 
@@ -138,7 +138,7 @@ def sharing(setup: Setup) -> Iterator[Line]:
     _, by = gradient(exact, samples)
     here = copied(exact, setup.device, setup.dtype)
     _, once = gradient(here, samples)
-    with patched(transformer, "shares", lambda *_: False):
+    with patched(transformer, "can_share_prefixes", lambda *_: False):
         _, often = gradient(here, samples)
     yield Line("gradient, prompts computed for each answer", apart(often, by))
     yield Line(
@@ -154,9 +154,9 @@ def replays(setup: Setup) -> Iterator[Line]:
     """What is sampled from graphs, without them, and what the trainer says of it."""
     model, caught = copied(small(setup), setup.device, setup.dtype), list[int]()
     asked, s = prompts(6, 30, model.config.vocab), Sampling(GROUP, 1.0, 200, seed=4)
-    held = graph.Graphs.captured
+    held = cuda_graph.Graphs.captured
 
-    def counted(self: graph.Graphs, run: graph.Run) -> graph.Run:
+    def counted(self: cuda_graph.Graphs, run: cuda_graph.Run) -> cuda_graph.Run:
         made = held(self, run)
         caught.append(1)
         return made
@@ -168,9 +168,9 @@ def replays(setup: Setup) -> Iterator[Line]:
             for x in group
         ]
 
-    with patched(graph.Graphs, "captured", counted):
+    with patched(cuda_graph.Graphs, "captured", counted):
         replayed = drawn()
-    with patched(graph, "Graphs", lambda device: None):
+    with patched(cuda_graph, "Graphs", lambda device: None):
         launched = drawn()
     yield Line("graphs captured", len(caught), "", ">= 1" if setup.cuda else "", True)
     same = statistics.mean(

@@ -17,7 +17,7 @@ from whet.bench.work import SIZES, WORKS, Work, prepare, work
 from whet.chat import Chat
 from whet.cli.main import main
 from whet.errors import WhetError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.weights import parts
 from whet.stages import rl
 from whet.training.learner import policy_logprobs
@@ -144,7 +144,7 @@ def test_both_sides_compute_the_same_gradient(model, tmp_path, beta):
 
 def whets(given, directory, seen, reference):
     """Gradients under Hugging Face's names."""
-    policy, chat = hub.load(directory), Chat.load(directory)
+    policy, chat = pretrained.load(directory), Chat.load(directory)
     stage = whet_side.stage(given, 1)
     stage = stage.model_copy(
         update={"optimizer": stage.optimizer.model_copy(update={"max_grad_norm": 1e9})}
@@ -155,7 +155,7 @@ def whets(given, directory, seen, reference):
     trainer = rl.prepared(policy, stage, algorithm(stage.algorithm, stage.override), context)
     if reference is not None:
         reference.save_pretrained(directory.parent / "reference")
-        trainer.reference = hub.load(directory.parent / "reference")
+        trainer.reference = pretrained.load(directory.parent / "reference")
     groups = []
     rows = zip(
         *(seen[k].tolist() for k in ("prompt_ids", "completion_ids", "completion_mask")),

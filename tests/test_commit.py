@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from whet.errors import ModelError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 from whet.storage.checkpoint import committed
@@ -22,7 +22,7 @@ def tiny() -> Transformer:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    hub.save(tiny(), tmp_path / "model")
+    pretrained.save(tiny(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -56,10 +56,10 @@ def test_what_stood_there_is_replaced_whole_or_kept(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", breaks)
-    assert "disk on fire" in refusal(lambda: hub.save(tiny(), model))
+    assert "disk on fire" in refusal(lambda: pretrained.save(tiny(), model))
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
-    hub.save(tiny(), model)
+    pretrained.save(tiny(), model)
     assert sorted(p.name for p in model.iterdir()) == [
         "config.json",
         "generation_config.json",
@@ -70,15 +70,17 @@ def test_what_stood_there_is_replaced_whole_or_kept(
 
 def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "holds other files and no config.json" in refusal(lambda: hub.save(tiny(), tmp_path))
-    assert "is a file" in refusal(lambda: hub.save(tiny(), tmp_path / "thesis.tex"))
+    assert "holds other files and no config.json" in refusal(
+        lambda: pretrained.save(tiny(), tmp_path)
+    )
+    assert "is a file" in refusal(lambda: pretrained.save(tiny(), tmp_path / "thesis.tex"))
     assert "cannot be written" in refusal(
-        lambda: hub.save(tiny(), tmp_path / "thesis.tex" / "model")
+        lambda: pretrained.save(tiny(), tmp_path / "thesis.tex" / "model")
     )
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
-    hub.save(tiny(), tmp_path / "empty")
-    hub.load(str(tmp_path / "empty"))
+    pretrained.save(tiny(), tmp_path / "empty")
+    pretrained.load(str(tmp_path / "empty"))
 
 
 def test_killed_in_the_middle_nothing_is_there(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from whet.algorithms.batch import pack
 from whet.algorithms.critic import gae, returns_to_go, value_loss
 from whet.algorithms.kl import k1
 from whet.algorithms.table import algorithm
-from whet.model.scalar import ScalarModel, frozen
+from whet.model.lora import frozen
+from whet.model.value_head import ScalarModel
 from whet.rollout.rollout import rollout
 from whet.stages import rl
 from whet.training.learner import Learner, policy_logprobs

@@ -14,7 +14,7 @@ import torch
 from whet.engines import native
 from whet.engines.cache import Cache
 from whet.engines.native import NativeEngine
-from whet.engines.random import inverse_cdf, sample_keys, uniforms
+from whet.engines.sampling import inverse_cdf, sample_keys, uniforms
 from whet.errors import DataError, WhetError
 from whet.kernels import kernels
 from whet.model.config import ModelConfig

@@ -11,7 +11,7 @@ import torch
 from whet.algorithms.batch import pack
 from whet.chat import Chat
 from whet.errors import DataError
-from whet.model.shared import shared
+from whet.model.shared_prefix import share_prefixes
 from whet.preflight.fake_hub import checkpoint
 from whet.types import Problem, Sample
 
@@ -76,7 +76,7 @@ def test_ids_sampled_are_ids_trained(chat):
         logp = torch.cat([m.logp_old for m in micros]).numpy()
         assert (logp == np.concatenate([s.logp[s.mask] for s in samples])).all()
         for m in micros:
-            once = shared(m.tokens, m.positions, m.starts)
+            once = share_prefixes(m.tokens, m.positions, m.starts)
             assert once is None or torch.equal(m.tokens[once.keep][once.expand], m.tokens)
         seen += len(samples)
         turns = max(turns, *(s.turns for s in samples))

@@ -15,7 +15,7 @@ from whet import config
 from whet.algorithms.table import algorithm
 from whet.config import load as recipes
 from whet.errors import ModelError, WhetError, one_line
-from whet.model import hub
+from whet.model import pretrained
 from whet.pipeline.setup import rewarded
 from whet.pipeline.validate import refuse
 from whet.tasks import load as load_task
@@ -134,7 +134,7 @@ def no_network(monkeypatch):
     def none(name):
         raise ModelError(f"{name} is not here")
 
-    monkeypatch.setattr(hub, "_download", none)
+    monkeypatch.setattr(pretrained, "_download", none)
 
 
 def test_thousands_of_changed_recipes_are_accepted_or_refused_in_one_line():

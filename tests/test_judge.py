@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.errors import DataError, ModelError, RewardError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 from whet.rewards import combined, load
@@ -59,7 +59,7 @@ def checkpoint(directory: Path, mute: bool = False, positions: int = 4096) -> Pa
         model.head.weight.zero_()
         said = chat.encode("xy" if mute else "01")
         model.head.weight[said[0]], model.head.weight[said[1]] = -one, one
-    hub.write(model, directory)
+    pretrained.write(model, directory)
     return directory
 
 
@@ -247,7 +247,7 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
     """
     texts = [f"{'x' * (37 * i)} Paris {i}" for i in range(12)]
     scores = load("judge", model=str(directory)).score([problem()] * 12, texts)
-    chat, model, found = Chat.load(directory), hub.load(directory), []
+    chat, model, found = Chat.load(directory), pretrained.load(directory), []
     for text in texts:
         message = quoted(judge.PROMPT, "Capital of France?", "Paris", text.strip())
         tokens = torch.tensor(chat.render([{"role": "user", "content": message}], thinking=False))
@@ -304,7 +304,7 @@ def test_labels_are_found_with_and_without_a_space(directory: Path):
 
 def test_a_tokenizer_without_the_labels_cannot_judge(tmp_path: Path):
     chat = Chat.from_characters("ab c")
-    hub.save(
+    pretrained.save(
         Transformer(ModelConfig("qwen3", chat.vocab, 32, 1, 2, 2, 16, 64, qk_norm=True)),
         tmp_path / "m",
     )

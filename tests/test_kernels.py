@@ -12,7 +12,7 @@ import torch
 
 from whet import kernels
 from whet.engines.cache import Cache
-from whet.engines.random import draw
+from whet.engines.sampling import draw
 from whet.engines.step import Step
 from whet.model import ops
 from whet.model.attention import Packed

@@ -11,10 +11,11 @@ from whet.algorithms.batch import pack
 from whet.algorithms.losses import policy_gradient
 from whet.algorithms.table import algorithm
 from whet.errors import ModelError
-from whet.model import hub, lora, scalar
+from whet.model import lora, pretrained, value_head
 from whet.model.config import ModelConfig
-from whet.model.scalar import ScalarModel, frozen
+from whet.model.lora import frozen
 from whet.model.transformer import Transformer
+from whet.model.value_head import ScalarModel
 from whet.stages import dpo, merge, reward_model, rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
@@ -280,7 +281,7 @@ def test_a_reward_model_with_adapters_leaves_its_policy_alone_and_is_kept_whole(
         policy, rewarding(steps=30, lora=config.Lora(rank=4, alpha=8), held_out=0.3), context
     )
     assert alike(before, weights(policy)) and all(p.requires_grad for p in policy.parameters())
-    model = scalar.load(tmp_path / "rm" / "model")
+    model = value_head.load(tmp_path / "rm" / "model")
     assert not lora.adapted(model)
     changed = {n for n, p in model.body.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {f"layers.0.{x}.weight" for x in ("qkv", "out", "gate_up", "down")}
@@ -313,7 +314,7 @@ def test_others_adapters_are_refused_and_adapted_models_written_whole(tmp_path):
     with pytest.raises(ModelError, match="own decoder only"):
         lora.adapt(torch.nn.Linear(2, 2), SOME)
     model = model.float()
-    hub.save(model, tmp_path / "whole")
+    pretrained.save(model, tmp_path / "whole")
     assert lora.adapted(model) and torch.allclose(
-        logps(hub.load(tmp_path / "whole")), logps(model), atol=1e-5
+        logps(pretrained.load(tmp_path / "whole")), logps(model), atol=1e-5
     )

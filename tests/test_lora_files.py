@@ -15,7 +15,7 @@ from whet.chat import Chat
 from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import ModelError, RecipeError
-from whet.model import hub, lora, lora_files
+from whet.model import lora, lora_files, pretrained
 from whet.preflight.check import findings
 from whet.storage.atomic import committed
 
@@ -93,7 +93,7 @@ def ran(tmp_path_factory):
 def pair(tmp_path):
     """A base and an adapter of it, and the model that they make."""
     model = grown(tied=False).float()
-    hub.save(tiny(tied=False).float(), tmp_path / "base")
+    pretrained.save(tiny(tied=False).float(), tmp_path / "base")
     with committed(tmp_path / "adapter") as folder:
         lora_files.write(model, folder, "../base")
     return tmp_path, model
@@ -124,7 +124,7 @@ def test_what_is_written_is_pefts_format_and_is_read_again(pair):
         "none",
     )
     assert told["target_modules"] == ["q_proj", "v_proj", "up_proj", "down_proj"]
-    again = hub.load(folder / "adapter")
+    again = pretrained.load(folder / "adapter")
     assert torch.equal(logps(again), logps(model)) and lora.adapted(again)
     assert not any(p.requires_grad for n, p in again.named_parameters() if ".lora_" not in n)
     lora.adapt(again, SOME)  # it trains on
@@ -143,7 +143,7 @@ def test_peft_computes_the_same(tmp_path, family):
         "qkv_bias": family == "qwen2",
     }
     model = grown(table=config.Lora(rank=3, alpha=7), **more).float()
-    hub.save(tiny(**more).float(), tmp_path / "base")
+    pretrained.save(tiny(**more).float(), tmp_path / "base")
     with committed(tmp_path / "adapter") as folder:
         lora_files.write(model, folder, str(tmp_path / "base"))
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -159,13 +159,13 @@ def test_peft_computes_the_same(tmp_path, family):
         < (plain - ours).abs().max()
     )
     theirs.save_pretrained(tmp_path / "again")
-    again = hub.load(tmp_path / "again")
+    again = pretrained.load(tmp_path / "again")
     assert torch.equal(again.logits(again.packed(tokens, *at)), ours)
 
 
 def test_a_merged_stage_leaves_the_model_and_the_adapter(ran):
     run = ran / "low"
-    merged, whole = hub.load(run / "folded/adapter"), hub.load(run / "folded/model")
+    merged, whole = pretrained.load(run / "folded/adapter"), pretrained.load(run / "folded/model")
     told = json.loads((run / "folded/adapter/adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == "../../base/model" and told["r"] == 3
     assert not lora.adapted(whole)
@@ -173,7 +173,7 @@ def test_a_merged_stage_leaves_the_model_and_the_adapter(ran):
     assert all(
         torch.equal(p, dict(merged.named_parameters())[n]) for n, p in whole.named_parameters()
     )
-    base = dict(hub.load(run / "base/model").named_parameters())
+    base = dict(pretrained.load(run / "base/model").named_parameters())
     changed = {n.split(".")[-2] for n, p in whole.named_parameters() if not torch.equal(p, base[n])}
     assert changed == {"qkv", "down"}
 
@@ -209,8 +209,8 @@ def test_a_run_can_be_moved_its_result_evaluated_and_a_stage_run_again(ran, tmp_
     assert main(["run", str(ran / "low.toml"), "--runs", str(tmp_path), "--only", "two"]) == 0
     assert (tmp_path / "low/two/model/adapter_model.safetensors").read_bytes() == before
     assert (
-        hub.load(tmp_path / "low/model").config.vocab
-        == hub.load(tmp_path / "low/base/model").config.vocab
+        pretrained.load(tmp_path / "low/model").config.vocab
+        == pretrained.load(tmp_path / "low/base/model").config.vocab
     )
 
 
@@ -220,7 +220,9 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
         path.unlink()
     base = ran / "low/folded/model"
     rewrite(tmp_path / "mine/adapter_config.json", base_model_name_or_path=str(base))
-    assert Chat.load(hub.tokenizer(tmp_path / "mine")).vocab == Chat.load(base).vocab
+    assert (
+        Chat.load(pretrained.tokenizer_directory(tmp_path / "mine")).vocab == Chat.load(base).vocab
+    )
     text = (
         RECIPE.format(family="qwen2").split("[model.shape]")[0]
         + f'[model]\npath = "{tmp_path / "mine"}"\n'
@@ -274,7 +276,7 @@ def test_check_rehearses_a_stage_with_adapters(tmp_path):
 def test_what_is_not_plain_lora_is_refused(pair, changes, says):
     folder, _ = pair
     rewrite(folder / "adapter" / "adapter_config.json", **changes)
-    assert says in refusal(lambda: hub.load(folder / "adapter"))
+    assert says in refusal(lambda: pretrained.load(folder / "adapter"))
 
 
 def test_broken_files_are_refused(pair):
@@ -283,17 +285,19 @@ def test_broken_files_are_refused(pair):
     whole = load_file(path)
     stem = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
     save_file({n: t for n, t in whole.items() if n != stem}, path)
-    assert f"lacks {stem} (1 such)" in refusal(lambda: hub.load(folder / "adapter"))
+    assert f"lacks {stem} (1 such)" in refusal(lambda: pretrained.load(folder / "adapter"))
     save_file(whole | {stem.replace("layers.1", "layers.9"): torch.zeros(3, 16)}, path)
-    assert "holds base_model.model.model.layers.9" in refusal(lambda: hub.load(folder / "adapter"))
+    assert "holds base_model.model.model.layers.9" in refusal(
+        lambda: pretrained.load(folder / "adapter")
+    )
     save_file(whole | {stem: torch.zeros(3, 16, dtype=torch.int64)}, path)
-    assert "floating-point" in refusal(lambda: hub.load(folder / "adapter"))
+    assert "floating-point" in refusal(lambda: pretrained.load(folder / "adapter"))
     save_file(whole | {"base_model.model.lm_head.lora_A.weight": torch.zeros(3, 16)}, path)
-    assert "it adapts lm_head" in refusal(lambda: hub.load(folder / "adapter"))
+    assert "it adapts lm_head" in refusal(lambda: pretrained.load(folder / "adapter"))
     path.write_bytes(path.read_bytes()[:99])
-    assert "broken or cut short" in refusal(lambda: hub.load(folder / "adapter"))
+    assert "broken or cut short" in refusal(lambda: pretrained.load(folder / "adapter"))
     path.rename(path.with_name("adapter_model.bin"))
-    assert "only pickled weights" in refusal(lambda: hub.load(folder / "adapter"))
+    assert "only pickled weights" in refusal(lambda: pretrained.load(folder / "adapter"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whet.errors import ModelError
-from whet.model import hub, weights
+from whet.model import pretrained, weights
 from whet.model.config import ModelConfig
 from whet.model.rope import frequencies
 from whet.model.transformer import Transformer
@@ -133,7 +133,7 @@ def theirs_of(model: Any, lengths: tuple[int, ...] = LENGTHS, start: int = 0) ->
 
 
 def loaded(directory: Path) -> Transformer:
-    model = hub.load(str(directory))
+    model = pretrained.load(str(directory))
     assert isinstance(model, Transformer)
     return model
 
@@ -184,12 +184,14 @@ def greedy(model: Transformer, prompt: list[int], n: int) -> list[int]:
 @torch.no_grad()
 def test_whet_writes_and_transformers_reads(case: str, tmp_path: Path) -> None:
     theirs(case).save_pretrained(tmp_path / "shape")
-    config = replace(hub.read_config(tmp_path / "shape"), eos=(2, 5))
+    config = replace(pretrained.read_config(tmp_path / "shape"), eos=(2, 5))
     model = Transformer(config).initialize(torch.Generator().manual_seed(1))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.15)
-    hub.save(model, tmp_path / "saved", shard_bytes=30_000 if "qwen" in case else hub.SHARD_BYTES)
+    pretrained.save(
+        model, tmp_path / "saved", shard_bytes=30_000 if "qwen" in case else pretrained.SHARD_BYTES
+    )
     assert ("qwen" in case) == (tmp_path / "saved" / weights.INDEX).exists()
     hf, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "saved", output_loading_info=True
@@ -219,7 +221,7 @@ def test_defaults_where_config_json_is_silent(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": kind, "num_attention_heads": 32} | bare)
         )
-        ours = hub.read_config(tmp_path)
+        ours = pretrained.read_config(tmp_path)
         full = config(**bare, num_attention_heads=32)
         assert ours.rope_theta == full.rope_parameters["rope_theta"]
         assert ours.kv_heads == full.num_key_value_heads

@@ -11,7 +11,7 @@ import torch
 from whet import config
 from whet.algorithms.batch import pack
 from whet.model.config import ModelConfig
-from whet.model.scalar import ScalarModel
+from whet.model.value_head import ScalarModel
 from whet.preflight import check, memory
 from whet.stages import rl, sft
 from whet.training.learner import Learner

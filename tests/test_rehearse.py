@@ -12,7 +12,7 @@ from whet.chat import Chat
 from whet.cli.main import main
 from whet.config import load as recipes
 from whet.errors import DataError, ModelError
-from whet.model import hub, scalar
+from whet.model import pretrained, value_head
 from whet.model.transformer import Transformer
 from whet.preflight import dry_run, fake_hub
 from whet.preflight.check import findings
@@ -41,7 +41,7 @@ def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path
         ("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", True, False),
     ):
         where = fake_hub.checkpoint(name, tmp_path / family)
-        model, chat = hub.load(where), Chat.load(where)
+        model, chat = pretrained.load(where), Chat.load(where)
         assert isinstance(model, Transformer)
         assert (
             model.config.family,
@@ -77,10 +77,10 @@ def test_a_stand_in_has_the_architecture_the_turns_and_the_switch(tmp_path: Path
 
 
 def test_a_reward_models_stand_in_tells_answers_apart(tmp_path: Path):
-    model = scalar.load(
+    model = value_head.load(
         fake_hub.checkpoint("Skywork/Skywork-Reward-V2-Qwen3-0.6B", tmp_path / "rm", scalar=True)
     )
-    one, two = scalar.last(model, [[1, 2, 3], [4, 5]])
+    one, two = value_head.score(model, [[1, 2, 3], [4, 5]])
     assert one != two
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from whet.errors import ModelError
-from whet.model import hub
+from whet.model import pretrained
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -19,11 +19,11 @@ def refusal(call: Callable[[], object]) -> str:
 
 def test_names_that_resolve_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve(str(tmp_path)) == tmp_path and hub.resolve(".") == Path()
+    assert pretrained.resolve(str(tmp_path)) == tmp_path and pretrained.resolve(".") == Path()
     (tmp_path / "file").touch()
-    assert "is a file" in refusal(lambda: hub.resolve(str(tmp_path / "file")))
+    assert "is a file" in refusal(lambda: pretrained.resolve(str(tmp_path / "file")))
     for name in (str(tmp_path / "none"), "./a/b", "a/b/c", "", "gone", "../gone"):
-        assert "there is no directory" in refusal(lambda name=name: hub.resolve(name))
+        assert "there is no directory" in refusal(lambda name=name: pretrained.resolve(name))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_hub_that_does_not_answer(kind: str, words: str, monkeypatch: pytest.M
         raise Failure
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    text = refusal(lambda: hub.load("owner/name"))
+    text = refusal(lambda: pretrained.load("owner/name"))
     assert words in text and text.startswith("owner/name is no directory here, and ")
 
 
@@ -77,5 +77,5 @@ def test_only_plain_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert hub.resolve("owner/na-me.2") == tmp_path and asked.pop("name") == "owner/na-me.2"
+    assert pretrained.resolve("owner/na-me.2") == tmp_path and asked.pop("name") == "owner/na-me.2"
     assert list(filter_repo_objects(there + unwanted, **asked)) == there

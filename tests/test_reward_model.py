@@ -9,7 +9,7 @@ import torch
 
 from whet import config
 from whet.errors import DataError, ModelError, RecipeError, RewardError
-from whet.model import hub, scalar
+from whet.model import pretrained, value_head
 from whet.rewards import load
 from whet.stages import dpo, merge, rank, reward_model
 from whet.types import Group, Problem, Ranking, Score
@@ -80,7 +80,7 @@ def test_a_tie_is_half_right(trained, monkeypatch):
 
 def test_the_mean_training_score_is_zero(trained):
     path, context, _ = trained
-    model = scalar.load(path)
+    model = value_head.load(path)
     training, _ = reward_model.preferences.split(context.rankings["seen"], 0.3, context.seed)
     given = [s for row in reward_model.scores(model, training, context) for s in row]
     assert abs(np.mean(given)) < 1e-4 < 0.5 < np.std(given)
@@ -94,7 +94,7 @@ def test_a_score_does_not_depend_on_what_else_is_scored(trained, monkeypatch):
     together = [s.value for s in reward.score(problems, texts)]
     alone = [reward.score([p], [t])[0].value for p, t in zip(problems, texts, strict=True)]
     reverse = [s.value for s in reward.score(problems[::-1], texts[::-1])][::-1]
-    monkeypatch.setattr(scalar, "TOKENS", 9)
+    monkeypatch.setattr(value_head, "TOKENS", 9)
     few = [s.value for s in reward.score(problems, texts)]
     for other in (alone, reverse, few):
         assert together == pytest.approx(other, abs=1e-5)
@@ -113,7 +113,7 @@ def test_an_answer_that_was_cut_off_is_scored_without_an_end(trained):
         text="11",
     )
     ended = reward.score([problem], ["11"], [replace(cut, finish="stop")])[0].value
-    expected = scalar.last(scalar.load(path), [ids])[0]
+    expected = value_head.score(value_head.load(path), [ids])[0]
     assert (
         reward.score([problem], ["11"], [cut])[0].value
         == pytest.approx(expected, abs=1e-6)
@@ -127,7 +127,7 @@ def test_transformers_reads_the_same_score(trained):
     transformers = pytest.importorskip("transformers")
     path, context, _ = trained
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
-    ours = scalar.load(path)
+    ours = value_head.load(path)
     ids = [
         context.example(asked(i), text).tokens.tolist()
         for i, text in enumerate(["1", "0123", "11"])
@@ -138,7 +138,7 @@ def test_transformers_reads_the_same_score(trained):
         theirs.config.num_labels == 1 and type(theirs).__name__ == "Qwen3ForSequenceClassification"
     )
     bias = ours.value_head.bias.item()
-    assert [x + bias for x in read] == pytest.approx(scalar.last(ours, ids), abs=1e-5) and abs(
+    assert [x + bias for x in read] == pytest.approx(value_head.score(ours, ids), abs=1e-5) and abs(
         bias
     ) > 1e-3
 
@@ -146,10 +146,10 @@ def test_transformers_reads_the_same_score(trained):
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(trained, tmp_path):
     path, context, _ = trained
     with pytest.raises(ModelError, match="cannot write any"):
-        replace(context, model=lambda name: hub.load(str(path))).policy("rm")
-    hub.save(world(tmp_path)[0], tmp_path / "policy")
+        replace(context, model=lambda name: pretrained.load(str(path))).policy("rm")
+    pretrained.save(world(tmp_path)[0], tmp_path / "policy")
     with pytest.raises(ModelError, match="holds a policy, not a reward model"):
-        scalar.load(tmp_path / "policy")
+        value_head.load(tmp_path / "policy")
     with pytest.raises(RewardError, match="learned: there is no directory 'nowhere'"):
         load("learned", model="nowhere").score([asked(1)], ["1"])
     config_json = json.loads((path / "config.json").read_text())
@@ -162,14 +162,14 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(trained, tmp_p
             (path / "model.safetensors").read_bytes()
         )
         with pytest.raises(ModelError, match=says):
-            scalar.load(tmp_path / "policy")
+            value_head.load(tmp_path / "policy")
 
 
 def test_a_critic_may_start_from_it(trained):
     path, _, _ = trained
-    held = hub.load(str(path))
-    assert torch.equal(scalar.ScalarModel(held).value_head.weight, held.head.weight)
-    assert scalar.ScalarModel(held).value_head.bias.item() != 0
+    held = pretrained.load(str(path))
+    assert torch.equal(value_head.ScalarModel(held).value_head.weight, held.head.weight)
+    assert value_head.ScalarModel(held).value_head.bias.item() != 0
 
 
 def test_too_little_to_learn_from_is_said(tmp_path):

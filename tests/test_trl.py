@@ -302,8 +302,8 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from whet.model.adapter import Adapter
     from whet.model.config import ModelConfig
+    from whet.model.huggingface import HuggingFaceModel
 
     torch.manual_seed(3)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -314,7 +314,7 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
         "num_hidden_layers": 2,
     }
     there = Qwen3ForCausalLM(Qwen3Config(**size, **heads, initializer_range=0.4)).double()
-    here = Adapter(
+    here = HuggingFaceModel(
         copy.deepcopy(there), ModelConfig("qwen3", TOKENS, 16, 2, 4, 2, 8, 24, qk_norm=True)
     )
     add_fused_lm_head(there.eval(), temperature=0.6, outputs=("log_probs", "entropy"))

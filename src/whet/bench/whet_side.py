@@ -15,7 +15,7 @@ from whet.bench.work import Work
 from whet.chat import Chat
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rollout.context import Context
@@ -113,7 +113,7 @@ def context(work: Work, chat: Chat, log: RunLog, policy: Policy) -> Context:
 def loaded(directory: Path) -> Policy:
     """On a GPU in bfloat16 where one is seen (`whet bench` hides it from a comparison on the CPU)."""
     there = torch.cuda.is_available()
-    return hub.load(
+    return pretrained.load(
         directory, torch.bfloat16 if there else torch.float32, "cuda" if there else "cpu"
     )
 

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from whet.chat import Chat
 from whet.config.load import did_you_mean
 from whet.errors import WhetError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 
@@ -125,5 +125,5 @@ def prepare(given: Work, size: str, directory: Path) -> None:
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END}
     (directory / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
     model = Transformer(given.shape(size)).initialize(torch.Generator().manual_seed(0))
-    hub.write(model, directory)
+    pretrained.write(model, directory)
     Chat.load(directory)

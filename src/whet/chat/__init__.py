@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whet.chat import files, template
 from whet.chat.thinking import begun
-from whet.chat.vocabulary import Vocabulary
+from whet.chat.tokenizer import ChatTokenizer
 from whet.errors import DataError, ModelError
 from whet.types import Message, Problem, Prompt
 
@@ -30,7 +30,7 @@ class Chat:
 
     def __init__(self, held: files.Files) -> None:
         self._files = held
-        self._words = Vocabulary(held.texts[files.TOKENIZER], held.special)
+        self._words = ChatTokenizer(held.texts[files.TOKENIZER], held.special)
         self._named = held.named
         found = held.template
         self.note = (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whet.kernels import Kernels, kernels, usable
 from whet.model.config import ModelConfig
-from whet.model.varlen import within
+from whet.model.flash_attention import attention_for
 
 BLOCK = 32  # columns are allocated in multiples of this
 # columns attended to at once: below this torch's CPU products and softmax are several times slower
@@ -272,7 +272,7 @@ class Prefill:
 
     def __init__(self, cache: Cache, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> None:
         self.cache = cache
-        self.inside = within(starts, cache.like, cache.config.head_dim)
+        self.inside = attention_for(starts, cache.like, cache.config.head_dim)
         lengths = (starts[1:] - starts[:-1]).tolist()
         device = cache.prompt.device
         self.seats = torch.from_numpy(np.repeat(seats, lengths)).to(device)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whet.engines import ROWS
-from whet.engines.random import draw, uniforms
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
+from whet.engines.sampling import draw, uniforms
 from whet.model.config import ModelConfig
 from whet.types import Progress, Prompt, Sample, Sampling
 

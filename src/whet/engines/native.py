@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.engines import ROWS
-from whet.engines.graph import decoding
-from whet.engines.random import draw, uniforms
+from whet.engines.cuda_graph import decoding
 from whet.engines.requests import Decoder, Notes, Requests, evaluating
+from whet.engines.sampling import draw, uniforms
 from whet.model.linear import ready
 from whet.model.logprobs import rows_at_once
 from whet.model.lora import folded

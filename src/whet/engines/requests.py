@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from whet.engines.random import sample_keys
+from whet.engines.sampling import sample_keys
 from whet.errors import DataError, ModelError, WhetError
 from whet.types import Prompt, Sample, Sampling
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 SOURCES = [
     Path(__file__).with_name(name)
-    for name in ("kernels.c", "spread.c", "product.c", "decode.c", "attention.c")
+    for name in ("ops.c", "logprobs.c", "product.c", "decode.c", "attention.c")
 ]
 READ = [*(Path(__file__).with_name(name) for name in ("kernels.h", "tiles.h")), *SOURCES]
 FLAGS = (

@@ -203,3 +203,10 @@ def folded(model: nn.Module) -> Iterator[None]:
     finally:
         for module in held:
             module.whole = None
+
+
+def frozen(policy: Policy) -> Policy:
+    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none
+    moves anyway.
+    """
+    return copied(policy).eval().requires_grad_(False)

@@ -16,10 +16,10 @@ from torch.utils import checkpoint
 from whet.model import ops
 from whet.model.attention import Attention
 from whet.model.config import ModelConfig
+from whet.model.flash_attention import attention_for, can_share_prefixes
 from whet.model.linear import Linear
 from whet.model.rope import Rotary
-from whet.model.shared import shared
-from whet.model.varlen import shares, within
+from whet.model.shared_prefix import share_prefixes
 
 
 class RMSNorm(nn.Module):
@@ -104,13 +104,15 @@ class Transformer(nn.Module):
         """
         weight, width = self.embed.weight, self.config.head_dim
         once = (
-            shared(tokens.cpu(), positions.cpu(), starts.cpu()) if shares(weight, width) else None
+            share_prefixes(tokens.cpu(), positions.cpu(), starts.cpu())
+            if can_share_prefixes(weight, width)
+            else None
         )
         if once is None:
-            return self(tokens, positions, within(starts, weight, width))
+            return self(tokens, positions, attention_for(starts, weight, width))
         keep, expand = once.keep.to(tokens.device), once.expand.to(tokens.device)
         return self(
-            tokens[keep], positions[keep], within(once.starts, weight, width, once.reads)
+            tokens[keep], positions[keep], attention_for(once.starts, weight, width, once.reads)
         ).index_select(0, expand)
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:

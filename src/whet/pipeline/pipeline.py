@@ -24,7 +24,7 @@ from whet.config.thinking import measured
 from whet.engines import engine_for
 from whet.errors import RecipeError, Stopped
 from whet.evaluation.measure import Measured, gain, measure
-from whet.model import hub, lora_files
+from whet.model import lora_files, pretrained
 from whet.model.policy import Policy
 from whet.pipeline.setup import fresh, keep, loaded, narrowed, place, rewarded, tokenizer
 from whet.pipeline.validate import refuse
@@ -95,7 +95,9 @@ class Pipeline:
                 rewarded(recipe, stage.reward, task, directory)
         chat, path = tokenizer(recipe, task)
         given = (
-            None if path is None else hub.load(str(path), dtype=getattr(torch, recipe.model.dtype))
+            None
+            if path is None
+            else pretrained.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         )
         made(directory)
         made_of = provenance.origin(recipe)
@@ -300,14 +302,16 @@ def evaluate(
     model: str, spec: config.Task, ask: config.Ask, evaluation: config.Evaluation
 ) -> Measured:
     """One model on a task's test problems, outside any run."""
-    path = hub.resolve(model)
+    path = pretrained.resolve(model)
     task = load_task(spec.name, **spec.options)
-    chat = Chat.load(hub.tokenizer(path))
+    chat = Chat.load(pretrained.tokenizer_directory(path))
     if len(measured(evaluation.thinking, ask.thinking)) > 1:
         chat.demand_switch()
-    policy = place(hub.load(str(path)), config.Model())
+    policy = place(pretrained.load(str(path)), config.Model())
     reward = combined([("task", 1.0, {})], task)
     with TemporaryDirectory() as scratch:
         log = RunLog(Path(scratch))
-        context = Context(task, reward, chat, ask, log, evaluation.seed, engine_for, hub.load)
+        context = Context(
+            task, reward, chat, ask, log, evaluation.seed, engine_for, pretrained.load
+        )
         return measure(policy, context, evaluation)

@@ -11,7 +11,7 @@ from whet import config
 from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.errors import RecipeError, did_you_mean
-from whet.model import hub, lora_files
+from whet.model import lora_files, pretrained
 from whet.model.config import ModelConfig
 from whet.model.config_file import FAMILIES, model_type
 from whet.model.lora import adapt
@@ -66,8 +66,8 @@ def narrowed(task: Task, stage: config.AnyStage) -> Task:
 def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
     """The tokenizer of the model's directory, or one made from the task's alphabet."""
     if recipe.model.path is not None:
-        path = hub.resolve(recipe.model.path)
-        chat = Chat.load(hub.tokenizer(path))
+        path = pretrained.resolve(recipe.model.path)
+        chat = Chat.load(pretrained.tokenizer_directory(path))
         specs = [recipe.evaluation, *(s for s in recipe.stage if isinstance(s, config.Evaluation))]
         if any(len(measured(spec.thinking, recipe.ask.thinking)) > 1 for spec in specs):
             chat.demand_switch()
@@ -78,7 +78,9 @@ def tokenizer(recipe: config.Recipe, task: Task) -> tuple[Chat, Path | None]:
 def loaded(recipe: config.Recipe, directory: Path, source: str) -> Policy:
     """The model of an earlier stage, a directory or a Hub id, on its device."""
     own = directory / source / "model"
-    found = hub.load(str(own) if own.exists() else source, dtype=getattr(torch, recipe.model.dtype))
+    found = pretrained.load(
+        str(own) if own.exists() else source, dtype=getattr(torch, recipe.model.dtype)
+    )
     return place(found, recipe.model)
 
 
@@ -128,7 +130,7 @@ def fresh(shape: config.Shape, chat: Chat, seed: int) -> Transformer:
 def save(policy: Policy, chat: Chat, directory: Path) -> None:
     """Weights and tokenizer in one commit: a Hugging Face directory, whole or absent."""
     with committed(directory) as folder:
-        hub.write(policy, folder)
+        pretrained.write(policy, folder)
         chat.save(folder)
 
 
@@ -171,7 +173,7 @@ def base(recipe: config.Recipe, directory: Path, stage: config.Stage) -> str:
     assert source is not None  # refuse_lora has seen to it
     own = directory / source / "model"
     name = str(own) if own.is_dir() else source
-    found = hub.resolve(name)
+    found = pretrained.resolve(name)
     if lora_files.holds_adapter(found):
         name = lora_files.base_of(found)
     if not Path(name).expanduser().is_dir():
@@ -197,11 +199,11 @@ def refuse_lora(recipe: config.Recipe, stage: config.Trained) -> None:
         left = before.lora if isinstance(before, config.Trained) else None
         left = None if left is None or left.merge else left
     else:
-        found = hub.resolve(source)
-        if model_type(hub.plain(found)) not in FAMILIES:
+        found = pretrained.resolve(source)
+        if model_type(pretrained.base_directory(found)) not in FAMILIES:
             raise RecipeError(
                 f"stage {stage.name}: lora adapts whet's own decoder only ({', '.join(FAMILIES)}), and {source} is a "
-                f"{model_type(hub.plain(found))}; drop lora"
+                f"{model_type(pretrained.base_directory(found))}; drop lora"
             )
         left = lora_files.shape_of(found) if lora_files.holds_adapter(found) else None
     if left is not None and not left.adapts_like(stage.lora):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from whet import config
 from whet.algorithms.table import algorithm
 from whet.errors import RecipeError, did_you_mean
-from whet.model import hub
+from whet.model import pretrained
 from whet.pipeline.setup import narrowed, refuse_lora
 from whet.stages import rank, rl
 from whet.types import Task
@@ -19,11 +19,11 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
     def known(*names: str) -> None:
         for name in names:
             if name not in earlier:
-                hub.resolve(name)
+                pretrained.resolve(name)
 
     if (
         recipe.model.path is not None
-        and hub.resolve(recipe.model.path)
+        and pretrained.resolve(recipe.model.path)
         and recipe.model.shape != config.Shape()
     ):
         raise RecipeError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from whet import config
 from whet.algorithms.table import algorithm
-from whet.model.hub import HUB_ID
+from whet.model.pretrained import HUB_ID
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import fake_hub
 from whet.rewards import Reward

@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from whet.chat import Chat
 from whet.errors import ModelError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.config import ModelConfig
-from whet.model.scalar import ScalarModel
 from whet.model.transformer import Transformer
+from whet.model.value_head import ScalarModel
 
 ROWS = 64  # of a data set
 POSITIONS = 4096
@@ -101,7 +101,7 @@ def checkpoint(name: str, directory: Path, scalar: bool = False) -> Path:
     if scalar:
         model = ScalarModel(model).whole()
         torch.nn.init.normal_(model.head.weight)  # which starts at 0, and would say nothing
-    hub.write(model, directory)
+    pretrained.write(model, directory)
     return directory
 
 

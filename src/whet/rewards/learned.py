@@ -9,7 +9,7 @@ import torch
 
 from whet.chat import Chat
 from whet.errors import DataError, ModelError, RewardError
-from whet.model import hub, scalar
+from whet.model import pretrained, value_head
 from whet.types import Problem, Sample, Score
 
 
@@ -32,10 +32,10 @@ class LearnedReward:
         self.name, self.system, self.thinking = model, system, thinking
 
     @cached_property
-    def held(self) -> tuple[Chat, scalar.ScalarModel]:
+    def held(self) -> tuple[Chat, value_head.ScalarModel]:
         try:
-            directory = hub.resolve(self.name)
-            model = scalar.load(directory)
+            directory = pretrained.resolve(self.name)
+            model = value_head.load(directory)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             return Chat.load(directory), model.eval().requires_grad_(False)
         except ModelError as failure:
@@ -68,7 +68,7 @@ class LearnedReward:
             except DataError:
                 row = None
             rows.append(row if row and len(row) <= self.held[1].body.config.max_positions else None)
-        found = iter(scalar.last(self.held[1], [row for row in rows if row]))
+        found = iter(value_head.score(self.held[1], [row for row in rows if row]))
         lost = Score(
             0.0,
             "error",

@@ -12,9 +12,8 @@ from whet import config
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.data import preferences
-from whet.model.lora import adapt
+from whet.model.lora import adapt, frozen
 from whet.model.policy import Policy
-from whet.model.scalar import frozen
 from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted, Holds
 from whet.training.learner import Learner, policy_logprobs

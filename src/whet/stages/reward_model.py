@@ -14,9 +14,9 @@ from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
 from whet.data import preferences
 from whet.evaluation import statistics
-from whet.model import hub, scalar
+from whet.model import pretrained, value_head
 from whet.model.policy import Policy
-from whet.model.scalar import ScalarModel
+from whet.model.value_head import ScalarModel
 from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted, Holds, committed
 from whet.training.learner import Learner
@@ -62,7 +62,7 @@ def run(policy: Policy, stage: config.RewardModel, context: Context) -> dict[str
         context.kept(step, stage.steps, parts)
     centre(model, training, context)
     with committed(context.log.directory / stage.name / "model") as folder:
-        hub.write(model.whole(), folder)
+        pretrained.write(model.whole(), folder)
         context.chat.save(folder)
     return measured(model, held, context)
 
@@ -78,7 +78,7 @@ def last_token(problem: Problem, text: str, context: Context) -> Sample:
 def scores(model: ScalarModel, found: Sequence[Ranking], context: Context) -> list[list[float]]:
     """[R][K] scores of the responses, best-ranked first."""
     rows = [context.example(r.problem, text).tokens.tolist() for r in found for text in r.texts]
-    values = iter(scalar.last(model, rows))
+    values = iter(value_head.score(model, rows))
     return [[next(values) for _ in r.texts] for r in found]
 
 

@@ -8,9 +8,9 @@ from whet import config
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.table import algorithm
 from whet.errors import ModelError, RecipeError, RewardError
-from whet.model.lora import adapt
+from whet.model.lora import adapt, frozen
 from whet.model.policy import Policy
-from whet.model.scalar import ScalarModel, frozen
+from whet.model.value_head import ScalarModel
 from whet.rollout.context import Context
 from whet.rollout.curriculum import Curriculum, InOrder, Prioritised
 from whet.rollout.health import concerns

@@ -25,7 +25,7 @@ from whet.algorithms.critic import (
 from whet.algorithms.kl import KL
 from whet.model.logprobs import before
 from whet.model.policy import Policy
-from whet.model.scalar import ScalarModel
+from whet.model.value_head import ScalarModel
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sample, Sampling
 

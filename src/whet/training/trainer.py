@@ -14,7 +14,7 @@ from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.kl import k3
 from whet.algorithms.off_policy import masked, truncated
 from whet.model.policy import Policy
-from whet.model.scalar import ScalarModel
+from whet.model.value_head import ScalarModel
 from whet.storage.checkpoint import Holds, State
 from whet.training.learner import Learner, policy_logprobs
 from whet.training.token_advantages import Credit, shares

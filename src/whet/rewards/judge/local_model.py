@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whet.chat import Chat
 from whet.errors import DataError, ModelError
-from whet.model import hub
+from whet.model import pretrained
 from whet.model.logprobs import processed
 from whet.model.policy import Policy
 from whet.rewards.judge.verdict import Failure, Verdict, ruled
@@ -32,7 +32,7 @@ class LocalJudge:
     """
 
     def __init__(self, model: str) -> None:
-        self.directory = hub.resolve(model)
+        self.directory = pretrained.resolve(model)
         self.chat = Chat.load(self.directory)
         self.labels = [spellings(self.chat, label) for label in LABELS]
         if not all(self.labels) or self.labels[0] & self.labels[1]:
@@ -45,7 +45,7 @@ class LocalJudge:
     def policy(self) -> Policy:
         cuda = torch.cuda.is_available()
         dtype, device = (torch.bfloat16, "cuda") if cuda else (torch.float32, "cpu")
-        policy = hub.load(self.directory, dtype, device).eval().requires_grad_(False)
+        policy = pretrained.load(self.directory, dtype, device).eval().requires_grad_(False)
         if self.chat.vocab > policy.config.vocab:
             raise ModelError(
                 f"{self.directory}: the tokenizer has ids up to {self.chat.vocab - 1}, the model {policy.config.vocab} rows"

@@ -33,7 +33,7 @@ UNLIMITED = 1 << 24  # max_positions where a model states none
 ALIGNED = 64  # bytes
 
 
-class Adapter(nn.Module):
+class HuggingFaceModel(nn.Module):
     """A transformers model that takes packs. `hf` is the model itself, for engines that call it.
 
     It stays in evaluation mode: dropout would make the trainer's log-probabilities differ from the
@@ -61,7 +61,7 @@ class Adapter(nn.Module):
         """The model without its head."""
         return self.hf.base_model
 
-    def train(self, mode: bool = True) -> "Adapter":
+    def train(self, mode: bool = True) -> "HuggingFaceModel":
         """Keeps evaluation mode; gradients flow all the same."""
         super().train(False)
         return self
@@ -116,7 +116,7 @@ class Adapter(nn.Module):
             )
 
 
-def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Adapter:
+def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> HuggingFaceModel:
     """A directory's model through transformers: no remote code, no pickle, nothing left at random.
 
     Raises ModelError where transformers is missing or cannot load it, and where weights are
@@ -163,7 +163,7 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Ada
         raise ModelError(
             f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?"
         )
-    return Adapter(_aligned(hf.to(device)), _config(hf, directory))
+    return HuggingFaceModel(_aligned(hf.to(device)), _config(hf, directory))
 
 
 def _aligned(hf: Any) -> Any:
@@ -181,7 +181,7 @@ def write(model: object, directory: Path, shard_bytes: int) -> None:
     """What save_pretrained writes: configuration, generation settings and safetensors. Raises
     ModelError where it cannot.
     """
-    if not isinstance(model, Adapter):
+    if not isinstance(model, HuggingFaceModel):
         raise TypeError(f"{type(model).__name__} is no model that whet can save")
     try:
         with _quiet():

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from whet.config.tables import Lora
 from whet.errors import ModelError
-from whet.model import hub
 from whet.model import lora as adapters
+from whet.model import pretrained
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 
@@ -89,7 +89,7 @@ def load(
     name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> ScalarModel:
     """A reward model's directory or Hub id. Raises ModelError, also where it holds a policy."""
-    held = hub.load(name, dtype, device)
+    held = pretrained.load(name, dtype, device)
     if not held.config.scalar:
         raise ModelError(
             f"{name} holds a policy, not a reward model (a sequence classifier with one label)"
@@ -97,7 +97,7 @@ def load(
     return ScalarModel(held)
 
 
-def last(model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
+def score(model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
     """The number of the state behind the last token of each of the S rows (ragged lists of token
     ids).
     """
@@ -119,15 +119,3 @@ def last(model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
         for i, at in zip(taken, starts[1:] - 1, strict=True):
             found[i] = float(states[at])
     return found
-
-
-def parameters_of(*models: nn.Module | Policy | None) -> int:
-    """Numbers held by all of them together."""
-    return sum(p.numel() for m in models if m is not None for p in m.parameters())
-
-
-def frozen(policy: Policy) -> Policy:
-    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none
-    moves anyway.
-    """
-    return adapters.copied(policy).eval().requires_grad_(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whet.engines.cache import BLOCK, Cache, Prefill
 from whet.model.config import ModelConfig
-from whet.model.varlen import Kernel, Spans
+from whet.model.flash_attention import Kernel, Spans
 
 FIRST = 128  # slots that a row has at first
 
@@ -31,7 +31,7 @@ def stepped(n: int) -> int:
     return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power
 
 
-class Slots(Cache):
+class StaticCache(Cache):
     """Prompts' keys and values [layer, 2, seat, P, kv, d] and rows' own [layer, 2, row, C, kv, d],
     read through `kernel`.
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from whet.errors import ModelError
-from whet.model import hub
-from whet.model.adapter import Adapter
+from whet.model import pretrained
+from whet.model.huggingface import HuggingFaceModel
 
 transformers = pytest.importorskip("transformers")
 
@@ -77,9 +77,9 @@ def alone(model: Any) -> Tensor:
     return torch.cat([model(input_ids=t[None]).logits[0] for t in pack()[0].split(LENGTHS)])
 
 
-def adapted(directory: Path) -> Adapter:
-    model = hub.load(str(directory))
-    assert isinstance(model, Adapter)
+def adapted(directory: Path) -> HuggingFaceModel:
+    model = pretrained.load(str(directory))
+    assert isinstance(model, HuggingFaceModel)
     return model
 
 
@@ -124,7 +124,7 @@ def test_save_and_load_again(tmp_path: Path) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.1)
-    hub.save(model, tmp_path / "b", shard_bytes=20_000)
+    pretrained.save(model, tmp_path / "b", shard_bytes=20_000)
     assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1 and not list(
         (tmp_path / "b").glob("*.bin")
     )
@@ -161,7 +161,7 @@ def test_loading_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
 
 def refusal(directory: Path) -> str:
     with pytest.raises(ModelError) as failure:
-        hub.load(str(directory))
+        pretrained.load(str(directory))
     assert "\n" not in str(failure.value)
     return str(failure.value)
 
@@ -217,12 +217,12 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_head_that_whet_does_not_know_is_refused() -> None:
     hf = theirs("gemma2")
     hf.config.final_logit_softcapping = 1.5
-    model = Adapter(hf, hub_config(hf))
+    model = HuggingFaceModel(hf, hub_config(hf))
     assert model.softcap == 1.5
     forward = hf.forward
     hf.forward = lambda **named: doubled(forward(**named))
     with pytest.raises(ModelError, match="does not know how a gemma2 makes its logits"):
-        Adapter(hf, hub_config(hf))
+        HuggingFaceModel(hf, hub_config(hf))
 
 
 def hub_config(hf: Any) -> Any:

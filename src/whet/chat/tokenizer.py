@@ -19,7 +19,7 @@ _CONTROL = re.compile(
 _TAG = r"/?[A-Za-z][A-Za-z0-9_-]*"
 
 
-class Vocabulary:
+class ChatTokenizer:
     """A `tokenizers.Tokenizer` that never reads a special token out of a text.
 
     special: {text: id} of the tokens that only a template, or the policy, may write. size: largest

@@ -24,7 +24,16 @@ from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.storage.atomic import committed
 
-__all__ = ["SHARD_BYTES", "load", "plain", "read_config", "resolve", "save", "tokenizer", "write"]
+__all__ = [
+    "SHARD_BYTES",
+    "base_directory",
+    "load",
+    "read_config",
+    "resolve",
+    "save",
+    "tokenizer_directory",
+    "write",
+]
 
 SHARD_BYTES = 5_000_000_000
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -94,13 +103,13 @@ def load(
     """
     directory = resolve(name)
     if lora_files.holds_adapter(directory):
-        model = load(plain(directory), dtype, device)
+        model = load(base_directory(directory), dtype, device)
         lora_files.put(model, directory)
         return model
     if model_type(directory) not in FAMILIES:
-        from whet.model import adapter
+        from whet.model import huggingface
 
-        return adapter.load(directory, dtype, device)
+        return huggingface.load(directory, dtype, device)
     config = read_config(directory)
     with ExitStack() as stack:
         shards = weights.Shards(directory, stack)
@@ -114,7 +123,7 @@ def load(
     return model
 
 
-def plain(directory: Path) -> Path:
+def base_directory(directory: Path) -> Path:
     """The whole model of a directory: itself, or the base of the adapter that it holds. Raises
     ModelError.
     """
@@ -128,11 +137,11 @@ def plain(directory: Path) -> Path:
     return base
 
 
-def tokenizer(directory: Path) -> Path:
+def tokenizer_directory(directory: Path) -> Path:
     """Where a model's tokenizer is: its directory, or its base's for an adapter that came without
     one. Raises ModelError.
     """
-    return directory if (directory / "tokenizer.json").is_file() else plain(directory)
+    return directory if (directory / "tokenizer.json").is_file() else base_directory(directory)
 
 
 def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -143,9 +152,9 @@ def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> Non
     is.
     """
     if not isinstance(model, Transformer):
-        from whet.model import adapter
+        from whet.model import huggingface
 
-        adapter.write(model, directory, shard_bytes)
+        huggingface.write(model, directory, shard_bytes)
         return
     if lora.adapted(model):
         model = lora.copied(model)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from whet.errors import ModelError
-from whet.model import hub, weights
+from whet.model import pretrained, weights
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
 
@@ -37,13 +37,13 @@ def edit(directory: Path, name: str = "config.json", **changes: Any) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    hub.save(tiny(), tmp_path / "model")
+    pretrained.save(tiny(), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    hub.save(tiny(), tmp_path / "model", shard_bytes=4_000)
+    pretrained.save(tiny(), tmp_path / "model", shard_bytes=4_000)
     return tmp_path / "model"
 
 
@@ -69,23 +69,23 @@ def test_shards_stay_below_the_limit_and_the_index_names_every_tensor(sharded: P
     assert index["metadata"]["total_size"] == total == 4 * sum(p.numel() for p in parameters)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(hub.load(str(sharded)).parameters(), parameters, strict=True)
+        for a, b in zip(pretrained.load(str(sharded)).parameters(), parameters, strict=True)
     )
 
 
 def test_loading_in_another_format(model: Path) -> None:
-    half = hub.load(str(model), dtype=torch.bfloat16)
+    half = pretrained.load(str(model), dtype=torch.bfloat16)
     assert isinstance(half, Transformer)
     for a, b in zip(half.parameters(), tiny().parameters(), strict=True):
         assert a.dtype == torch.bfloat16 and torch.equal(a, b.bfloat16()) and a.requires_grad
     assert torch.equal(half.rotary.frequencies, tiny().rotary.frequencies)
-    hub.save(half, model)
+    pretrained.save(half, model)
     assert json.loads((model / "config.json").read_text())["dtype"] == "bfloat16"
     assert load_file(model / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
 
 def test_a_tied_model_stays_tied(model: Path) -> None:
-    loaded = hub.load(str(model))
+    loaded = pretrained.load(str(model))
     assert isinstance(loaded, Transformer) and loaded.head.weight is loaded.embed.weight
     assert "lm_head.weight" not in load_file(model / "model.safetensors")
 
@@ -97,10 +97,10 @@ def test_a_copy_of_the_embeddings_as_tied_head_is_allowed_and_another_head_is_no
     held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
     held["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)  # old checkpoints have it
     save_file(held, model / "model.safetensors")
-    hub.load(str(model))
+    pretrained.load(str(model))
     held["lm_head.weight"][0, 0] += 1
     save_file(held, model / "model.safetensors")
-    assert "set tie_word_embeddings to false" in refusal(lambda: hub.load(str(model)))
+    assert "set tie_word_embeddings to false" in refusal(lambda: pretrained.load(str(model)))
 
 
 def test_unknown_keys_are_kept(model: Path, tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_unknown_keys_are_kept(model: Path, tmp_path: Path) -> None:
         auto_map={"x": "y"},
     )
     edit(model, "generation_config.json", temperature=0.6, eos_token_id=[7, 1], top_k=20)
-    loaded = hub.load(str(model))
+    loaded = pretrained.load(str(model))
     assert loaded.config.eos == (7, 1)
-    hub.save(loaded, tmp_path / "again")
+    pretrained.save(loaded, tmp_path / "again")
     held = json.loads((tmp_path / "again/config.json").read_text())
     assert (held["my_key"], held["initializer_range"], held["sliding_window"]) == (
         {"a": [1]},
@@ -142,12 +142,12 @@ def test_ends_are_those_of_both_files(
 ) -> None:
     edit(model, eos_token_id=config)
     edit(model, "generation_config.json", eos_token_id=generation)
-    assert hub.read_config(model).eos == expected
+    assert pretrained.read_config(model).eos == expected
 
 
 def test_no_generation_config(model: Path) -> None:
     (model / "generation_config.json").unlink()
-    assert hub.read_config(model).eos == (1,)
+    assert pretrained.read_config(model).eos == (1,)
 
 
 def cut(path: Path) -> None:
@@ -157,21 +157,21 @@ def cut(path: Path) -> None:
 def test_what_a_directory_can_lack(model: Path) -> None:
     config = (model / "config.json").read_bytes()
     cut(model / "model.safetensors")
-    assert "broken or cut short" in refusal(lambda: hub.load(str(model)))
+    assert "broken or cut short" in refusal(lambda: pretrained.load(str(model)))
     (model / "model.safetensors").write_bytes(b"")
-    assert "broken or cut short" in refusal(lambda: hub.load(str(model)))
+    assert "broken or cut short" in refusal(lambda: pretrained.load(str(model)))
     (model / "model.safetensors").unlink()
-    assert "it holds no weights" in refusal(lambda: hub.load(str(model)))
+    assert "it holds no weights" in refusal(lambda: pretrained.load(str(model)))
     (model / "config.json").write_bytes(config[: len(config) // 2])
-    assert "not valid JSON" in refusal(lambda: hub.load(str(model)))
+    assert "not valid JSON" in refusal(lambda: pretrained.load(str(model)))
     (model / "config.json").write_bytes(b"[1]")
-    assert "does not hold a JSON object" in refusal(lambda: hub.load(str(model)))
+    assert "does not hold a JSON object" in refusal(lambda: pretrained.load(str(model)))
     (model / "config.json").write_bytes(b"\xff\xfe")
-    assert "not valid JSON" in refusal(lambda: hub.load(str(model)))
+    assert "not valid JSON" in refusal(lambda: pretrained.load(str(model)))
     (model / "config.json").write_bytes(b"[" * 100_000)
-    assert "not valid JSON" in refusal(lambda: hub.load(str(model)))
+    assert "not valid JSON" in refusal(lambda: pretrained.load(str(model)))
     (model / "config.json").unlink()
-    assert "has no config.json" in refusal(lambda: hub.load(str(model)))
+    assert "has no config.json" in refusal(lambda: pretrained.load(str(model)))
 
 
 class Trap:
@@ -183,7 +183,9 @@ def test_pickled_weights_are_never_loaded(model: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(model)
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    assert "only pickled weights (pytorch_model.bin)" in refusal(lambda: hub.load(str(model)))
+    assert "only pickled weights (pytorch_model.bin)" in refusal(
+        lambda: pretrained.load(str(model))
+    )
     assert not (model / "trap-was-sprung").exists()
 
 
@@ -191,14 +193,14 @@ def test_broken_shards(sharded: Path) -> None:
     last = max(sharded.glob("*.safetensors"))
     whole = last.read_bytes()
     cut(last)
-    assert last.name in refusal(lambda: hub.load(str(sharded)))
+    assert last.name in refusal(lambda: pretrained.load(str(sharded)))
     last.unlink()
-    assert f"{last.name} is missing" in refusal(lambda: hub.load(str(sharded)))
+    assert f"{last.name} is missing" in refusal(lambda: pretrained.load(str(sharded)))
     last.write_bytes(whole)
-    hub.load(str(sharded))
+    pretrained.load(str(sharded))
     for names in ({}, {"a": "../../other.safetensors"}, {"a": 3}, {"a": "/etc/passwd"}, [1]):
         edit(sharded, weights.INDEX, weight_map=names)
-        assert "no weight_map" in refusal(lambda: hub.load(str(sharded)))
+        assert "no weight_map" in refusal(lambda: pretrained.load(str(sharded)))
 
 
 def test_tensors_that_do_not_fit(model: Path) -> None:
@@ -206,22 +208,26 @@ def test_tensors_that_do_not_fit(model: Path) -> None:
     whole = load_file(file)
     name = "model.layers.1.self_attn.k_proj.weight"
     save_file({k: v for k, v in whole.items() if k != name}, file)
-    assert f"lacks {name}" in refusal(lambda: hub.load(str(model)))
+    assert f"lacks {name}" in refusal(lambda: pretrained.load(str(model)))
     save_file(whole | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(24)}, file)
-    assert "holds model.layers.0.self_attn.q_proj.bias" in refusal(lambda: hub.load(str(model)))
+    assert "holds model.layers.0.self_attn.q_proj.bias" in refusal(
+        lambda: pretrained.load(str(model))
+    )
     save_file(whole | {name: torch.zeros(16, 12)}, file)
     assert "has shape [16, 12]; config.json calls for [12, 16]" in refusal(
-        lambda: hub.load(str(model))
+        lambda: pretrained.load(str(model))
     )
     save_file(whole | {name: torch.zeros(12, 16, dtype=torch.int8)}, file)
-    assert "unquantized weights only" in refusal(lambda: hub.load(str(model)))
+    assert "unquantized weights only" in refusal(lambda: pretrained.load(str(model)))
     save_file(whole, file)
     edit(model, num_hidden_layers=3)
-    assert "lacks model.layers.2" in refusal(lambda: hub.load(str(model)))
+    assert "lacks model.layers.2" in refusal(lambda: pretrained.load(str(model)))
     edit(model, num_hidden_layers=1)
-    assert "holds model.layers.1" in refusal(lambda: hub.load(str(model)))
+    assert "holds model.layers.1" in refusal(lambda: pretrained.load(str(model)))
     edit(model, num_hidden_layers=2, vocab_size=10**12)
-    assert "config.json calls for [1000000000000, 16]" in refusal(lambda: hub.load(str(model)))
+    assert "config.json calls for [1000000000000, 16]" in refusal(
+        lambda: pretrained.load(str(model))
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +267,7 @@ def test_tensors_that_do_not_fit(model: Path) -> None:
 )
 def test_configurations_that_are_refused(model: Path, changes: dict[str, Any], words: str) -> None:
     edit(model, **changes)
-    assert words in refusal(lambda: hub.load(str(model)))
+    assert words in refusal(lambda: pretrained.load(str(model)))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,7 @@ def test_configurations_that_are_refused(model: Path, changes: dict[str, Any], w
 )
 def test_configurations_that_only_look_foreign(model: Path, changes: dict[str, Any]) -> None:
     edit(model, **changes)
-    hub.load(str(model))
+    pretrained.load(str(model))
 
 
 @pytest.mark.parametrize(
@@ -298,12 +304,12 @@ def test_configurations_that_only_look_foreign(model: Path, changes: dict[str, A
 def test_what_the_format_cannot_say_is_not_written(
     tmp_path: Path, more: dict[str, Any], words: str
 ) -> None:
-    assert words in refusal(lambda: hub.save(tiny(**more), tmp_path / "model"))
+    assert words in refusal(lambda: pretrained.save(tiny(**more), tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_hub_is_lean() -> None:
-    program = "import sys, whet.model.hub, whet.model.adapter; print(*sys.modules)"
+    program = "import sys, whet.model.pretrained, whet.model.huggingface; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout.split()

@@ -17,7 +17,7 @@ WORTH = 0.03  # share of a pack's tokens below which nothing is shared
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class SharedPrefixes:
     """A pack of N tokens laid out anew in N' <= N: each run of sequences as its common beginning,
     then what each goes on with.
 
@@ -32,7 +32,7 @@ class Shared:
     reads: tuple[tuple[int, int, int, int], ...]
 
 
-def shared(tokens: Tensor, positions: Tensor, starts: Tensor) -> Shared | None:
+def share_prefixes(tokens: Tensor, positions: Tensor, starts: Tensor) -> SharedPrefixes | None:
     """None where sharing would save less than WORTH of the pack."""
     words, places, bounds = tokens.numpy(), positions.numpy(), starts.numpy()
     common = [
@@ -62,7 +62,7 @@ def shared(tokens: Tensor, positions: Tensor, starts: Tensor) -> Shared | None:
         if least:
             reads.append((end, at, begin, end))
     layout = np.concatenate([[0], np.cumsum(sizes)])
-    return Shared(
+    return SharedPrefixes(
         torch.from_numpy(np.concatenate(keep)),
         torch.from_numpy(expand),
         torch.from_numpy(layout),

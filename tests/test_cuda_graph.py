@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from whet.config import Lora
-from whet.engines import graph, slots
+from whet.engines import cuda_graph, static_cache
 from whet.engines.native import NativeEngine
-from whet.engines.slots import Slots
+from whet.engines.static_cache import StaticCache
 from whet.engines.step import Step
 from whet.model.config import ModelConfig
+from whet.model.flash_attention import Plain
 from whet.model.lora import adapt
 from whet.model.transformer import Transformer
-from whet.model.varlen import Plain
 from whet.types import Problem, Prompt, Sampling
 
 EOS = (0, 3)
@@ -98,10 +98,12 @@ class Recorder:
 def recorder(monkeypatch):
     """The sampler of a GPU, on this machine: kernels in torch, graphs that are lists of operations."""
     made = Recorder()
-    monkeypatch.setattr(graph, "kernel_for", lambda *_: Plain())
-    real = graph.Replayed.__init__
+    monkeypatch.setattr(cuda_graph, "kernel_for", lambda *_: Plain())
+    real = cuda_graph.Replayed.__init__
     monkeypatch.setattr(
-        graph.Replayed, "__init__", lambda self, model, cache, _: real(self, model, cache, made)
+        cuda_graph.Replayed,
+        "__init__",
+        lambda self, model, cache, _: real(self, model, cache, made),
     )
     return made
 
@@ -132,8 +134,8 @@ def test_replayed_steps_sample_what_the_others_do(request, monkeypatch, sampling
     model, prompts = tiny(), ask(5, 1, 40, 5, 17, 33, 36)
     exact = drawn(model, prompts, sampling, rows)
     recorder = request.getfixturevalue("recorder")
-    monkeypatch.setattr(slots, "FIRST", 8)
-    monkeypatch.setattr(slots, "BLOCK", 4)
+    monkeypatch.setattr(static_cache, "FIRST", 8)
+    monkeypatch.setattr(static_cache, "BLOCK", 4)
     same(drawn(model, prompts, sampling, rows), exact)
     assert len({s.length for s in exact}) > 3 or sampling.temperature == 0
     assert recorder.replays > 2 * recorder.caught > 0
@@ -170,7 +172,7 @@ def test_rows_that_change_hands_need_no_new_capture(recorder):
 
 
 def test_room_comes_in_steps():
-    cache = Slots(tiny().config, 1000, torch.zeros(1), Plain())
+    cache = StaticCache(tiny().config, 1000, torch.zeros(1), Plain())
     seats = cache.admit_prompts([3] * 5, ())
     assert cache.prompt.shape[2:4] == (5, 32) and seats.tolist() == [0, 1, 2, 3, 4]
     assert cache.admit_prompts([40], ()).tolist() == [5] and cache.prompt.shape[2:4] == (6, 64)
@@ -178,13 +180,13 @@ def test_room_comes_in_steps():
     assert cache.admit_prompts([2], [7]).tolist() == [7]
     cache.admit_rows(np.arange(9), np.array([0, 1, 2, 3, 4, 4, 4, 4, 4]))
     cache.arrange()
-    assert cache.own.shape[2:4] == (12, slots.FIRST)
+    assert cache.own.shape[2:4] == (12, static_cache.FIRST)
     assert cache.members == 6  # five rows of seat 4; seat 0 has one, and three that nobody reads
     told, views = cache.told[0].data_ptr(), cache.views
     cache.admit_rows(np.array([2]), np.array([7]))
     cache.arrange()
     assert (cache.told[0].data_ptr(), cache.views) == (told, views)
-    cache.column = slots.FIRST
+    cache.column = static_cache.FIRST
     cache.open_column()
     assert cache.own.shape[3] == 192 and cache.views == views + 1
     cache.move(np.array([8]), np.array([1]), 6)
@@ -199,5 +201,5 @@ def test_room_comes_in_steps():
 
 
 def test_without_a_kernel_the_step_is_the_usual_one():
-    cache, step = graph.decoding(tiny(), 10, 20)
-    assert isinstance(step, Step) and not isinstance(cache, Slots)
+    cache, step = cuda_graph.decoding(tiny(), 10, 20)
+    assert isinstance(step, Step) and not isinstance(cache, StaticCache)

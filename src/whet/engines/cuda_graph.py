@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from whet.engines.cache import Cache
-from whet.engines.slots import Slots
+from whet.engines.static_cache import StaticCache
 from whet.engines.step import Step
+from whet.model.flash_attention import kernel_for
 from whet.model.transformer import Transformer
-from whet.model.varlen import kernel_for
 
 Run = Callable[[], None]
 
@@ -66,7 +66,7 @@ class Replayed:
     The hidden states are overwritten by the next step.
     """
 
-    def __init__(self, model: Transformer, cache: Slots, captures: Captures | None) -> None:
+    def __init__(self, model: Transformer, cache: StaticCache, captures: Captures | None) -> None:
         self.model, self.cache, self.captures = model, cache, captures
         self.views, self.again, self.ran = -1, None, False
 
@@ -120,5 +120,5 @@ def decoding(model: Transformer, most: int, positions: int) -> tuple[Cache, Step
     if kernel is None:
         cache = Cache(model.config, most, weight)
         return cache, Step(model, cache, positions)
-    slots = Slots(model.config, most, weight, kernel)
+    slots = StaticCache(model.config, most, weight, kernel)
     return slots, Replayed(model, slots, Graphs(weight.device) if weight.is_cuda else None)

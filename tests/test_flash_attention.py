@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from whet.model import transformer, varlen
+from whet.model import flash_attention, transformer
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
-from whet.model.shared import shared
+from whet.model.flash_attention import Plain, Ragged, Spans, attention_for, kernel_for, weighed
+from whet.model.shared_prefix import share_prefixes
 from whet.model.transformer import Transformer
-from whet.model.varlen import Plain, Ragged, Spans, kernel_for, weighed, within
 
 READS = ((5, 12, 0, 5), (15, 20, 12, 15))
 STARTS = torch.tensor([0, 5, 8, 12, 15, 16, 20, 27])
@@ -118,19 +118,19 @@ def test_two_sets_of_keys_are_one():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_through_a_kernel_is_the_model(monkeypatch, seed):
     pack = groups(seed)
-    assert shared(*pack) is not None
+    assert share_prefixes(*pack) is not None
     weigh = torch.randn(
         len(pack[0]), 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64
     )
     told, made = [], []
 
     def spied(*given):
-        made.append(within(*given))
+        made.append(attention_for(*given))
         return made[-1]
 
-    monkeypatch.setattr(transformer, "within", spied)
+    monkeypatch.setattr(transformer, "attention_for", spied)
     for kernel in (None, Plain()):
-        monkeypatch.setattr(varlen, "kernel_for", lambda *_, kernel=kernel: kernel)
+        monkeypatch.setattr(flash_attention, "kernel_for", lambda *_, kernel=kernel: kernel)
         one = model()
         hidden = one.packed(*pack)
         (hidden * weigh).sum().backward()
@@ -147,10 +147,12 @@ def test_a_model_through_a_kernel_is_the_model(monkeypatch, seed):
 def test_where_torch_has_no_kernel_the_pack_is_padded():
     for dtype in (torch.float32, torch.bfloat16):
         weight = torch.zeros(1, dtype=dtype)
-        assert kernel_for(weight, 64) is None and isinstance(within(STARTS, weight, 64), Packed)
-    assert varlen.shares(torch.zeros(1), 64) and not varlen.shares(
-        torch.zeros(1, dtype=torch.bfloat16), 64
-    )
+        assert kernel_for(weight, 64) is None and isinstance(
+            attention_for(STARTS, weight, 64), Packed
+        )
+    assert flash_attention.can_share_prefixes(
+        torch.zeros(1), 64
+    ) and not flash_attention.can_share_prefixes(torch.zeros(1, dtype=torch.bfloat16), 64)
 
 
 def test_the_binding_names_an_operator_of_this_torch():

@@ -150,13 +150,13 @@ def kernel_for(weight: Tensor, head_dim: int) -> Kernel | None:
     return FLASH if torch.cuda.get_device_capability(weight.device)[0] >= 8 else None
 
 
-def shares(weight: Tensor, head_dim: int) -> bool:
+def can_share_prefixes(weight: Tensor, head_dim: int) -> bool:
     """Whether attention over a pack can have `reads`."""
     plain = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
     return plain or kernel_for(weight, head_dim) is not None
 
 
-def within(
+def attention_for(
     starts: Int[Tensor, " s1"], weight: Tensor, head_dim: int, reads: Sequence[Read] = ()
 ) -> Attention:
     """Attention inside the segments of a pack for a model of weights like this one."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
-from whet.model.shared import _runs, shared
+from whet.model.shared_prefix import _runs, share_prefixes
 from whet.model.transformer import Transformer
 
 SHAPE = ModelConfig("qwen3", 30, 32, 2, 4, 2, 8, 48, qk_norm=True)
@@ -54,7 +54,7 @@ def model(dtype):
 @pytest.mark.parametrize("seed", range(6))
 def test_hidden_states_and_gradients_are_those_of_every_sequence_alone(seed, dtype):
     pack = packed(groups(seed))
-    assert shared(*pack) is not None
+    assert share_prefixes(*pack) is not None
     weigh = torch.randn(len(pack[0]), 32, generator=torch.Generator().manual_seed(2), dtype=dtype)
     told = []
     for alone in (False, True):
@@ -71,7 +71,7 @@ def test_hidden_states_and_gradients_are_those_of_every_sequence_alone(seed, dty
 
 def test_a_group_s_prompt_is_laid_out_once():
     pack = packed([[1, 2, 3, 4, 5, 9], [1, 2, 3, 4, 5, 8, 8], [1, 2, 3, 4, 5, 7]])
-    found = shared(*pack)
+    found = share_prefixes(*pack)
     assert pack[0][found.keep].tolist() == [1, 2, 3, 4, 5, 9, 8, 8, 7]
     assert found.starts.tolist() == [0, 5, 6, 8, 9]
     assert found.reads == ((5, 9, 0, 5),)
@@ -81,11 +81,11 @@ def test_a_group_s_prompt_is_laid_out_once():
 def test_equal_tokens_at_other_positions_are_not_shared():
     tokens, positions, starts = packed([[1, 2, 3, 4], [1, 2, 3, 5]])
     positions[4:] += 1
-    assert shared(tokens, positions, starts) is None
+    assert share_prefixes(tokens, positions, starts) is None
 
 
 def test_nothing_in_common_leaves_the_pack_as_it_is():
-    assert shared(*packed([[1, 2, 3], [4, 5, 6], [7]])) is None
+    assert share_prefixes(*packed([[1, 2, 3], [4, 5, 6], [7]])) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_runs_are_cut_where_it_pays(common, runs):
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12))
 def test_any_pack_comes_back_whole(sequences):
     tokens, positions, starts = packed(sequences)
-    found = shared(tokens, positions, starts)
+    found = share_prefixes(tokens, positions, starts)
     if found is None:
         return
     assert len(found.keep) < len(tokens)
