@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from whet.bench import whet_side
-from whet.bench.work import WORKS, prepare, work
+from whet.bench.workload import WORKLOADS, prepare, workload
 from whet.kernels import Kernels
 
 STEPS = 4  # of which the first is left out
@@ -58,7 +58,7 @@ def timed(seconds: dict[str, float]) -> Any:
 def shares(name: str, size: str) -> tuple[float, dict[str, float]]:
     """Seconds of a step, and of what it is made of."""
     with tempfile.TemporaryDirectory() as scratch:
-        given, model = work(name), Path(scratch) / "model"
+        given, model = workload(name), Path(scratch) / "model"
         prepare(given, size, model)
         whole = statistics.median(s["step"] for s in whet_side.run(given, model, STEPS)[1:])
         seconds: dict[str, float] = defaultdict(float)
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    told = {name: shares(name, given.size) for name in given.works if name in WORKS}
+    told = {name: shares(name, given.size) for name in given.works if name in WORKLOADS}
     kinds = sorted(
         {k for _, found in told.values() for k in found},
         key=lambda k: -max(f.get(k, 0) for _, f in told.values()),

@@ -39,7 +39,7 @@ from gpu_lines import (
 from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
-from whet.bench import compare, limit, work
+from whet.bench import compare, roofline, workload
 from whet.engines import cuda_graph
 from whet.engines.native import NativeEngine
 from whet.model import flash_attention, transformer
@@ -58,7 +58,7 @@ def sampling(setup: Setup) -> Iterator[Line]:
         model.embed.weight.element_size(),
     )
     rows = len(asked) * GROUP
-    weights = limit.layers(c) + c.hidden * c.vocab
+    weights = roofline.layers(c) + c.hidden * c.vocab
     cache = 2 * c.layers * c.kv_heads * c.head_dim
     read = (
         setup.tokens * width * (weights + cache * (rows * setup.tokens / 2 + len(asked) * PROMPT))
@@ -116,7 +116,7 @@ def update(setup: Setup) -> Iterator[Line]:
 
     own, groups = count * setup.tokens, count / GROUP
     pairs = count * (setup.tokens**2 / 2 + setup.tokens * PROMPT) + groups * PROMPT**2 / 2
-    flops = 6 * limit.layers(c) * (own + groups * PROMPT) + 6 * c.hidden * c.vocab * own
+    flops = 6 * roofline.layers(c) * (own + groups * PROMPT) + 6 * c.hidden * c.vocab * own
     flops += 12 * c.layers * c.heads * c.head_dim * pairs
     # Each way with as many tokens at once as 80 GB hold of a 1.5B model.
     ways = (
@@ -162,7 +162,7 @@ def trl(setup: Setup) -> Iterator[Line]:
         )
     steps = 3 if setup.cuda else 2
     plan = compare.Plan(
-        [work.work(name) for name in ("worst", "typical")],
+        [workload.workload(name) for name in ("worst", "typical")],
         setup.size,
         1,
         steps,
@@ -204,7 +204,9 @@ def main() -> None:
     parser.add_argument("--shape", default="1.5B", choices=SHAPES)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--size", default="50M", choices=work.SIZES, help="of the model beside TRL")
+    parser.add_argument(
+        "--size", default="50M", choices=workload.SIZES, help="of the model beside TRL"
+    )
     parser.add_argument(
         "--only",
         default=",".join(p.__name__ for p in PARTS),

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from whet.bench import whet_side
-from whet.bench.work import WORKS, Work, prepare
+from whet.bench.workload import WORKLOADS, Workload, prepare
 
-PLAIN = replace(WORKS["worst"], prompts=4, samples=8)
+PLAIN = replace(WORKLOADS["worst"], prompts=4, samples=8)
 
 
-def works() -> Iterator[tuple[str, str, list[tuple[int, Work, str]]]]:
+def works() -> Iterator[tuple[str, str, list[tuple[int, Workload, str]]]]:
     """(what grows, what is held, its values with the work and the size of each)."""
     lengths = [128, 512, 1024, 2048, 4096]
     yield (

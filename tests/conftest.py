@@ -36,16 +36,16 @@ SLOW = frozenset(
         "test_code_reward::test_every_reference_of_human_eval_is_accepted_and_mutants_rejected",
         "test_code_reward::test_kinds_and_statuses",
         "test_docs::test_what_brings_a_row_its_bias",
-        "test_graph::test_replayed_steps_sample_what_the_others_do",
+        "test_cuda_graph::test_replayed_steps_sample_what_the_others_do",
         "test_gym::test_same_seed_same_questions_in_any_process",
-        "test_hub::test_importing_the_hub_is_lean",
+        "test_pretrained::test_importing_the_hub_is_lean",
         "test_kernels::test_nothing_is_left_beside_the_cache_unless_there_is_none",
         "test_kernels::test_without_a_compiler_everything_runs_in_torch",
         "test_model::test_whet_writes_and_transformers_reads",
         "test_oracle::test_off_policy_the_ratio_and_its_clip_are_a_bias_too",
         "test_oracle::test_rows_have_the_exact_gradient_of_what_they_claim",
         "test_stages::test_every_row_trains_and_stays_near_its_sampler",
-        "test_workers::test_one_item_fails_alone",
+        "test_pool::test_one_item_fails_alone",
     ]
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared"

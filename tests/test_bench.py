@@ -12,8 +12,8 @@ import torch
 
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
-from whet.bench import compare, limit, peers, whet_side
-from whet.bench.work import SIZES, WORKS, Work, prepare, work
+from whet.bench import compare, peers, roofline, whet_side
+from whet.bench.workload import SIZES, WORKLOADS, Workload, prepare, workload
 from whet.chat import Chat
 from whet.cli.main import main
 from whet.errors import WhetError
@@ -23,7 +23,7 @@ from whet.stages import rl
 from whet.training.learner import policy_logprobs
 from whet.types import Group, Problem, Prompt, Sample, Score
 
-TINY = Work(
+TINY = Workload(
     "tiny",
     "for tests",
     prompts=4,
@@ -45,22 +45,22 @@ def model(tmp_path_factory):
 
 
 def test_lengths_are_the_same_ones_at_every_step_in_another_order():
-    typical = WORKS["typical"]
+    typical = WORKLOADS["typical"]
     first, second = typical.lengths(0), typical.lengths(1)
     assert sorted(first) == sorted(second) and (first != second).any()
     assert 50 < statistics.median(first) < 70 and first.max() == 512 and first.min() > 0
-    assert (WORKS["worst"].lengths(3) == 128).all()
+    assert (WORKLOADS["worst"].lengths(3) == 128).all()
 
 
 def test_half_of_the_groups_are_without_signal():
-    rewards = np.array(WORKS["typical"].rewards()).reshape(2, 16)
+    rewards = np.array(WORKLOADS["typical"].rewards()).reshape(2, 16)
     assert [len(set(row)) for row in rewards.tolist()] == [1, 2]
 
 
 def test_the_sizes_are_what_their_names_say():
     for name, count in (("0.2M", 0.2e6), ("5M", 5e6), ("50M", 50e6)):
-        shape = WORKS["worst"].shape(name)
-        matrices = limit.layers(shape) + shape.hidden * shape.vocab
+        shape = WORKLOADS["worst"].shape(name)
+        matrices = roofline.layers(shape) + shape.hidden * shape.vocab
         assert (
             0.9 * count < matrices - (name == "0.2M") * shape.hidden * shape.vocab < 1.1 * count
         ), name
@@ -85,20 +85,20 @@ def test_each_side_draws_the_lengths_of_the_work(model):
 
 def test_the_limit_is_the_work_s_flops_over_the_machine_s():
     slow = {"flops": 1e9, "bytes": 1e30}
-    worst = WORKS["worst"]
+    worst = WORKLOADS["worst"]
     shape = worst.shape("5M")
     tokens = 4 * 16 + 4 * 8 * 127  # a prompt once, and no pass for an answer's last token
-    low = 2 * limit.layers(shape) * tokens / 1e9
-    assert low < limit.sampling(worst, "5M", 0, slow) < 1.3 * low
+    low = 2 * roofline.layers(shape) * tokens / 1e9
+    assert low < roofline.sampling(worst, "5M", 0, slow) < 1.3 * low
     trained = 4 * 16 + 4 * 8 * 128
     assert (
-        3 * 2 * limit.layers(shape) * trained / 1e9
-        < limit.update(worst, "5M", 0, slow)
+        3 * 2 * roofline.layers(shape) * trained / 1e9
+        < roofline.update(worst, "5M", 0, slow)
         < 1.3 * 6 * 5e6 * trained / 1e9
     )
     memory = {"flops": 1e30, "bytes": 1e9}
-    weights = 4 * (limit.layers(shape) + shape.hidden * shape.vocab) * 127 / 1e9
-    assert weights < limit.sampling(worst, "5M", 0, memory) < 3 * weights
+    weights = 4 * (roofline.layers(shape) + shape.hidden * shape.vocab) * 127 / 1e9
+    assert weights < roofline.sampling(worst, "5M", 0, memory) < 3 * weights
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -212,12 +212,12 @@ def test_what_there_is_not_is_refused_in_one_line(capsys):
         assert main(arguments) == 2 or main(arguments) == 1
         assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(WhetError, match="did you mean 'worst'"):
-        work("wurst")
+        workload("wurst")
 
 
 def test_the_command_prints_every_side_and_its_json_the_ratios(monkeypatch, capsys):
     tiny = replace(TINY, name="worst")
-    monkeypatch.setitem(WORKS, "worst", tiny)
+    monkeypatch.setitem(WORKLOADS, "worst", tiny)
     monkeypatch.setattr(compare, "missing", lambda: ["trl", "generate"])
     assert (
         main(
@@ -268,9 +268,9 @@ def test_ratios_are_the_peer_s_seconds_over_whet_s():
         "whet-sample": report(1.0, 1.0),
         "generate": report(3.0, 1.0),
     }
-    told = compare.summarised(WORKS["worst"], "5M", reports, {"flops": 1e11, "bytes": 1e10})
+    told = compare.summarised(WORKLOADS["worst"], "5M", reports, {"flops": 1e11, "bytes": 1e10})
     assert (told["ratio"], told["memory_ratio"], told["sampling_ratio"]) == (3.5, 0.25, 3.0)
-    assert asdict(WORKS["worst"])["vocab"] == 1024
+    assert asdict(WORKLOADS["worst"])["vocab"] == 1024
 
 
 def test_what_a_side_says_after_its_figures_is_left_aside(tmp_path):
@@ -279,5 +279,5 @@ def test_what_a_side_says_after_its_figures_is_left_aside(tmp_path):
         "#!/bin/sh\necho INFO starting\necho '{\"steps\": []}'\necho INFO shutting down\n"
     )
     talks.chmod(0o755)
-    plan = compare.Plan([WORKS["worst"]], vllm=str(talks))
-    assert compare.side_report("vllm", WORKS["worst"], tmp_path, plan) == {"steps": []}
+    plan = compare.Plan([WORKLOADS["worst"]], vllm=str(talks))
+    assert compare.side_report("vllm", WORKLOADS["worst"], tmp_path, plan) == {"steps": []}

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from whet.errors import RewardError
-from whet.sandbox.isolate import Isolation, Ran
+from whet.sandbox.bubblewrap import Bubblewrap
+from whet.sandbox.exchange import GuestRun
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 SECRET = "whet-canary-5d1f"
@@ -162,11 +163,11 @@ HARMING = {
 class Host:
     """What the programs must not reach, and the sandbox."""
 
-    isolation: Isolation
+    isolation: Bubblewrap
     facts: dict[str, object]
     pid: int
 
-    def run(self, program: str, seconds: float = 3.0) -> Ran:
+    def run(self, program: str, seconds: float = 3.0) -> GuestRun:
         limits = {"seconds": seconds, "total": seconds, "bytes": 1 << 20, "stop": False}
         return self.isolation.run({"mode": "stdio", "program": program, "inputs": [""], **limits})
 
@@ -187,7 +188,7 @@ class Host:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     try:
-        isolation = Isolation(256)
+        isolation = Bubblewrap(256)
     except RewardError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("host")
@@ -221,7 +222,7 @@ def attack(body: str, facts: dict[str, object] | None = None) -> str:
     )
 
 
-def verdict(ran: Ran) -> str:
+def verdict(ran: GuestRun) -> str:
     """What an attack said of itself: it must have run to its end."""
     assert ran.began and ran.ended == "done", ran
     reply = json.loads(ran.replies[0])

@@ -18,10 +18,11 @@ import pytest
 
 from whet.errors import RewardError
 from whet.rewards.code.verifier import CodeReward
-from whet.sandbox import isolate, seccomp
+from whet.sandbox import bubblewrap, exchange, seccomp
+from whet.sandbox.bubblewrap import Bubblewrap
 from whet.sandbox.cgroup import Group
-from whet.sandbox.isolate import Isolation, Ran, told
-from whet.sandbox.plain import HASHED, Unplain, decode, encode
+from whet.sandbox.exchange import GuestRun, parse_output
+from whet.sandbox.plain_data import HASHED, Unplain, decode, encode
 
 needs_bwrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed"
@@ -152,12 +153,12 @@ def test_forged_data_is_not_read(data: Any):
 
 
 def test_only_whole_lines_after_the_first_count():
-    assert told(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "", 0.0) == Ran(
+    assert parse_output(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "", 0.0) == GuestRun(
         ["1", "2"], True, "done"
     )
-    assert told(b'{"began": true}\n1\n2', "died", "", 0.0) == Ran(["1"], True, "died")
-    assert told(b'1\n{"began": true}\n', "died", "no", 0.0).began is False
-    assert told(b"", "died", "no", 0.0) == Ran([], False, "died", "no")
+    assert parse_output(b'{"began": true}\n1\n2', "died", "", 0.0) == GuestRun(["1"], True, "died")
+    assert parse_output(b'1\n{"began": true}\n', "died", "no", 0.0).began is False
+    assert parse_output(b"", "died", "no", 0.0) == GuestRun([], False, "died", "no")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -202,7 +203,7 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
         RewardError,
         match=r"^code sandbox: bubblewrap is not here; install it \(apt-get install bubblewrap\)",
     ):
-        Isolation()
+        Bubblewrap()
     with pytest.raises(
         RewardError, match=r"^code sandbox: bubblewrap is not here; install it .*docker"
     ) as error:
@@ -213,7 +214,7 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
     fake.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
     fake.chmod(0o755)
     with pytest.raises(RewardError, match=r"bubblewrap 0\.6 is older than 0.8"):
-        Isolation()
+        Bubblewrap()
     fake.write_text(
         "#!/bin/sh\n[ $1 = --version ] && echo bubblewrap 0.9.0 && exit\necho No permissions to create new namespace >&2\nexit 1\n"
     )
@@ -227,17 +228,17 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test shows it then")
 def test_nobody_special_can_isolate_too(open_folder: str):
     """Where user namespaces are open to all, the sandbox needs no root."""
-    ours = Isolation(128)
+    ours = Bubblewrap(128)
 
     def nobody() -> None:
         if ours.closed is not None:
-            isolate._uncover(ours.closed, ours.shown)
+            bubblewrap._uncover(ours.closed, ours.shown)
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
 
-    code = f"import json\nfrom whet.sandbox.isolate import Isolation\ni = Isolation(128)\nprint(i.root, *i.run(json.loads({json.dumps(ORDER)!r})).replies)"
-    package = Path(isolate.__file__).parents[1]
+    code = f"import json\nfrom whet.sandbox.bubblewrap import Bubblewrap\ni = Bubblewrap(128)\nprint(i.root, *i.run(json.loads({json.dumps(ORDER)!r})).replies)"
+    package = Path(bubblewrap.__file__).parents[1]
     shutil.copytree(package / "sandbox", f"{open_folder}/whet/sandbox")
     shutil.copy(package / "errors.py", f"{open_folder}/whet/errors.py")
     env = {"PYTHONPATH": open_folder, "PATH": os.environ["PATH"]}
@@ -255,10 +256,10 @@ def test_nobody_special_can_isolate_too(open_folder: str):
 @needs_bwrap
 def test_parallel_sandboxes_share_nothing():
     try:
-        ours = Isolation(128)
+        ours = Bubblewrap(128)
     except RewardError as error:
         pytest.skip(str(error))
-    code = "from whet.sandbox.isolate import Isolation\nimport json, sys\ni = Isolation(128)\nprint(i.uid)"
+    code = "from whet.sandbox.bubblewrap import Bubblewrap\nimport json, sys\ni = Bubblewrap(128)\nprint(i.uid)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (int(other.stdout) != ours.uid) == ours.root
     order = {
@@ -283,4 +284,4 @@ def test_parallel_sandboxes_share_nothing():
             "total": 0.3,
         }
     )
-    assert late.ended == "time" and time.monotonic() - started < 0.3 + isolate.GRACE + 2
+    assert late.ended == "time" and time.monotonic() - started < 0.3 + exchange.GRACE + 2

@@ -10,7 +10,7 @@ import pytest
 
 from whet import config
 from whet.bench import whet_side
-from whet.bench.work import WORKS, prepare
+from whet.bench.workload import WORKLOADS, prepare
 from whet.config import load as recipes
 from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
@@ -26,19 +26,19 @@ from pathlib import Path
 import torch
 from whet.bench import whet_side
 from whet.bench.side import held
-from whet.bench.work import Work
+from whet.bench.workload import Workload
 torch.set_num_threads(1)
 plain, tokens = whet_side.stage, int(sys.argv[3])
 whet_side.stage = lambda work, steps: plain(work, steps).model_copy(update={"micro_tokens": tokens})
 before = held()
-whet_side.run(Work(**json.loads(sys.argv[1])), Path(sys.argv[2]), 1)
+whet_side.run(Workload(**json.loads(sys.argv[1])), Path(sys.argv[2]), 1)
 print(held("VmHWM") - before)
 """
 
 
 @pytest.mark.parametrize(("size", "tokens"), [("0.2M", 4096), ("5M", 1024)])
 def test_it_is_within_a_fifth_of_what_a_process_takes(tmp_path, size, tokens):
-    work = replace(WORKS["worst"], prompts=3)
+    work = replace(WORKLOADS["worst"], prompts=3)
     prepare(work, size, tmp_path / "model")
     given = [
         sys.executable,

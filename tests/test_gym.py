@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from whet.errors import DataError, RecipeError
-from whet.sandbox.workers import Result
+from whet.sandbox.pool import Result
 from whet.tasks import load
 from whet.tasks.gym import PAID_FOR_JUNK, REFUSED, Gym, extract
 from whet.types import Problem

@@ -42,7 +42,7 @@ STRANGERS = {"stages"}  # packages whose files may not even import one another
 # Handlers that catch everything, each around code that is not ours: {file: how many}.
 FOREIGN = {
     "sandbox/worker_main.py": 2,  # a worker runs what it was sent; the item fails, not the worker
-    "sandbox/guest.py": 3,  # inside the sandbox: whatever the candidate raises is one more outcome
+    "sandbox/guest_main.py": 3,  # inside the sandbox: whatever the candidate raises is one more outcome
     "sandbox/guest_tests.py": 2,  # the same
     # the user's reward function: whatever it raises is the user's to read
     "rewards/custom/function.py": 3,
@@ -153,7 +153,7 @@ def test_every_floor_is_lived_on():
         ("types.py", "from whet.config import Recipe", "not on a lower floor"),
         ("config/load.py", "from whet import algorithms", "not on a lower floor"),
         ("rewards/math.py", "def late():\n    import whet.tasks.chain", "not on a lower floor"),
-        ("rewards/math.py", "from whet.rewards.math.numbers import Number\nfrom whet.sandbox.workers import Pool", ""),
+        ("rewards/math.py", "from whet.rewards.math.numbers import Number\nfrom whet.sandbox.pool import Pool", ""),
         ("stages/rl.py", "from whet.stages.sft import run", "not on a lower floor"),
         ("stages/rl.py", "from whet.stages import sft", "not on a lower floor"),
         ("rewards/registry.py", "ENTRY = 'whet.tasks.chain:Chain'", "not on a lower floor"),

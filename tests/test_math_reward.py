@@ -266,7 +266,7 @@ def test_what_cannot_be_judged_in_time_says_so_from_any_thread() -> None:
 def test_a_failed_verifier_is_not_a_zero(
     reward: MathReward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whet.sandbox.workers import Result
+    from whet.sandbox.pool import Result
 
     monkeypatch.setattr(
         reward.pool, "map", lambda items: [Result("error", message="it died") for _ in items]

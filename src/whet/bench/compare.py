@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from whet.bench import limit
-from whet.bench.work import Work, prepare
+from whet.bench import roofline
+from whet.bench.workload import Workload, prepare
 from whet.errors import WhetError
 
 NEEDS = {"trl": "trl", "generate": "transformers"}  # side: module
@@ -28,7 +28,7 @@ class Plan:
     out.
     """
 
-    works: Sequence[Work]
+    works: Sequence[Workload]
     size: str = "5M"
     rounds: int = 2
     steps: int = 3
@@ -80,7 +80,7 @@ def middle(rates: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(r[key] for r in rates) for key in rates[0]}
 
 
-def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, Any]:
+def side_report(side: str, work: Workload, folder: Path, plan: Plan) -> dict[str, Any]:
     """What one process of a side printed. Raises WhetError where it failed."""
     order = folder / "work.json"
     told: dict[str, Any] = {
@@ -120,15 +120,15 @@ def side_report(side: str, work: Work, folder: Path, plan: Plan) -> dict[str, An
 
 
 def summarised(
-    work: Work, size: str, reports: dict[str, list[dict[str, Any]]], rate: dict[str, float]
+    work: Workload, size: str, reports: dict[str, list[dict[str, Any]]], rate: dict[str, float]
 ) -> dict[str, Any]:
     """Medians and ranges of a work's sides, and what they are to each other and to the limit."""
     sides = {side: figures(each) for side, each in reports.items()}
     tokens, whet = int(work.lengths(0).sum()), sides.get("whet")
     made: dict[str, Any] = {"about": work.about, "tokens": tokens, "sides": sides}
-    lowest = {"sample": limit.sampling(work, size, 1, rate)}
+    lowest = {"sample": roofline.sampling(work, size, 1, rate)}
     if whet is not None:
-        lowest["update"] = limit.update(work, size, 1, rate)
+        lowest["update"] = roofline.update(work, size, 1, rate)
         made["update_share"] = lowest["update"] / whet["update"]["median"]
     made["limit"] = lowest
     made["sampling_share"] = lowest["sample"] / sides["whet-sample"]["sample"]["median"]

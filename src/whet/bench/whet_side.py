@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from whet import config
-from whet.bench.work import Work
+from whet.bench.workload import Workload
 from whet.chat import Chat
 from whet.engines.native import NativeEngine
 from whet.engines.requests import Requests
@@ -27,7 +27,7 @@ from whet.types import Problem, Prompt, Sample, Sampling, Score, Update
 class Fixed(NativeEngine):
     """The native engine, but answers end where the work says; no token ends one before."""
 
-    def __init__(self, model: Transformer, chat: Chat, work: Work) -> None:
+    def __init__(self, model: Transformer, chat: Chat, work: Workload) -> None:
         super().__init__(model, chat, ())
         self.work, self.calls = work, 0
 
@@ -43,7 +43,7 @@ class Words:
 
     name, modes = "words", ()
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Workload) -> None:
         self.work, self.asked = work, 0
 
     def size(self, split: Literal["train", "test"]) -> int | None:
@@ -90,7 +90,7 @@ class Clock(RunLog):
         self.last = now
 
 
-def stage(work: Work, steps: int, lr: float = 1e-6) -> config.RL:
+def stage(work: Workload, steps: int, lr: float = 1e-6) -> config.RL:
     """Dr. GRPO: every token weighs 1 / (answers x cap), as in TRL's loss_type of the same name."""
     override: dict[str, Any] = {"updates": work.updates}
     if work.beta:
@@ -101,7 +101,7 @@ def stage(work: Work, steps: int, lr: float = 1e-6) -> config.RL:
     )  # fmt: skip
 
 
-def context(work: Work, chat: Chat, log: RunLog, policy: Policy) -> Context:
+def context(work: Workload, chat: Chat, log: RunLog, policy: Policy) -> Context:
     task = Words(work)
     engine = Fixed(policy, chat, work) if isinstance(policy, Transformer) else None
     assert engine is not None
@@ -118,7 +118,7 @@ def loaded(directory: Path) -> Policy:
     )
 
 
-def run(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
+def run(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
     """Seconds of each step: all of it, sampling, update."""
     policy, chat = loaded(directory), Chat.load(directory)
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,7 +127,7 @@ def run(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
     return log.steps
 
 
-def sample(work: Work, directory: Path, steps: int) -> list[dict[str, float]]:
+def sample(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
     """Seconds of drawing a step's answers, and no more."""
     policy, chat = loaded(directory), Chat.load(directory)
     assert isinstance(policy, Transformer)

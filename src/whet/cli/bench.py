@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from whet.bench import compare, work
+from whet.bench import compare, workload
 from whet.errors import WhetError, did_you_mean
 
 WIDE = 140  # columns, where no terminal says how many there are
@@ -16,11 +16,13 @@ USUAL = ("worst", "typical", "vocabulary", "ppo", "sampling")
 
 def bench(given: Namespace) -> int:
     """Runs the works named, or the usual ones. Raises WhetError for what cannot be run."""
-    if given.size not in work.SIZES:
-        raise WhetError(f"there is no size {given.size!r}{did_you_mean(given.size, work.SIZES)}")
+    if given.size not in workload.SIZES:
+        raise WhetError(
+            f"there is no size {given.size!r}{did_you_mean(given.size, workload.SIZES)}"
+        )
     if min(given.rounds, given.steps) < 1 or given.threads < 0:
         raise WhetError("rounds and steps are 1 or more, threads 0 (all cores) or more")
-    works = [work.work(name) for name in given.works or USUAL]
+    works = [workload.workload(name) for name in given.works or USUAL]
     plan = compare.Plan(
         works, given.size, given.rounds, given.steps, given.threads, given.device, given.vllm
     )

@@ -17,12 +17,12 @@ from whet.report.verdict import compared, count, details, headline, interval, pe
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
 SCRIPTS = (
     "dom.js",
+    "scales.js",
     "chart.js",
-    "draw.js",
     "panels.js",
-    "data.js",
+    "samples.js",
     "tokens.js",
-    "detail.js",
+    "group.js",
     "browser.js",
 )
 ICON = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from whet.sandbox.guest_child import Order
-from whet.sandbox.plain import Unplain, decode, encode
+from whet.sandbox.plain_data import Unplain, decode, encode
 
 _TELLABLE = (
     ValueError,

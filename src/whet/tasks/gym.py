@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from whet.errors import DataError, RecipeError
-from whet.sandbox.workers import Pool, Result
+from whet.sandbox.pool import Pool, Result
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Problem, Score

@@ -1,97 +1,189 @@
-// Scales: what a chart's axis spans, where its ticks stand, how its numbers read.
+// One chart: a caption, a line that says the values under the pointer, and a drawing as wide as its place.
 
-const UNITS = {
-  share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1) },
-  number: { axis: "", say: plain, tick: (v) => plain(v) },
-  tokens: { axis: "tokens", say: plain, tick: (v) => plain(v) },
-  nats: { axis: "nats per token", say: plain, tick: (v) => plain(v) },
-  logp: { axis: "nats", say: plain, tick: (v) => plain(v) },
-  seconds: { axis: "seconds", say: plain, tick: (v) => plain(v) },
-};
+const HEIGHT = 168;
+const MARGIN = { top: 8, right: 14, bottom: 34, left: 46 };
 
-function niceStep(span, count) {
-  const rough = span / Math.max(1, count);
-  const base = 10 ** Math.floor(Math.log10(rough));
-  return base * [1, 2, 5, 10].find((m) => m * base >= rough * 0.999);
+// panel: {id, title, unit, log, stacked, series: [{label, colour, values}]}; curve: {stage, steps}
+function chart(panel, curve, group) {
+  const unit = UNITS[panel.unit];
+  const readout = el("p", { class: "readout" });
+  const place = el("div", { class: "plot" });
+  const axis = unit.axis && unit.axis !== "%" ? el("span", { class: "unit" }, unit.axis) : null;
+  const about = panel.series.map(
+    (s) => `${s.label} from ${unit.say(firstOf(s.values))} to ${unit.say(lastOf(s.values))}`,
+  );
+  const figure = el(
+    "figure",
+    {
+      class: "chart",
+      "data-panel": panel.id,
+      tabindex: 0,
+      "aria-label": `${panel.title}: ${about.join("; ")}. Arrow keys walk along the steps.`,
+    },
+    el("figcaption", {}, panel.title, " ", axis),
+    readout,
+    place,
+  );
+  const state = { panel, curve, group, unit, readout, place, figure, marks: null };
+  state.draw = () => draw(state);
+  state.show = (index) => show(state, index);
+  figure.addEventListener("keydown", (event) => walk(state, event));
+  return state;
 }
 
-// {low, high, ticks} of an axis. Shares and amounts start at zero; a logarithmic axis spans whole decades.
-function axisOf(values, unit, log) {
-  const known = values.filter((v) => v !== null);
-  if (log) return decades(known);
-  let low = Math.min(0, ...known);
-  let high = Math.max(...known, low);
-  if (unit === "share" && low >= 0) high = high > 0.5 ? 1 : high;
-  if (high === low) high = low + 1;
-  const step = niceStep(high - low, 4);
-  low = Math.floor(low / step + 1e-9) * step;
-  high = Math.ceil(high / step - 1e-9) * step;
-  const ticks = [];
-  for (let i = 0; low + i * step <= high + step / 1e6; i += 1) ticks.push(Number((low + i * step).toPrecision(12)));
-  return { low, high, ticks, at: (v) => (v - low) / (high - low) };
+const firstOf = (values) => values.find((v) => v !== null) ?? null;
+const lastOf = (values) => values.findLast((v) => v !== null) ?? null;
+
+function draw(state) {
+  const { panel, curve, place } = state;
+  const width = place.clientWidth;
+  if (!width) return;
+  const labels = panel.series.length > 1;
+  const right = labels ? 14 + 7 * Math.max(...panel.series.map((s) => s.label.length)) : MARGIN.right;
+  const box = { left: MARGIN.left, right: width - right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
+  const layers = panel.stacked ? stacked(panel.series) : panel.series.map((s) => s.values);
+  const axis = axisOf(layers.flat(), panel.unit, panel.log);
+  const { steps } = curve;
+  const span = Math.max(1, steps[steps.length - 1] - steps[0]);
+  const x = (i) =>
+    steps.length === 1
+      ? (box.left + box.right) / 2
+      : box.left + ((steps[i] - steps[0]) / span) * (box.right - box.left);
+  const y = (v) => box.bottom - axis.at(v) * (box.bottom - box.top);
+  const root = svg("svg", {
+    width,
+    height: HEIGHT,
+    viewBox: `0 0 ${width} ${HEIGHT}`,
+    role: "img",
+    "aria-label": panel.title,
+  });
+  root.append(...frame(state, box, axis, x, y));
+  const ends = panel.stacked ? areas(panel, layers, root, x, y) : lines(panel, root, x, y);
+  if (labels) root.append(...endLabels(panel, ends, box));
+  const cursor = svg("line", { class: "cursor", y1: box.top, y2: box.bottom });
+  const dots = panel.series.map((s) => svg("circle", { class: `dot ${s.colour}`, r: 3.5 }));
+  const marks = svg("g", { class: "marks", visibility: "hidden" }, cursor, dots);
+  root.append(marks);
+  root.addEventListener("pointermove", (event) => state.group.show(nearest(event, root, steps, box, span)));
+  root.addEventListener("pointerdown", (event) => state.group.show(nearest(event, root, steps, box, span)));
+  root.addEventListener("pointerleave", () => state.group.show(null));
+  root.addEventListener("click", (event) => state.group.open(nearest(event, root, steps, box, span)));
+  state.marks = { marks, cursor, dots, x, y, layers };
+  place.replaceChildren(root);
+  show(state, null);
 }
 
-function decades(known) {
-  const bottom = Math.floor(Math.log10(Math.min(...known)) + 1e-9);
-  const top = Math.max(bottom + 1, Math.ceil(Math.log10(Math.max(...known)) - 1e-9));
-  const stride = Math.ceil((top - bottom) / 4);
-  const ticks = [];
-  for (let e = bottom; e <= top; e += stride) ticks.push(Number(`1e${e}`));
-  return { low: 10 ** bottom, high: 10 ** top, ticks, at: (v) => (Math.log10(v) - bottom) / (top - bottom) };
-}
-
-function stepTicks(steps, width) {
-  const first = steps[0];
-  const last = steps[steps.length - 1];
-  if (first === last) return [first];
-  const step = Math.max(1, niceStep(last - first, Math.max(2, Math.floor(width / 50))));
-  const ticks = [first];
-  for (let t = Math.ceil(first / step) * step; t < last; t += step) {
-    const room = (36 / width) * (last - first);
-    if (t - first > room && last - t > room) ticks.push(t);
+function frame(state, box, axis, x, y) {
+  const { curve, unit, panel } = state;
+  const parts = [];
+  for (const tick of axis.ticks) {
+    parts.push(
+      svg("line", { class: tick === 0 ? "zero" : "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }),
+    );
+    parts.push(
+      svg(
+        "text",
+        { class: "tick", x: box.left - 6, y: y(tick) + 3.5, "text-anchor": "end" },
+        panel.log ? power(tick) : unit.tick(tick),
+      ),
+    );
   }
-  return [...ticks, last];
+  for (const step of stepTicks(curve.steps, box.right - box.left)) {
+    const at = x(curve.steps.findIndex((s) => s >= step));
+    parts.push(
+      svg("text", { class: "tick", x: at, y: box.bottom + 14, "text-anchor": "middle" }, step.toLocaleString("en")),
+    );
+  }
+  parts.push(
+    svg("text", { class: "axis", x: (box.left + box.right) / 2, y: box.bottom + 29, "text-anchor": "middle" }, "step"),
+  );
+  return parts;
 }
 
-// Half the width of the moving mean, in updates.
-const halfWidth = (count) => (count < 8 ? 0 : Math.max(1, Math.round(count / 35)));
-
-// Centred moving mean over the values that are there; a gap stays a gap.
-function smooth(values, half) {
-  return values.map((value, i) => {
-    if (value === null || half === 0) return value;
-    const near = values.slice(Math.max(0, i - half), i + half + 1).filter((v) => v !== null);
-    return near.reduce((a, b) => a + b, 0) / near.length;
+function lines(panel, root, x, y) {
+  const half = halfWidth(panel.series[0].values.length);
+  return panel.series.map((series) => {
+    const calm = smooth(series.values, half);
+    if (half) root.append(svg("path", { class: `raw ${series.colour}`, d: trace(series.values, x, y) }));
+    root.append(svg("path", { class: `line ${series.colour}`, d: trace(calm, x, y) }));
+    const last = calm.findLastIndex((v) => v !== null);
+    return y(calm[last]);
   });
 }
 
-// Path data through points that are not null, lifted wherever one is.
-function trace(values, x, y) {
-  let path = "";
-  values.forEach((value, i) => {
-    if (value === null) return;
-    const alone = (i === 0 || values[i - 1] === null) && (i === values.length - 1 || values[i + 1] === null);
-    const begins = i === 0 || values[i - 1] === null;
-    path += `${begins ? "M" : "L"}${x(i).toFixed(1)},${y(value).toFixed(1)}`;
-    if (alone) path += "h0.01";
-  });
-  return path;
+function stacked(series) {
+  const total = series[0].values.map(() => 0);
+  return series.map((s) => s.values.map((v, i) => (total[i] += v ?? 0)));
 }
 
-// Moves labels apart so that none covers another; returns their y, in the order given.
-function spread(wanted, gap, low, high) {
-  const order = wanted.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
-  let floor = low;
-  for (const entry of order) {
-    entry[0] = Math.max(entry[0], floor);
-    floor = entry[0] + gap;
-  }
-  let ceiling = high;
-  for (const entry of order.reverse()) {
-    entry[0] = Math.min(entry[0], ceiling);
-    ceiling = entry[0] - gap;
-  }
-  const placed = [];
-  for (const [y, i] of order) placed[i] = y;
-  return placed;
+function areas(panel, layers, root, x, y) {
+  const last = layers[0].length - 1;
+  return panel.series.map((series, n) => {
+    const below = n ? layers[n - 1] : layers[0].map(() => 0);
+    const up = layers[n].map((v, i) => `${i ? "L" : "M"}${x(i).toFixed(1)},${y(v).toFixed(1)}`).join("");
+    const down = below
+      .map((v, i) => `L${x(i).toFixed(1)},${y(v).toFixed(1)}`)
+      .reverse()
+      .join("");
+    root.append(svg("path", { class: `area ${series.colour}`, d: `${up}${down}Z` }));
+    return y((below[last] + layers[n][last]) / 2);
+  });
+}
+
+function endLabels(panel, ends, box) {
+  const placed = spread(ends, 13, box.top + 4, box.bottom);
+  return panel.series.map((s, i) =>
+    svg("text", { class: `name ${s.colour}`, x: box.right + 7, y: placed[i] + 4 }, s.label),
+  );
+}
+
+function nearest(event, root, steps, box, span) {
+  const frame = root.getBoundingClientRect();
+  const at = steps[0] + ((event.clientX - frame.left - box.left) / Math.max(1, box.right - box.left)) * span;
+  let best = 0;
+  steps.forEach((s, i) => {
+    if (Math.abs(s - at) < Math.abs(steps[best] - at)) best = i;
+  });
+  return best;
+}
+
+// Marks update `index`, or none: then the readout says the last update.
+function show(state, index) {
+  const { panel, curve, unit, readout, marks } = state;
+  const i = index ?? curve.steps.length - 1;
+  const said = panel.series.map((s) => {
+    const key = panel.series.length > 1 ? [el("span", { class: `key ${s.colour}` }, s.label), " "] : null;
+    return [el("span", { class: "said-value" }, key, s.values[i] === null ? "no value" : unit.say(s.values[i])), "  "];
+  });
+  readout.replaceChildren(
+    el("span", { class: "at" }, `${index === null ? "last, " : ""}step ${curve.steps[i].toLocaleString("en")}: `),
+    ...said.flat(),
+  );
+  if (!marks) return;
+  marks.marks.setAttribute("visibility", index === null ? "hidden" : "visible");
+  marks.cursor.setAttribute("x1", marks.x(i));
+  marks.cursor.setAttribute("x2", marks.x(i));
+  panel.series.forEach((s, n) => {
+    const there = s.values[i] !== null && index !== null;
+    marks.dots[n].setAttribute("visibility", there ? "visible" : "hidden");
+    if (!there) return;
+    marks.dots[n].setAttribute("cx", marks.x(i));
+    marks.dots[n].setAttribute("cy", marks.y(marks.layers[n][i]));
+  });
+}
+
+function walk(state, event) {
+  const { group, curve } = state;
+  const last = curve.steps.length - 1;
+  const moves = {
+    ArrowLeft: Math.max(0, (group.at ?? last + 1) - 1),
+    ArrowRight: Math.min(last, (group.at ?? -1) + 1),
+    Home: 0,
+    End: last,
+  };
+  if (event.key in moves) group.show(moves[event.key]);
+  else if (event.key === "Escape") group.show(null);
+  else if (event.key === "Enter" && group.at !== null) group.open(group.at);
+  else return;
+  event.preventDefault();
 }

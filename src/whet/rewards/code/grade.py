@@ -2,7 +2,7 @@
 and are compared here.
 
 The worker is ours and never runs the program; what it reads back is plain data
-(`sandbox/plain.py`).
+(`sandbox/plain_data.py`).
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from whet.sandbox.elsewhere import Runner, runner
-from whet.sandbox.isolate import Ran
-from whet.sandbox.plain import decode, encode
+from whet.sandbox.exchange import GuestRun
+from whet.sandbox.plain_data import decode, encode
+from whet.sandbox.runners import Runner, runner
 
 TOLERANCE = 1e-6  # of decimals, relative and absolute
 BYTES = 1 << 20  # of one program's output
@@ -53,7 +53,7 @@ def grade(item: Item) -> dict[str, Any]:
     return kinds[item["kind"]](item)
 
 
-def _run(item: Item, mode: str, **order: Any) -> Ran:
+def _run(item: Item, mode: str, **order: Any) -> GuestRun:
     number = len(order.get("inputs") or order.get("calls") or [0])
     total = (
         min(item["seconds"] * number, item["total"])
@@ -82,7 +82,7 @@ def _error(message: str) -> dict[str, Any]:
     return {"verdict": "error", "passed": 0, "total": 0, "message": message}
 
 
-def _judged(ran: Ran, total: int, accepts: Callable[[int, Any], bool]) -> dict[str, Any]:
+def _judged(ran: GuestRun, total: int, accepts: Callable[[int, Any], bool]) -> dict[str, Any]:
     """The verdict over replies: reply i must be there and be accepted. A program's misbehaviour is
     a failed test, never an error.
     """
@@ -224,7 +224,7 @@ def _equal(reply: Any, other: Any) -> bool:
     return isinstance(reply, dict) and "value" in reply and json.dumps(reply) == json.dumps(other)
 
 
-def _tallied(ran: Ran, total: int) -> dict[str, Any]:
+def _tallied(ran: GuestRun, total: int) -> dict[str, Any]:
     """The verdict of the test's own asserts over returned data. No program runs in that process."""
     if not ran.began:
         return _error(ran.message or "the sandbox did not start")

@@ -15,8 +15,8 @@ from typing import Any
 
 from whet.errors import DataError, RewardError
 from whet.rewards.extract import concluded
-from whet.sandbox.isolate import GRACE
-from whet.sandbox.workers import Pool, Result
+from whet.sandbox.exchange import GRACE
+from whet.sandbox.pool import Pool, Result
 from whet.types import Problem, Sample, Score
 
 LONGEST = 100_000  # characters of a program

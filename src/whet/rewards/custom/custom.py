@@ -11,7 +11,7 @@ from typing import Any
 
 from whet.errors import RewardError, did_you_mean
 from whet.rewards.custom.function import NAMED
-from whet.sandbox.workers import Pool, Result
+from whet.sandbox.pool import Pool, Result
 from whet.types import Problem, Sample, Score
 
 LIMIT = {"seconds": 10.0, "memory_mb": 2048, "processes": max(2, min(4, os.cpu_count() or 2))}

@@ -1,5 +1,5 @@
 """Whether two answers are the same mathematics, by math-verify. Runs in a worker of
-`sandbox.workers` and nowhere else.
+`sandbox.pool` and nowhere else.
 
 sympy may hang, hold the interpreter's lock or exhaust memory on what a model wrote; here only the
 worker suffers.

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from whet.errors import DataError, RewardError
 from whet.rewards.extract import boxed, final_answer, hashed
 from whet.rewards.math.numbers import Number, cleaned, number, same
-from whet.sandbox.workers import Pool
+from whet.sandbox.pool import Pool
 from whet.types import Problem, Sample, Score, Status
 
 PROCESSES = max(2, min(4, os.cpu_count() or 2))  # 150 MB each

@@ -19,8 +19,8 @@ import pytest
 from whet.errors import RewardError
 from whet.rewards.code.verifier import CodeReward
 from whet.rewards.registry import Reward
-from whet.sandbox import elsewhere, isolate
-from whet.sandbox.elsewhere import Docker, Endpoint, runner
+from whet.sandbox import exchange, runners
+from whet.sandbox.runners import Docker, Endpoint, runner
 from whet.types import Problem
 
 ORDER: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_docker_gets_one_closed_container_an_order(docker: Path, monkeypatch: py
     ):
         assert option in said, option
     assert "--privileged" not in said and "--volume" not in said
-    monkeypatch.setattr(elsewhere, "DOCKER_START", 0.5 - isolate.GRACE)
+    monkeypatch.setattr(runners, "DOCKER_START", 0.5 - exchange.GRACE)
     hung = runner("docker", 256).run(
         {
             **ORDER,
@@ -149,7 +149,7 @@ def test_an_endpoint_runs_the_same_guest(endpoint: str):
 def test_an_endpoint_that_misbehaves_is_an_error(
     endpoint: str, path: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(elsewhere, "PATIENCE", -1.6)
+    monkeypatch.setattr(runners, "PATIENCE", -1.6)
     ran = Endpoint(endpoint + path, 512).run({**ORDER, "total": 2.0})
     assert (
         not ran.began

@@ -8,12 +8,10 @@ bubblewrap starts, for RLIMIT_NPROC and file permissions do not bind root.
 """
 
 import ctypes
-import json
 import os
 import platform
 import py_compile
 import re
-import select
 import shutil
 import socket
 import stat
@@ -23,47 +21,28 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from whet.errors import RewardError
 from whet.sandbox import seccomp
 from whet.sandbox.cgroup import Group
+from whet.sandbox.exchange import (
+    CURE,
+    GRACE,
+    PROCESSES,
+    GuestRun,
+    encode_order,
+    memory_file,
+    parse_output,
+    read_output,
+    source,
+)
 
 NEEDED = (0, 8)  # bubblewrap: --size and --disable-userns
 FIRST_UID, UIDS = 61_000, 1_000  # of no user; each worker process takes one that no other holds
-GRACE = 3.0  # seconds beyond an order's own for starting and cleaning up
-MAX_REPLY = 3 << 20  # bytes of all replies to one order
-PROCESSES = 64
-CURE = 'install it (apt-get install bubblewrap), or name sandbox = "docker" or the URL of a SandboxFusion endpoint'
-_FILES = ("plain.py", "guest_child.py", "guest_tests.py", "guest.py")
 _CHILD_SUBREAPER = 36
 _NEWNS, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What came back: one JSON line a reply. `began` is False where the guest never spoke: the
-    sandbox's fault, in `message`.
-    """
-
-    replies: list[str]
-    began: bool
-    ended: str  # done, time, flood, died
-    message: str = ""
-    seconds: float = 0.0
-
-
-@lru_cache(maxsize=1)
-def source() -> str:
-    """The guest's program in one text: its files in order, without their imports of one another and
-    without `typing`'s 5 ms.
-    """
-    texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES]
-    plain = re.sub(r"^from (?:whet\.|typing ).*\n", "", "\n".join(texts), flags=re.MULTILINE)
-    return f"from __future__ import annotations\nAny = object\n{plain}"
 
 
 def compiled() -> bytes:
@@ -77,40 +56,7 @@ def compiled() -> bytes:
         return code.read_bytes()
 
 
-def ordered(order: Mapping[str, Any], memory_mb: int, alone: bool = True) -> bytes:
-    """An order as the guest reads it, with its limits. Without `alone`, other processes may share
-    its uid.
-    """
-    limits = {
-        "AS": memory_mb << 20, "FSIZE": 16 << 20, "NOFILE": 64, "CORE": 0, "STACK": 64 << 20,
-        "CPU": int(order["total"] + GRACE) + 2, **({"NPROC": PROCESSES} if alone else {}),
-    }  # fmt: skip
-    return json.dumps({**order, "alone": alone, "limits": limits}).encode()
-
-
-def held(data: bytes) -> int:
-    """A descriptor from which a process can read the data; in memory, so that nobody need write
-    while somebody reads.
-    """
-    descriptor = os.memfd_create("whet")
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
-def told(raw: bytes, ended: str, message: str, seconds: float) -> Ran:
-    """The guest's output, read: only whole lines count."""
-    first, *lines = raw.decode("utf-8", "replace").split("\n")
-    began = first == '{"began": true}'
-    done = '{"done": true}'
-    replies = [line for line in lines[:-1] if line != done]
-    return Ran(
-        replies, began, "done" if done in lines and ended == "died" else ended, message, seconds
-    )
-
-
-class Isolation:
+class Bubblewrap:
     """This process's own sandbox: a uid, a cgroup and a command line, made once. Only for a process
     with one thread.
 
@@ -169,12 +115,14 @@ class Isolation:
         ]
         return [*arguments, "--", str(self.python), "-sSBP", "/guest.pyc"]
 
-    def run(self, order: Mapping[str, Any]) -> Ran:
+    def run(self, order: Mapping[str, Any]) -> GuestRun:
         """Run one order to its end, or kill it `GRACE` seconds after the total that it names.
         Nothing of it is left after.
         """
         start = time.monotonic()
-        given, rules, guest = map(held, (ordered(order, self.memory_mb), self.filter, self.guest))
+        given, rules, guest = map(
+            memory_file, (encode_order(order, self.memory_mb), self.filter, self.guest)
+        )
         told_by, info = os.pipe()
         try:
             process = subprocess.Popen(
@@ -189,13 +137,13 @@ class Isolation:
             )
         except (OSError, subprocess.SubprocessError) as error:
             os.close(told_by)
-            return Ran([], False, "died", f"bubblewrap does not start: {error}")
+            return GuestRun([], False, "died", f"bubblewrap does not start: {error}")
         finally:
             for descriptor in (given, rules, guest, info):
                 os.close(descriptor)
-        raw, errors, ended = read(process, start + order["total"] + GRACE)
+        raw, errors, ended = read_output(process, start + order["total"] + GRACE)
         self.clean(process, told_by)
-        return told(raw, ended, errors, time.monotonic() - start)
+        return parse_output(raw, ended, errors, time.monotonic() - start)
 
     def enter(self) -> None:
         """In the child, before bubblewrap: join the group, make the interpreter reachable, become
@@ -234,31 +182,6 @@ class Isolation:
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-
-
-def read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, str]:
-    """(output, the last line of what bubblewrap complained of, how it ended), never more than the
-    caps.
-    """
-    assert process.stdout is not None and process.stderr is not None
-    out, errors = process.stdout.fileno(), process.stderr.fileno()
-    data, complaints, open_pipes = bytearray(), bytearray(), {out, errors}
-    while out in open_pipes:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return bytes(data), "", "time"
-        for descriptor in select.select(list(open_pipes), [], [], left)[0]:
-            chunk = os.read(descriptor, 1 << 16)
-            if not chunk:
-                open_pipes.discard(descriptor)
-            elif descriptor == out:
-                data += chunk
-            elif len(complaints) < 4096:
-                complaints += chunk
-        if len(data) > MAX_REPLY:
-            return bytes(data[:MAX_REPLY]), "", "flood"
-    said = complaints.decode("utf-8", "replace").strip().splitlines()
-    return bytes(data), said[-1][:300] if said else "", "died"
 
 
 def _free_uid() -> tuple[int, socket.socket]:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.sandbox import workers
-from whet.sandbox.workers import Pool
+from whet.sandbox import pool as pools
+from whet.sandbox.pool import Pool
 
 MODULE = "whet_test_worker"
 SOURCE = '''
@@ -213,7 +213,7 @@ def test_an_interrupted_call_leaves_no_answers_behind(monkeypatch: pytest.Monkey
     with Pool(f"{MODULE}:act", processes=1) as pool:
         pool.map([["value", 0]])
         with monkeypatch.context() as patch:
-            patch.setattr(workers._Call, "wait", interrupt)
+            patch.setattr(pools._Call, "wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pool.map([["value", 1]] * 4)
         assert [r.value for r in pool.map([["value", n] for n in (5, 6, 7)])] == [5, 6, 7]
@@ -232,7 +232,7 @@ def test_no_orphans(module: Path, ending: str) -> None:
     script = f"""
 import os, sys, threading, time
 sys.path.insert(0, {str(module)!r})
-from whet.sandbox.workers import Pool
+from whet.sandbox.pool import Pool
 pool = Pool("{MODULE}:act", processes=1, seconds=100)
 print(pool.map([["pid"]])[0].value, flush=True)
 if {ending!r} != "return":

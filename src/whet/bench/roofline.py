@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from whet.bench.work import Work
+from whet.bench.workload import Workload
 from whet.model.config import ModelConfig
 
 SIDE, NUMBERS = 2048, 1 << 26  # of the square matrices, and read from memory: float32
@@ -42,7 +42,7 @@ def layers(shape: ModelConfig) -> int:
     return shape.layers * (attention + 3 * shape.hidden * shape.ffn)
 
 
-def sampling(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
+def sampling(work: Workload, size: str, step: int, rate: dict[str, float]) -> float:
     """Seconds that a step's answers take at least: every token through every matrix, weights read
     once a token index, each token's keys and values read by all later ones of its answer, a
     prompt's once for its group.
@@ -62,7 +62,7 @@ def sampling(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
     return seconds
 
 
-def update(work: Work, size: str, step: int, rate: dict[str, float]) -> float:
+def update(work: Workload, size: str, step: int, rate: dict[str, float]) -> float:
     """Seconds that a step's training takes at least: forward and twice that backward over what has
     signal, a prompt once for its group; the reference forward only; attention's products; AdamW's
     seven numbers a weight.

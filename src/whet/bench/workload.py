@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from whet.chat import Chat
-from whet.config.load import did_you_mean
-from whet.errors import WhetError
+from whet.errors import WhetError, did_you_mean
 from whet.model import pretrained
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
@@ -28,7 +27,7 @@ SIZES = {"0.2M": (96, 2, 4, 224), "5M": (256, 6, 4, 688), "50M": (640, 10, 10, 1
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One step of RL: `prompts` x `samples` answers with given lengths, `updates` optimizer steps,
     the same weight on every token.
 
@@ -86,33 +85,33 @@ class Work:
         return [" ".join(f"w{i}" for i in row) for row in words]
 
 
-WORKS = {
+WORKLOADS = {
     w.name: w
     for w in (
-        Work("worst", "fixed lengths, short prompts, every group with signal"),
-        Work(
+        Workload("worst", "fixed lengths, short prompts, every group with signal"),
+        Workload(
             "typical", "prompts of 256, groups of 16, lengths of median 60 cut at 512, half of the groups without signal",
             prompts=2, samples=16, prompt=256, length=60, spread=1.0, cap=512, silent=0.5,
         ),
-        Work("vocabulary", "as worst, with a vocabulary of 32,768", vocab=32_768),
-        Work("vocabulary-152k", "as worst, with a vocabulary of 151,936", vocab=151_936),
-        Work(
+        Workload("vocabulary", "as worst, with a vocabulary of 32,768", vocab=32_768),
+        Workload("vocabulary-152k", "as worst, with a vocabulary of 151,936", vocab=151_936),
+        Workload(
             "ppo", "prompts of 64, lengths of median 60 cut at 256, four clipped updates a rollout, held to a reference",
             prompt=64, length=60, spread=1.0, cap=256, updates=4, beta=0.04,
         ),
-        Work("sampling", "sampling alone, 16 prompts x 8 samples of 128 tokens", prompts=16, only_sampling=True),
+        Workload("sampling", "sampling alone, 16 prompts x 8 samples of 128 tokens", prompts=16, only_sampling=True),
     )
 }  # fmt: skip
 
 
-def work(name: str, changed: Mapping[str, Any] | None = None) -> Work:
+def workload(name: str, changed: Mapping[str, Any] | None = None) -> Workload:
     """Raises WhetError for a name or a key that there is not."""
-    if name not in WORKS:
-        raise WhetError(f"there is no work {name!r}{did_you_mean(name, WORKS)}")
-    return replace(WORKS[name], **(changed or {}))
+    if name not in WORKLOADS:
+        raise WhetError(f"there is no work {name!r}{did_you_mean(name, WORKLOADS)}")
+    return replace(WORKLOADS[name], **(changed or {}))
 
 
-def prepare(given: Work, size: str, directory: Path) -> None:
+def prepare(given: Workload, size: str, directory: Path) -> None:
     """A model of random weights with a tokenizer of words, in Hugging Face's format: what every
     side loads.
     """

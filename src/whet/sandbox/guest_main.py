@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from whet.sandbox.guest_child import Child, Order, write
 from whet.sandbox.guest_tests import check, described, found, record, replied, run
-from whet.sandbox.plain import decode
+from whet.sandbox.plain_data import decode
 
 
 def limit(limits: dict[str, int]) -> None:

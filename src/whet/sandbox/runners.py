@@ -15,18 +15,18 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from whet.errors import RewardError
-from whet.sandbox.isolate import (
+from whet.sandbox.bubblewrap import Bubblewrap
+from whet.sandbox.exchange import (
     CURE,
     GRACE,
     MAX_REPLY,
     PROCESSES,
-    Isolation,
-    Ran,
-    held,
-    ordered,
-    read,
+    GuestRun,
+    encode_order,
+    memory_file,
+    parse_output,
+    read_output,
     source,
-    told,
 )
 
 IMAGE = "python:3.12-slim"
@@ -37,7 +37,7 @@ PATIENCE = 30.0  # seconds for a service to answer beyond what it was asked to r
 class Runner(Protocol):
     """Whatever runs an order of the guest's."""
 
-    def run(self, order: Mapping[str, Any]) -> Ran: ...
+    def run(self, order: Mapping[str, Any]) -> GuestRun: ...
 
 
 def runner(sandbox: str, memory_mb: int) -> Runner:
@@ -49,7 +49,7 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
     whet.errors.RewardError: code sandbox: 'chroot' is none of bubblewrap, docker, docker:IMAGE and http(s)://…
     """
     if sandbox == "bubblewrap":
-        return Isolation(memory_mb)
+        return Bubblewrap(memory_mb)
     name, _, image = sandbox.partition(":")
     if name == "docker":
         return Docker(image or IMAGE, memory_mb)
@@ -119,23 +119,23 @@ class Docker:
         options += ["--env", "PYTHONHASHSEED=0", "--entrypoint", "python3"]
         return ["docker", "run", *options, self.image, "-sSB", "-c", source()]
 
-    def run(self, order: Mapping[str, Any]) -> Ran:
+    def run(self, order: Mapping[str, Any]) -> GuestRun:
         start = time.monotonic()
         name = f"whet-{os.getpid()}-{time.monotonic_ns()}"
         kept = {
             key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ
         }
-        given = held(ordered(order, self.memory_mb))
+        given = memory_file(encode_order(order, self.memory_mb))
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(
                 self.command(name), stdin=given, stdout=pipe, stderr=pipe, env=kept
             )
         except OSError as error:
-            return Ran([], False, "died", f"docker does not start: {error}")
+            return GuestRun([], False, "died", f"docker does not start: {error}")
         finally:
             os.close(given)
-        raw, errors, ended = read(process, start + order["total"] + GRACE + DOCKER_START)
+        raw, errors, ended = read_output(process, start + order["total"] + GRACE + DOCKER_START)
         if ended != "died":
             with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
                 subprocess.run(
@@ -149,7 +149,7 @@ class Docker:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
-        return told(raw, ended, errors, time.monotonic() - start)
+        return parse_output(raw, ended, errors, time.monotonic() - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +164,12 @@ class Endpoint:
     url: str
     memory_mb: int
 
-    def run(self, order: Mapping[str, Any]) -> Ran:
+    def run(self, order: Mapping[str, Any]) -> GuestRun:
         start = time.monotonic()
         body = {
             "code": source(),
             "language": "python",
-            "stdin": ordered(order, self.memory_mb, alone=False).decode(),
+            "stdin": encode_order(order, self.memory_mb, alone=False).decode(),
             "run_timeout": order["total"] + GRACE,
             "compile_timeout": GRACE,
         }
@@ -187,11 +187,13 @@ class Endpoint:
             RecursionError,
         ) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            return Ran(
+            return GuestRun(
                 [], False, "died", f"{self.url} does not answer as SandboxFusion does ({said})"
             )
         ended = "time" if status == "TimeLimitExceeded" else "died"
-        return told(raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start)
+        return parse_output(
+            raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start
+        )
 
     def post(self, body: bytes, seconds: float) -> Any:
         """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError
