@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from whet.errors import RecipeError, RewardError
-from whet.rollout.one_step_ahead import Flight
+from whet.rollout.one_step_ahead import OneStepAhead
 from whet.rollout.rollout import describe
 from whet.stages import rl
 from whet.storage.checkpoint import State
@@ -67,7 +67,7 @@ def test_what_is_in_flight_is_kept_to_the_bit(tmp_path):
     draw = rl.drawing(
         engine, rl.InOrder(context.stream("train")), rl.Sampling(4, 0.8, 8), ahead(), context
     )
-    flight, again = Flight(context.reward), Flight(context.reward)
+    flight, again = OneStepAhead(context.reward), OneStepAhead(context.reward)
     flight.take(1, 9, draw)
     held = flight.state()
     again.restore(
@@ -85,7 +85,7 @@ def test_what_is_in_flight_is_kept_to_the_bit(tmp_path):
     assert describe(flight.take(9, 9, draw), context.task) == describe(
         again.take(9, 9, draw), context.task
     )
-    empty = Flight(context.reward)
+    empty = OneStepAhead(context.reward)
     again.restore(empty.state())
     assert again.waiting is None
 

@@ -12,7 +12,7 @@ from whet.errors import ModelError
 from whet.model import pretrained
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
-from whet.storage.checkpoint import committed
+from whet.storage.atomic import committed
 
 
 def tiny() -> Transformer:
@@ -85,7 +85,7 @@ def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_nothing_is_there(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from whet.storage.checkpoint import committed\n"
+        "import os, sys; from pathlib import Path; from whet.storage.atomic import committed\n"
         "with committed(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
     )

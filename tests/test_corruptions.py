@@ -13,7 +13,7 @@ from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.storage import provenance
-from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Counted, Saves, read
+from whet.storage.checkpoint import DATA, MANIFEST, TENSORS, Checkpoints, Counted, read
 from whet.training.learner import Learner
 
 from .helpers.tiny_world import world
@@ -27,7 +27,7 @@ KINDS = ("flip", "cut", "grow", "empty", "missing", "swapped", "other step", "ed
 def two(tmp_path_factory):
     """Checkpoints of two steps of one stage."""
     folder = tmp_path_factory.mktemp("two")
-    saves = Saves(folder / "checkpoints")
+    saves = Checkpoints(folder / "checkpoints")
     model, _ = world(folder)
     learner, pairs = Learner(model, config.Optimizer(), 3), Counted(iter(range(9)))
     for step in (7, 8):

@@ -20,7 +20,7 @@ from whet.stages import dpo, merge, reward_model, rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
 
-from .helpers.tiny_world import rl_stage, sample, world
+from .helpers.tiny_world import keep_rankings, rl_stage, sample, world
 from .test_reward_model import stage as rewarding
 from .test_reward_model import taught
 
@@ -263,7 +263,7 @@ def test_a_stage_of_rl_trains_adapters_against_the_base(tmp_path, row):
 
 def test_dpo_starts_at_the_base(tmp_path):
     policy, context = world(tmp_path)
-    context.rankings["seen"] = taught()
+    keep_rankings(context, taught())
     dpo.run(
         policy,
         config.DPO(name="dpo", kind="dpo", data="seen", steps=2, batch=4, lora=config.Lora(rank=2)),
@@ -276,7 +276,7 @@ def test_dpo_starts_at_the_base(tmp_path):
 def test_a_reward_model_with_adapters_leaves_its_policy_alone_and_is_kept_whole(tmp_path):
     policy, context = world(tmp_path)
     before = weights(policy)
-    context.rankings["seen"] = taught()
+    keep_rankings(context, taught())
     reward_model.run(
         policy, rewarding(steps=30, lora=config.Lora(rank=4, alpha=8), held_out=0.3), context
     )

@@ -20,7 +20,7 @@ from whet.config import load as recipes
 from whet.errors import ModelError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.rollout.curriculum import Prioritised
-from whet.storage.checkpoint import TENSORS, Saves, State, read
+from whet.storage.checkpoint import TENSORS, Checkpoints, State, read
 from whet.storage.run_log import RunLog, Silent
 from whet.training.learner import Learner
 from whet.types import Problem
@@ -167,7 +167,7 @@ def test_a_learner_comes_back_to_the_bit_and_not_into_another_model(tmp_path):
         return [p.detach().clone() for p in learner.parameters]
 
     step()
-    saves = Saves(tmp_path / "checkpoints")
+    saves = Checkpoints(tmp_path / "checkpoints")
     saves.write(1, {"policy": learner})
     after = step()
     tensors, told = read(saves.folder / "00000001", 1)

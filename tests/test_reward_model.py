@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from whet import config
+from whet.algorithms.losses import bradley_terry
 from whet.errors import DataError, ModelError, RecipeError, RewardError
 from whet.model import pretrained, value_head
 from whet.rewards import load
 from whet.stages import dpo, merge, rank, reward_model
 from whet.types import Group, Problem, Ranking, Score
 
-from .helpers.tiny_world import lines, sample, world
+from .helpers.tiny_world import keep_rankings, lines, sample, world
 
 
 def asked(i):
@@ -46,7 +47,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rm")
     policy, context = world(folder)
     before = [p.clone() for p in policy.parameters()]
-    context.rankings["seen"] = taught(300)
+    keep_rankings(context, taught(300))
     told = reward_model.run(policy, stage(held_out=0.3), context)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     return folder / "rm" / "model", context, told
@@ -74,14 +75,14 @@ def test_a_tie_is_half_right(trained, monkeypatch):
     given = [[2.0, 1.0, *[0.0] * (len(r.texts) - 2)] for r in held]
     given[0] = [1.0] * len(held[0].texts)
     monkeypatch.setattr(reward_model, "scores", lambda *_: given)
-    told = reward_model.measured(None, held, trained[1])["pairs"]
+    told = reward_model.accuracy(None, held, trained[1])["pairs"]
     assert told["accuracy"] == pytest.approx((len(held) - 0.5) / len(held))
 
 
 def test_the_mean_training_score_is_zero(trained):
     path, context, _ = trained
     model = value_head.load(path)
-    training, _ = reward_model.preferences.split(context.rankings["seen"], 0.3, context.seed)
+    training, _ = reward_model.preferences.split(taught(300), 0.3, context.seed)
     given = [s for row in reward_model.scores(model, training, context) for s in row]
     assert abs(np.mean(given)) < 1e-4 < 0.5 < np.std(given)
 
@@ -174,7 +175,7 @@ def test_a_critic_may_start_from_it(trained):
 
 def test_too_little_to_learn_from_is_said(tmp_path):
     policy, context = world(tmp_path)
-    context.rankings["seen"] = []
+    keep_rankings(context, [])
     with pytest.raises(DataError, match="'seen' found nothing to rank"):
         reward_model.run(policy, stage(), context)
     assert not (tmp_path / "rm").exists()
@@ -210,9 +211,12 @@ def test_shortest_right_before_what_is_longer(tmp_path):
     shorter wrong one, nor a cut one.
     """
     stage = config.Rank(name="r", kind="rank", problems=1, by="length")
-    found = rank.ranked(group(*ROWS), stage, world(tmp_path)[1], np.random.default_rng(0))
+    found = rank.ranked(group(*ROWS), stage, world(tmp_path)[1].task, np.random.default_rng(0))
     assert [r.texts for r in found] == [("a", "ccc"), ("a", "dddd")]
-    assert rank.ranked(group(*ROWS[3:5]), stage, world(tmp_path)[1], np.random.default_rng(0)) == []
+    assert (
+        rank.ranked(group(*ROWS[3:5]), stage, world(tmp_path)[1].task, np.random.default_rng(0))
+        == []
+    )
 
 
 def test_by_reward_equals_say_nothing(tmp_path):
@@ -220,7 +224,7 @@ def test_by_reward_equals_say_nothing(tmp_path):
 
     stage = config.Rank(name="r", kind="rank", problems=1, by="reward")
     rows = [*ROWS[:5], ("f", 4, True, 0.5, "stop")]
-    [found] = rank.ranked(group(*rows), stage, world(tmp_path)[1], random.Random(1))
+    [found] = rank.ranked(group(*rows), stage, world(tmp_path)[1].task, random.Random(1))
     assert found.texts in {("a", "ccc", x, "e", "dddd") for x in ("bb", "f")}
     with pytest.raises(RecipeError, match="task chain ranks nothing"):
         rank.run(
@@ -233,7 +237,7 @@ def test_by_reward_equals_say_nothing(tmp_path):
 
 def test_dpo_prefers_the_better_and_starts_at_log_two(tmp_path):
     policy, context = world(tmp_path)
-    context.rankings["seen"] = taught(200)
+    keep_rankings(context, taught(200))
     dpo.run(
         policy,
         config.DPO(
@@ -257,7 +261,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     batch = dpo.preferences.ranked_batch(
         [[context.example(r.problem, t) for t in r.texts] for r in found]
     )
-    batch = dpo.referred(batch, reference, micro)
+    batch = dpo.with_reference(batch, reference, micro)
 
     def logp(model, problem, text):
         ids = torch.as_tensor(context.example(problem, text).tokens)
@@ -276,7 +280,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     total = 0.0
     for part in batch.split(micro):
         earned = dpo.implicit(dpo.policy_logprobs(policy, part, dpo.PLAIN)[0], part, 0.3)
-        loss = dpo.bradley_terry(earned, part.of_sequence(part.group), part.of_sequence(part.rank))
+        loss = bradley_terry(earned, part.of_sequence(part.group), part.of_sequence(part.rank))
         whole = (loss[part.sequence] * part.weight).sum()
         whole.backward()
         total += whole.item()

@@ -11,6 +11,7 @@ import torch
 from whet import config
 from whet.algorithms.table import TABLE, algorithm
 from whet.errors import DataError, GateError, RewardError
+from whet.rollout import dataset
 from whet.rollout.rollout import rollout
 from whet.stages import reject, rl, sft
 from whet.types import Group, Problem, Prompt, Sampling, Score
@@ -190,9 +191,9 @@ def test_reject_keeps_verified_finished_different_answers(tmp_path):
         Prompt(problem, (0,)), samples, tuple(Score(float(t.endswith("2"))) for t in texts)
     )
     stage = config.Reject(name="r", kind="reject", problems=1, per_prompt=4)
-    assert reject.kept(group, stage) == texts[:2]
+    assert reject.accepted(group, stage) == texts[:2]
     assert (
-        reject.kept(group, stage.model_copy(update={"choose": "shortest", "per_prompt": 1}))
+        reject.accepted(group, stage.model_copy(update={"choose": "shortest", "per_prompt": 1}))
         == texts[1:2]
     )
 
@@ -201,9 +202,9 @@ def test_reject_hands_its_data_to_sft(tmp_path):
     model, context = world(tmp_path, judge=lambda p, t: [Score(1.0) for _ in t])
     sft.run(model, sft_stage(steps=60), context)
     reject.run(model, config.Reject(name="kept", kind="reject", problems=16, max_tokens=8), context)
-    assert context.data["kept"] and (tmp_path / "kept/data.jsonl").exists()
+    assert len(dataset.verified("kept", context)) == 16
     sft.run(model, sft_stage(data="kept", mix={}, steps=2), context)
-    context.data["kept"] = []
+    (tmp_path / "kept/data.jsonl").write_text("")
     with pytest.raises(DataError, match="kept no sample"):
         sft.run(model, sft_stage(data="kept", mix={}, steps=2), context)
 

@@ -13,7 +13,7 @@ from whet.chat import Chat
 from whet.cli import terminal
 from whet.cli.commands import print_evaluation
 from whet.config import load as recipes
-from whet.data import preferences
+from whet.data import preferences, responses
 from whet.errors import ModelError
 from whet.evaluation.measure import measure, vote
 from whet.pipeline import pipeline
@@ -104,10 +104,10 @@ def test_kept_samples_are_whole_answers_and_are_asked_the_same_way_again(tmp_pat
     off, on = answered("8"), answered("<think>3+5=8</think>8", "", True)
     stage = config.Reject(name="kept", kind="reject", problems=2)
     groups = score_groups(context.reward, [off[0], on[0]], [[off[1]], [on[1]]])
-    pairs = [(g.prompt.problem, text) for g in groups for text in reject.kept(g, stage)]
+    pairs = [(g.prompt.problem, text) for g in groups for text in reject.accepted(g, stage)]
     assert [text for _, text in pairs] == ["<think></think>8", "<think>3+5=8</think>8"]
-    reject.write(pairs, tmp_path / "data.jsonl")
-    again = reject.read(tmp_path / "data.jsonl")
+    responses.write(pairs, tmp_path / "data.jsonl")
+    again = responses.read(tmp_path / "data.jsonl")
     assert [p.meta for p, _ in again] == [{"thinking": False}, {"thinking": True}]
     made = [context.example(*pair, seed) for seed in range(4) for pair in again]
     assert [m.text for m in made] == ["8", "<think>3+5=8</think>8"] * 4
@@ -125,7 +125,7 @@ def test_rankings_keep_how_they_were_asked(tmp_path):
         prompt, (drawn, dataclasses.replace(drawn, text="7")), (Score(1.0), Score(0.0, "wrong"))
     )
     stage = config.Rank(name="rank", kind="rank", problems=1, by="reward")
-    (found,) = rank.ranked(group, stage, context, random.Random(0))
+    (found,) = rank.ranked(group, stage, context.task, random.Random(0))
     assert found.texts == ("<think></think>8", "<think></think>7")
     preferences.write([found], tmp_path / "rankings.jsonl")
     (again,) = preferences.read(str(tmp_path / "rankings.jsonl"))

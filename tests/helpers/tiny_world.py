@@ -7,9 +7,11 @@ import torch
 
 from whet import config
 from whet.chat import Chat
+from whet.data import preferences
 from whet.engines import engine_for
 from whet.model.config import ModelConfig
 from whet.model.transformer import Transformer
+from whet.rollout import dataset
 from whet.rollout.context import Context
 from whet.storage.run_log import RunLog
 from whet.tasks.chain import Chain
@@ -37,6 +39,13 @@ def world(tmp_path, judge=None, seed=3):
     return model, Context(
         task, Verifier(task, judge), chat, config.Ask(), log, seed, engine_for, lambda name: model
     )
+
+
+def keep_rankings(context, rankings, stage="seen"):
+    """Leaves rankings in the run's directory, as a rank stage does."""
+    folder = context.log.directory / stage
+    folder.mkdir(exist_ok=True)
+    preferences.write(rankings, folder / dataset.RANKINGS)
 
 
 def sft_stage(**keys):

@@ -31,8 +31,8 @@ from whet.pipeline.validate import refuse
 from whet.rewards import combined
 from whet.rollout.context import Context
 from whet.storage import provenance
-from whet.storage.atomic import made, written
-from whet.storage.checkpoint import Saves, committed
+from whet.storage.atomic import committed, make_directory, write_text
+from whet.storage.checkpoint import Checkpoints
 from whet.storage.run_log import Display, RunLog, write_json
 from whet.tasks import load as load_task
 
@@ -99,10 +99,10 @@ class Pipeline:
             if path is None
             else pretrained.load(str(path), dtype=getattr(torch, recipe.model.dtype))
         )
-        made(directory)
+        make_directory(directory)
         made_of = provenance.origin(recipe)
         write_json(directory / provenance.FILE, made_of)
-        written(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
+        write_text(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):
             if note:
@@ -174,17 +174,21 @@ class Pipeline:
         if self.stop.is_set() and stage is not self.recipe.stage[-1]:
             raise Stopped(f"stopped after stage {stage.name}; --resume goes on from there")
 
-    def saves(self, stage: str) -> Saves:
+    def saves(self, stage: str) -> Checkpoints:
         """A stage's checkpoints."""
         spec = self.recipe.save
-        saves = Saves(self.directory / stage / "checkpoints", spec.every, spec.last, self.stop)
+        saves = Checkpoints(
+            self.directory / stage / "checkpoints", spec.every, spec.last, self.stop
+        )
         saves.origin, saves.before = self.made_of, self.context.log.sync
         return saves
 
     def handed(self, stage: config.AnyStage) -> Context:
         """The context as the stage sees it: a seed of its own, and its own reward where it has one."""
         context = replace(self.context, seed=stage_seed(self.recipe.seed, stage.name))
-        context = replace(context, task=narrowed(context.task, stage), saves=self.saves(stage.name))
+        context = replace(
+            context, task=narrowed(context.task, stage), checkpoints=self.saves(stage.name)
+        )
         if isinstance(stage, config.Draws) and stage.reward:
             reward = rewarded(self.recipe, stage.reward, self.context.task, self.directory)
             context = replace(context, reward=reward)
@@ -231,7 +235,9 @@ class Pipeline:
         if measure_it:
             # What a stage has trained is not thrown away for a stop while it is measured; where
             # nothing was trained nothing is lost.
-            ending = None if kind not in ("model", "evaluate") else self.saves(name).drawing
+            ending = (
+                None if kind not in ("model", "evaluate") else self.saves(name).raise_if_stopped
+            )
             found = measure(policy, self.context, spec or self.recipe.evaluation, ending)
             self.measured[name] = found
             line |= found.figures

@@ -10,10 +10,8 @@ from typing import Any
 
 from whet import config
 from whet.config import load as recipes
-from whet.data import preferences
 from whet.errors import RecipeError, did_you_mean
 from whet.pipeline.pipeline import Pipeline
-from whet.stages import reject
 from whet.storage import provenance
 from whet.storage.atomic import committed
 from whet.storage.run_log import Display, write_json
@@ -112,25 +110,10 @@ def _flat(held: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
-    """Hands a pipeline what stages that have run have left in its directory."""
+    """Gives a pipeline the newest model of the stages that have run."""
     for stage in stages:
         if isinstance(stage, config.Makes):
             pipeline.policy = pipeline.context.policy(stage.name)
-        if isinstance(stage, config.Reject):
-            path = pipeline.directory / stage.name / "data.jsonl"
-            pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
-        if isinstance(stage, config.Rank):
-            path = pipeline.directory / stage.name / "rankings.jsonl"
-            pipeline.context.rankings[stage.name] = (
-                [] if _empty(path) else preferences.read(str(path))
-            )
-
-
-def _empty(path: Path) -> bool:
-    """Whether a stage that drew samples kept none: a file without a row, which of a user's own
-    would be a mistake.
-    """
-    return path.is_file() and path.stat().st_size == 0
 
 
 def rerun(

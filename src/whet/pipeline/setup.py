@@ -18,7 +18,7 @@ from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.rewards import Reward, combined
-from whet.storage.checkpoint import committed
+from whet.storage.atomic import committed
 from whet.tasks.mix import Mix
 from whet.types import Task
 

@@ -1,8 +1,6 @@
-"""What every stage is handed: the task, its reward, the tokenizer, the log, and the means to
-sample.
-"""
+"""The context of a stage: the task, its reward, the tokenizer, the log, and the means to sample."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,14 +11,13 @@ from whet.chat import Chat
 from whet.chat.thinking import left
 from whet.config import Ask
 from whet.config.thinking import stands
-from whet.data import preferences
-from whet.errors import DataError, ModelError
+from whet.errors import ModelError
 from whet.model.policy import Policy
 from whet.rewards import Reward
 from whet.rollout.rollout import endless
-from whet.storage.checkpoint import Holds, Saves
+from whet.storage.checkpoint import Checkpoints
 from whet.storage.run_log import RunLog
-from whet.types import Engine, Problem, Prompt, Ranking, Sample, Task
+from whet.types import Engine, Problem, Prompt, Sample, Task
 
 
 @dataclass(frozen=True)
@@ -33,40 +30,21 @@ class Context:
     seed: int
     engine: Callable[[Policy, Chat], Engine]
     model: Callable[[str], Policy]  # of an earlier stage, a directory or a Hub id
-    data: dict[str, list[tuple[Problem, str]]] = field(
-        default_factory=dict
-    )  # by reject stage: (problem, verified response)
-    saves: Saves = field(
-        default_factory=lambda: Saves(Path(), every=1 << 62)
-    )  # of the stage; unless told otherwise, none
-    rankings: dict[str, list[Ranking]] = field(default_factory=dict)  # by rank stage
-
-    def resumed(self, stage: str, parts: Mapping[str, Holds]) -> int:
-        """Puts the parts of a stage's loop back to where it was kept last, and the log with them.
-        Returns the step, 0 at its beginning.
-        """
-        step = self.saves.restored({**parts, "log": self.log}, self.log.logged(stage))
-        for text in self.saves.damaged:
-            self.log.warn(stage, step, text)
-        self.log.rewind(stage, step)
-        return step
-
-    def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
-        """After each step of a stage's loop. Raises Stopped where the run is to stop."""
-        self.saves.kept(step, steps, {**parts, "log": self.log})
+    # of the stage; by default none are written
+    checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), every=1 << 62))
 
     def prompts(
         self, problems: Sequence[Problem], seed: int | None = None, thinking: bool | None = None
     ) -> list[Prompt]:
-        """The problems as the model reads them, with thinking as given, else as the problem's meta
-        says, else as the recipe asks.
+        """The problems as prompts of the model.
 
-        Where that is a share, a hash of the problem's id and the seed (the context's where not
-        given) decides for each.
+        `thinking` sets the template's thinking switch; None leaves it to the problem's meta, and
+        then to the recipe. Where the recipe has a share, a hash of the problem's id and the seed
+        (by default the context's) decides.
         """
-        return [self._asked(p, self.seed if seed is None else seed, thinking) for p in problems]
+        return [self._prompt(p, self.seed if seed is None else seed, thinking) for p in problems]
 
-    def _asked(self, problem: Problem, seed: int, thinking: bool | None) -> Prompt:
+    def _prompt(self, problem: Problem, seed: int, thinking: bool | None) -> Prompt:
         if thinking is None:
             own = problem.meta.get("thinking")
             thinking = (
@@ -79,36 +57,26 @@ class Context:
     def some(
         self, split: Literal["train", "test"], n: int, seed: int, thinking: bool | None = None
     ) -> list[Prompt]:
-        """n problems of a split, as prompts, in an order that the seed fixes; all there are where
-        they are fewer.
+        """n problems of a split as prompts, in an order that the seed fixes; a small split has
+        fewer.
         """
         size = self.task.size(split)
-        return self.prompts(
-            self.task.problems(split, n if size is None else min(n, size), seed), seed, thinking
-        )
+        problems = self.task.problems(split, n if size is None else min(n, size), seed)
+        return self.prompts(problems, seed, thinking)
 
     def policy(self, source: str) -> Policy:
-        """As `model`. Raises ModelError where it is a reward model."""
-        found = self.model(source)
-        if found.config.scalar:
+        """A model, as `model` loads it. Raises ModelError for a reward model."""
+        policy = self.model(source)
+        if policy.config.scalar:
             raise ModelError(f"{source} is a reward model: it scores texts and cannot write any")
-        return found
-
-    def ranked(self, source: str) -> list[Ranking]:
-        """The rankings of a rank stage, a file or the Hub. Raises DataError."""
-        if source not in self.rankings:
-            return preferences.read(source)
-        if not self.rankings[source]:
-            raise DataError(f"the rank stage {source!r} found nothing to rank")
-        return self.rankings[source]
+        return policy
 
     def example(self, problem: Problem, response: str, seed: int | None = None) -> Sample:
-        """A document as a sample whose response, end of turn included, the policy is to choose:
-        what is trained on.
+        """A problem and a response to learn, as a sample that ends with the end of the turn.
 
-        The response is the whole answer, thinking included; what the prompt has begun of it is not
-        trained on, and with thinking off its thinking is left out. Raises DataError where nothing
-        is left then.
+        The response is the whole answer, thinking included. The part of it that the prompt has
+        begun is not trained on; with thinking off its thinking is left out. Raises DataError where
+        nothing is left to train on.
         """
         prompt = self.prompts([problem], seed)[0]
         text = left(prompt, response)
@@ -119,4 +87,5 @@ class Context:
         )
 
     def stream(self, split: Literal["train", "test"]) -> Iterator[Problem]:
+        """The problems of a split without end."""
         return endless(self.task, split, self.seed)

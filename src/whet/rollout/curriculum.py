@@ -1,4 +1,4 @@
-"""Which prompts come next: in the task's order, or those that the policy still fails on."""
+"""The order of training problems: the task's own, or first those that the policy still fails on."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,7 +14,7 @@ class Curriculum(Protocol):
     def draw(self, n: int) -> list[Problem]: ...
 
     def learn(self, groups: Sequence[Group]) -> None:
-        """What became of the prompts that were drawn."""
+        """Takes note of the scores of the problems that were drawn."""
         ...
 
     def state(self) -> State: ...
@@ -29,7 +29,7 @@ class InOrder:
         return list(islice(self.problems, n))
 
     def learn(self, groups: Sequence[Group]) -> None:
-        """Nothing: the order is the task's."""
+        """Does nothing: the order is the task's."""
 
     def state(self) -> State:
         return self.problems.state()
@@ -39,12 +39,11 @@ class InOrder:
 
 
 class Prioritised:
-    """Prompts in proportion to 1 - success, from a pool of the task's first `pool` problems. Kimi
-    k1.5, arXiv:2501.12599, sec. 2.3.3.
+    """Problems in proportion to 1 - success, from a pool of the task's first `pool` problems.
 
-    Success is the share of right answers when a prompt was last drawn; one that was never drawn
-    counts as unsolved. Where too few prompts are unsolved to fill a draw, solved ones fill it, each
-    as likely as the other.
+    Kimi k1.5, arXiv:2501.12599, sec. 2.3.3. Success is the share of right answers when a problem
+    was last drawn; it is 0 before. Where a draw exceeds the unsolved problems, solved ones fill it,
+    all equally likely.
     """
 
     def __init__(self, problems: Iterator[Problem], pool: int, seed: int) -> None:
@@ -55,13 +54,13 @@ class Prioritised:
     def draw(self, n: int) -> list[Problem]:
         """n problems, none twice unless the pool has fewer."""
         ids = list(self.pool)
-        found: list[str] = []
-        while len(found) < n:
-            found += self._some(ids, min(n - len(found), len(ids)))
-        return [self.pool[i] for i in found]
+        drawn: list[str] = []
+        while len(drawn) < n:
+            drawn += self._some(ids, min(n - len(drawn), len(ids)))
+        return [self.pool[i] for i in drawn]
 
     def _some(self, ids: list[str], n: int) -> list[str]:
-        """The n largest of u^(1/w), u uniform: drawing without replacement in proportion to w."""
+        """n ids, drawn without replacement in proportion to w: the n largest u^(1/w), u uniform."""
         weight = np.array([1 - self.success[i] for i in ids])
         keys = np.where(
             weight > 0, np.log(self.random.random(len(ids))) / np.maximum(weight, 1e-12), -np.inf
@@ -71,9 +70,9 @@ class Prioritised:
 
     def learn(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            told = [c.correct for c in group.usable.scores]
-            if told and group.prompt.id in self.success:
-                self.success[group.prompt.id] = sum(told) / len(told)
+            right = [c.correct for c in group.usable.scores]
+            if right and group.prompt.id in self.success:
+                self.success[group.prompt.id] = sum(right) / len(right)
 
     def state(self) -> State:
         return State(data={"success": self.success, "random": self.random.bit_generator.state})

@@ -1,11 +1,10 @@
-"""Samples drawn a step before they are trained on: the next ones are drawn while the last are
-scored.
-"""
+"""Sampling one step ahead of training: the next samples are drawn while the last are scored."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ Drawn = tuple[list[Prompt], list[tuple[Sample, ...]]]
 ARRAYS = ("tokens", "mask", "logp")
 
 
-class Flight:
-    """One step's samples in flight (arXiv:2410.18252: one step off policy). They stay with the run:
-    a checkpoint holds them.
+class OneStepAhead:
+    """The samples of the next step (one step off policy: arXiv:2410.18252).
+
+    They are part of the run's state: a checkpoint holds them.
     """
 
     def __init__(self, reward: Reward) -> None:
@@ -30,8 +30,9 @@ class Flight:
         self.waiting: Drawn | None = None
 
     def take(self, step: int, steps: int, draw: Callable[[int], Drawn]) -> list[Group]:
-        """The samples of `step`, scored while `draw(step + 1)` draws the next. The first step draws
-        its own, the last no more.
+        """The scored samples of `step`; `draw(step + 1)` draws the next ones meanwhile.
+
+        The first step draws its own samples first; the last step draws no next ones.
         """
         prompts, samples = self.waiting or draw(step)
         with ThreadPoolExecutor(1) as scorer:
@@ -41,51 +42,43 @@ class Flight:
 
     def state(self) -> State:
         prompts, drawn = self.waiting or ([], [])
-        tensors: dict[str, Tensor] = {}
         flat = [s for samples in drawn for s in samples]
-        for name in ARRAYS:
-            arrays = [getattr(s, name) for s in flat]
-            tensors |= {name: torch.from_numpy(np.concatenate(arrays))} if arrays else {}
-        # As text: the order of its keys goes into the log.
-        told = [
-            {"problem": json.dumps(asdict(p.problem)), "tokens": list(p.tokens), "begun": p.begun}
-            for p in prompts
-        ]
-        others = [
-            {
-                "length": len(s.tokens),
-                "text": s.text,
-                "finish": s.finish,
-                "version": s.version,
-                "turns": s.turns,
-            }
-            for s in flat
-        ]
-        return State(
-            tensors, {"prompts": told, "samples": others, "group": len(drawn[0]) if drawn else 0}
-        )
+        tensors: dict[str, Tensor] = {}
+        for name in ARRAYS if flat else ():
+            tensors[name] = torch.from_numpy(np.concatenate([getattr(s, name) for s in flat]))
+        data = {
+            # a problem as text: JSON sorts the keys of a table, and their order goes into the log
+            "prompts": [
+                {"problem": json.dumps(asdict(p.problem)), "tokens": p.tokens, "begun": p.begun}
+                for p in prompts
+            ],
+            "samples": [
+                {
+                    "length": len(s.tokens),
+                    "text": s.text,
+                    "finish": s.finish,
+                    "version": s.version,
+                    "turns": s.turns,
+                }
+                for s in flat
+            ],
+            "group": len(drawn[0]) if drawn else 0,
+        }
+        return State(tensors, data)
 
     def restore(self, state: State) -> None:
-        told, at, flat = state.data, 0, list[Sample]()
-        for held in told["samples"]:
-            one = dict(held)
-            length = one.pop("length")
-            arrays = {name: state.tensors[name][at : at + length].numpy().copy() for name in ARRAYS}
-            flat.append(Sample(**arrays, **one))
-            at += length
-        prompts = [_prompt(p) for p in told["prompts"]]
-        size = told["group"]
-        self.waiting = (prompts, _grouped(flat, size)) if prompts else None
+        begin, flat = 0, list[Sample]()
+        for row in state.data["samples"]:
+            end = begin + row["length"]
+            arrays = {name: state.tensors[name][begin:end].numpy().copy() for name in ARRAYS}
+            flat.append(Sample(**arrays, **{k: v for k, v in row.items() if k != "length"}))
+            begin = end
+        prompts, size = [_prompt(row) for row in state.data["prompts"]], state.data["group"]
+        groups = [tuple(flat[i : i + size]) for i in range(0, len(flat), size or 1)]
+        self.waiting = (prompts, groups) if prompts else None
 
 
-def _grouped(flat: Sequence[Sample], size: int) -> list[tuple[Sample, ...]]:
-    return [tuple(flat[i : i + size]) for i in range(0, len(flat), size)]
-
-
-def _prompt(told: dict[str, object]) -> Prompt:
-    held, tokens, begun = told["problem"], told["tokens"], told["begun"]
-    assert isinstance(held, str) and isinstance(tokens, list) and isinstance(begun, str)
-    problem = json.loads(held)
-    return Prompt(
-        Problem(**{**problem, "messages": tuple(problem["messages"])}), tuple(tokens), begun
-    )
+def _prompt(row: dict[str, Any]) -> Prompt:
+    problem = json.loads(row["problem"])
+    messages = tuple(problem.pop("messages"))
+    return Prompt(Problem(messages=messages, **problem), tuple(row["tokens"]), row["begun"])

@@ -1,4 +1,4 @@
-"""engine + reward -> groups. The path of a sample from a problem to a score."""
+"""Rollout: prompts -> samples of the engine -> scores of the reward -> groups, and their figures."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,35 +17,35 @@ def rollout(
     sampling: Sampling,
     progress: Progress | None = None,
 ) -> list[Group]:
-    """P prompts -> P groups of `sampling.n` scored samples. All scores are asked for at once."""
-    drawn = engine.generate(prompts, sampling, progress)
-    return score_groups(reward, prompts, drawn)
+    """P prompts -> P groups of `sampling.n` scored samples. One call scores all of them."""
+    return score_groups(reward, prompts, engine.generate(prompts, sampling, progress))
 
 
 def finite(score: Score) -> Score:
-    """The score; an error where it is no finite number, which would make every advantage of its
-    group none.
+    """The score; an error in its place where a number is not finite.
+
+    A single such number would spoil all advantages of its group.
     """
-    odd = next(
-        (f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)), None
-    )
-    if math.isfinite(score.value) and odd is None:
+    odd = [f"its part {k} is {v}" for k, v in score.parts.items() if not math.isfinite(v)]
+    if math.isfinite(score.value) and not odd:
         return score
-    return Score(0.0, "error", reason=f"the reward is {score.value}" if odd is None else odd)
+    return Score(0.0, "error", reason=odd[0] if odd else f"the reward is {score.value}")
 
 
 def score_groups(
     reward: Reward, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Sample]]
 ) -> list[Group]:
-    """A reward is shown the whole answer: what the prompt has begun of it, then the completion."""
+    """The samples [P][G] with their scores, as groups.
+
+    The reward reads whole answers: what the prompt has begun of one, then the completion.
+    """
     flat = [
         (p.problem, replace(s, text=p.begun + s.text) if p.begun else s)
         for p, samples in zip(prompts, drawn, strict=True)
         for s in samples
     ]
-    scores = map(
-        finite, reward.score([p for p, _ in flat], [s.text for _, s in flat], [s for _, s in flat])
-    )
+    problems, answers = [p for p, _ in flat], [s for _, s in flat]
+    scores = map(finite, reward.score(problems, [s.text for s in answers], answers))
     groups = [
         Group(p, tuple(samples), tuple(next(scores) for _ in samples))
         for p, samples in zip(prompts, drawn, strict=True)
@@ -58,8 +58,9 @@ def score_groups(
 def endless(
     task: Task, split: Literal["train", "test"], seed: int, block: int = 4096
 ) -> Iterator[Problem]:
-    """Training problems without end, in an order that the seed fixes: blocks of new ones, or epochs
-    where they are few.
+    """Problems of a split without end, in an order that the seed fixes.
+
+    A task that makes problems gives blocks of new ones; one of finite size gives epochs.
     """
     size = task.size(split)
     if size == 0:
@@ -76,10 +77,9 @@ def mean(values: Sequence[float]) -> float:
 
 
 def describe(groups: Sequence[Group], task: Task) -> dict[str, float]:
-    """The numbers that say how a rollout went. Lengths are in tokens; a key is absent where nothing
-    has it.
+    """The figures of a rollout. Lengths are in tokens; a key is absent where no sample has it.
 
-    Samples whose verifier failed are counted in `errors` and in nothing else.
+    Samples whose verifier failed are counted in `errors` and `timeouts` only.
     """
     total = sum(len(g.samples) for g in groups)
     usable = [g.usable for g in groups]

@@ -1,39 +1,27 @@
-"""Draws several responses to each prompt and puts them in order: data for reward models and for
-direct preference optimization.
-"""
+"""Ranked responses: draw several for each prompt and order them, as data for reward models and DPO."""
 
 import random
-import time
-from dataclasses import replace
 
 from whet import config
 from whet.data import preferences
 from whet.errors import RecipeError
 from whet.model.policy import Policy
+from whet.rollout import dataset
 from whet.rollout.context import Context
-from whet.rollout.rollout import describe, rollout
-from whet.types import Group, Ranker, Ranking, Sampling, Task, Update
+from whet.types import Group, Problem, Ranker, Ranking, Score, Task
+
+Answers = dict[str, tuple[int, Score]]  # by text: its length in tokens, its score
 
 
 def run(policy: Policy, stage: config.Rank, context: Context) -> None:
-    """Fills context.rankings[stage.name], and writes them to STAGE/rankings.jsonl."""
+    """Writes rankings to STAGE/rankings.jsonl."""
     refuse(stage, context.task)
-    began = time.perf_counter()
-    prompts = context.some("train", stage.problems, context.seed)
-    sampling = Sampling(stage.samples, stage.temperature, stage.max_tokens, seed=context.seed)
-    engine = context.engine(policy, context.chat)
-    groups = rollout(engine, context.reward, prompts, sampling, context.saves.drawing)
     rng = random.Random(context.seed)
-    found = [ranking for group in groups for ranking in ranked(group, stage, context, rng)]
-    context.rankings[stage.name] = found
-    folder = context.log.directory / stage.name
-    folder.mkdir(parents=True, exist_ok=True)
-    preferences.write(found, folder / "rankings.jsonl")
-    context.log.wrote(folder / "rankings.jsonl")
-    values = describe(groups, context.task) | {"kept": float(len(found))}
-    context.log.update(
-        Update(stage.name, 1, values, {"sample": time.perf_counter() - began}), "rank"
-    )
+
+    def select(group: Group) -> list[Ranking]:
+        return ranked(group, stage, context.task, rng)
+
+    dataset.draw(policy, stage, context, select, preferences.write, dataset.RANKINGS)
 
 
 def refuse(stage: config.Rank, task: Task) -> None:
@@ -48,41 +36,45 @@ def refuse(stage: config.Rank, task: Task) -> None:
         )
 
 
-def ranked(group: Group, stage: config.Rank, context: Context, rng: random.Random) -> list[Ranking]:
-    """The group's finished, different responses in order; none where there is nothing to tell
-    apart.
-    """
-    usable = group.usable
-    rows = [
-        (replace(s, text=text), c)
-        for s, text, c in zip(usable.samples, usable.texts, usable.scores, strict=True)
-        if s.finish == "stop"
-    ]
-    rows = list({s.text: (s, c) for s, c in rows}.values())
-    problem = group.prompt.problem
+def ranked(group: Group, stage: config.Rank, task: Task, rng: random.Random) -> list[Ranking]:
+    """The group's finished, different responses in order; empty where no two can be told apart."""
+    problem, usable = group.prompt.problem, group.usable
+    rows = zip(usable.samples, usable.texts, usable.scores, strict=True)
+    answers = {text: (s.length, score) for s, text, score in rows if s.finish == "stop"}
     if stage.by == "length":
-        right = sorted((s for s, c in rows if c.correct), key=lambda s: s.length)
-        if not right:
-            return []
-        best = right[0]
-        worse = [
-            s
-            for s, c in rows
-            if s.length >= stage.longer * best.length or (not c.correct and s.length > best.length)
-        ]
-        return [Ranking(problem, (best.text, s.text)) for s in worse]
-    if stage.by == "reward":
-        values = sorted({c.value for _, c in rows}, reverse=True)
-        levels = [[s.text for s, c in rows if c.value == value] for value in values]
-        texts = tuple(
-            rng.choice(level) for level in levels
-        )  # equal rewards say nothing about one another
+        orders = by_length(answers, stage.longer)
+    elif stage.by == "reward":
+        orders = [by_reward(answers, rng)]
     else:
-        assert isinstance(context.task, Ranker)
-        given = [s.text for s, _ in rows]
-        texts = (
-            tuple(given[i] for i in context.task.rank(problem, given, rng))
-            if len(given) > 1
-            else ()
-        )
-    return [Ranking(problem, texts)] if len(texts) > 1 else []
+        orders = [by_task(answers, problem, task, rng)]
+    return [Ranking(problem, order) for order in orders if len(order) > 1]
+
+
+def by_length(answers: Answers, longer: float) -> list[tuple[str, str]]:
+    """The shortest right answer before each wrong one that is longer, and each right one that is
+    `longer` times as long (Kimi k1.5, arXiv:2501.12599, sec. 2.4).
+    """
+    right = {text: length for text, (length, score) in answers.items() if score.correct}
+    if not right:
+        return []
+    best = min(right, key=right.__getitem__)
+    least = right[best]
+    return [
+        (best, text)
+        for text, (length, score) in answers.items()
+        if text != best and (length >= longer * least or (not score.correct and length > least))
+    ]
+
+
+def by_reward(answers: Answers, rng: random.Random) -> tuple[str, ...]:
+    """One answer for each different reward, the highest first: equal rewards order nothing."""
+    values = sorted({score.value for _, score in answers.values()}, reverse=True)
+    levels = [[text for text, (_, s) in answers.items() if s.value == value] for value in values]
+    return tuple(rng.choice(level) for level in levels)
+
+
+def by_task(answers: Answers, problem: Problem, task: Task, rng: random.Random) -> tuple[str, ...]:
+    """All answers in the order of the task's own rule."""
+    assert isinstance(task, Ranker)
+    texts = list(answers)
+    return tuple(texts[i] for i in task.rank(problem, texts, rng)) if len(texts) > 1 else ()

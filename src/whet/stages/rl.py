@@ -1,6 +1,5 @@
 """Reinforcement learning: sample groups, score, turn rewards into advantages, step."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,12 +13,13 @@ from whet.model.value_head import ScalarModel
 from whet.rollout.context import Context
 from whet.rollout.curriculum import Curriculum, InOrder, Prioritised
 from whet.rollout.health import concerns
-from whet.rollout.one_step_ahead import Drawn, Flight
+from whet.rollout.one_step_ahead import Drawn, OneStepAhead
 from whet.rollout.rollout import describe, mean, rollout, score_groups
-from whet.storage.checkpoint import Record
+from whet.storage.checkpoint import History
 from whet.training.learner import Learner
+from whet.training.loop import steps
 from whet.training.trainer import Trainer
-from whet.types import Engine, Group, Sampling, Update
+from whet.types import Engine, Group, Sampling
 
 POOL = 4096  # most prompts that priorities are kept for
 
@@ -28,46 +28,43 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
     row = algorithm(stage.algorithm, stage.override)
     trainer = prepared(policy, stage, row, context)
-    learner = trainer.learner
+    learner, log = trainer.learner, context.log
     engine = context.engine(policy, context.chat)
     problems = curriculum(stage, row, context)
-    history, flight = Record(), Flight(context.reward)
-    parts = {**trainer.parts, "problems": problems, "history": history, "flight": flight}
+    history, ahead = History(), OneStepAhead(context.reward)
+    parts = {**trainer.parts, "problems": problems, "history": history, "flight": ahead}
     draw = drawing(engine, problems, trainer.sampling, stage, context)
-    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
+    for step in steps(stage, parts, log, context.checkpoints):
         engine.version = learner.done
-        if (step - 1) % stage.probe_every == 0:
-            probe(engine, stage, context, step - 1)
-        began = time.perf_counter()
+        if (step.number - 1) % stage.probe_every == 0:
+            probe(engine, stage, context, step.number - 1)
+            step.begin()
         if stage.ahead:
-            groups = trained = flight.take(step, stage.steps, draw)
-            _refuse_errors(groups, stage.max_errors)
+            groups = trained = ahead.take(step.number, stage.steps, draw)
+            refuse_errors(groups, stage.max_errors)
         else:
-            groups, trained = collect(draw, step, stage, context)
-        sampled = time.perf_counter()
+            groups, trained = collect(draw, step.number, stage, context)
+        step.end("sample")
         problems.learn(groups)
         updated, advantages = trainer.update([g.usable for g in trained])
         values = describe(groups, context.task) | updated
         if stage.ahead:
             values["lag"] = engine.version - mean([s.version for g in groups for s in g.samples])
-        seconds = {"sample": sampled - began, "update": time.perf_counter() - sampled}
+        step.end("update")
         history.lines.append(values)
-        context.log.samples(
-            stage.name, step, trained, context.chat, context.task, _aligned(trained, advantages)
-        )
-        context.log.update(Update(stage.name, step, values, seconds), "rl")
-        if updated.get("lost"):
-            context.log.lost(stage.name, step, [s.text for g in trained for s in g.samples])
+        rows = _aligned(trained, advantages)
+        log.samples(stage.name, step.number, trained, context.chat, context.task, rows)
+        step.write(values, [s.text for g in trained for s in g.samples])
         for text in concerns(history.lines):
-            context.log.warn(stage.name, step, text)
-        context.kept(step, stage.steps, parts)
+            log.warn(stage.name, step.number, text)
     engine.version = learner.done
     probe(engine, stage, context, stage.steps)
 
 
 def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
-    """The models that the row holds beside the policy, and their optimizers. Raises WhetError where
-    a key is not read by the row.
+    """The trainer of a stage: the models that the row needs beside the policy, and the optimizers.
+
+    Raises WhetError where the row would not read a key.
     """
     refuse(stage, row)
     adapt(policy, stage.lora, context.seed)
@@ -98,42 +95,44 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
 
 def refuse(stage: config.RL, row: Algorithm) -> None:
     """Raises RecipeError for a key that the row would not read, or one that it needs."""
-    said = f"stage {stage.name}: algorithm {row.name}"
+    subject = f"stage {stage.name}: algorithm {row.name}"
     if stage.critic is not None and row.critic is None and not row.token_reward:
-        raise RecipeError(f"{said} trains no critic; drop the stage's critic table")
+        raise RecipeError(f"{subject} trains no critic; drop the stage's critic table")
     if stage.reference != "start" and not row.has_kl:
         raise RecipeError(
-            f"{said} has no KL, so reference = {stage.reference!r} would not be read; drop it"
+            f"{subject} has no KL, so reference = {stage.reference!r} would not be read; drop it"
         )
     if stage.reference == "start" and row.advantage == "none":
         raise RecipeError(
-            f"{said} learns from a teacher only; name it: reference = a stage, a directory or a Hub id"
+            f"{subject} learns from a teacher only; name it: reference = a stage, a directory or a Hub id"
         )
     if stage.ahead and row.correction == "none":
         raise RecipeError(
-            f'{said}: samples a step old need its correction; give override = {{ correction = "token" }}, or drop ahead'
+            f'{subject}: samples a step old need its correction; give override = {{ correction = "token" }}, or drop ahead'
         )
     if stage.ahead and row.sampling == "dynamic":
         raise RecipeError(
-            f"{said} draws again as the scores come in, so it cannot draw ahead of them; drop ahead"
+            f"{subject} draws again as the scores come in, so it cannot draw ahead of them; drop ahead"
         )
     if stage.pool is not None and row.sampling != "prioritised":
-        raise RecipeError(f"{said} takes prompts in order, so pool would not be read; drop it")
+        raise RecipeError(f"{subject} takes prompts in order, so pool would not be read; drop it")
     if stage.draws != default(stage, "draws") and row.sampling != "dynamic":
         raise RecipeError(
-            f"{said} draws once a step, so draws = {stage.draws} would not be read; drop it"
+            f"{subject} draws once a step, so draws = {stage.draws} would not be read; drop it"
         )
     if stage.probe_every != default(stage, "probe_every") and not stage.probe:
         raise RecipeError(
-            f"{said}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not be read; drop it"
+            f"{subject}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not be read; drop it"
         )
 
 
 def default(stage: config.RL, key: str) -> object:
+    """The value of a key of the stage where the recipe has none."""
     return type(stage).model_fields[key].default
 
 
 def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum:
+    """The order of the training problems, as the row asks for it."""
     stream = context.stream("train")
     if row.sampling != "prioritised":
         return InOrder(stream)
@@ -142,8 +141,9 @@ def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum
 
 
 def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
-    """The same few test problems, with the same random numbers, after `step` steps: what changes is
-    the policy. Never trained on.
+    """Answers the same few test problems after `step` steps, always with the same random numbers.
+
+    Only the policy changes between two probes. Nothing is trained on them.
     """
     prompts = context.some("test", stage.probe, context.seed) if stage.probe else []
     if prompts:
@@ -157,7 +157,7 @@ def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None
 def drawing(
     engine: Engine, problems: Curriculum, sampling: Sampling, stage: config.RL, context: Context
 ) -> Callable[[int], Drawn]:
-    """Draws the prompts of a step, and their samples."""
+    """A function that draws the prompts of a step, and their samples."""
 
     def draw(step: int) -> Drawn:
         fresh = replace(sampling, seed=context.seed * 1_000_003 + step)
@@ -173,14 +173,14 @@ def collect(
     """All groups drawn for one step, and those to train on.
 
     Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups
-    have signal, at most `stage.draws` times; what has none is left out.
+    have signal, at most `stage.draws` times; groups without signal are left out.
     """
     dynamic = algorithm(stage.algorithm, stage.override).sampling == "dynamic"
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
         fresh = score_groups(context.reward, *draw(step))
-        _refuse_errors(fresh, stage.max_errors)
+        refuse_errors(fresh, stage.max_errors)
         groups += fresh
         trained += [g for g in fresh if g.usable.has_signal] if dynamic else fresh
         if len(trained) >= stage.prompts:
@@ -188,7 +188,8 @@ def collect(
     return groups, trained[: stage.prompts]
 
 
-def _refuse_errors(groups: Sequence[Group], most: float) -> None:
+def refuse_errors(groups: Sequence[Group], most: float) -> None:
+    """Raises RewardError where the verifier failed on more than a share `most` of the answers."""
     failed = [c for g in groups for c in g.scores if not c.usable]
     share = len(failed) / sum(len(g.scores) for g in groups)
     if share > most:
@@ -204,6 +205,6 @@ def _aligned(
     """Advantages [G] per group, None for samples whose verifier failed."""
     rows: list[list[float | None]] = []
     for group, values in zip(groups, advantages, strict=True):
-        given = iter(values)
-        rows.append([next(given) if score.usable else None for score in group.scores])
+        usable = iter(values)
+        rows.append([next(usable) if score.usable else None for score in group.scores])
     return rows

@@ -1,11 +1,9 @@
-"""Supervised fine-tuning: next-token loss on the response only. It also trains a tiny base model
-from nothing.
-"""
+"""Supervised fine-tuning: next-token loss on the response only. It also trains tiny base models."""
 
-import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from torch import Tensor
 
 from whet import config
 from whet.algorithms.batch import PolicyBatch, pack
@@ -14,69 +12,62 @@ from whet.errors import DataError, GateError
 from whet.evaluation.measure import accuracy_by_mode
 from whet.model.lora import adapt
 from whet.model.policy import Policy
+from whet.rollout import dataset
 from whet.rollout.context import Context
-from whet.storage.checkpoint import Counted, Holds
+from whet.storage.checkpoint import Counted
 from whet.training.learner import Learner, policy_logprobs
-from whet.types import Problem, Sampling, Update
+from whet.training.loop import PLAIN, learn, steps
+from whet.types import Problem
 
-PLAIN = Sampling(n=1, temperature=1.0)
 BLOCK = 4096  # responses that a corpus is asked for at a time
 
 
 def run(policy: Policy, stage: config.SFT, context: Context) -> None:
-    """Trains `policy` in place for `stage.steps` steps, or until its gate holds. Raises GateError
-    if it never does.
+    """Trains `policy` in place for `stage.steps` steps, or until its gate opens.
+
+    Raises GateError if the gate never opens.
     """
     adapt(policy, stage.lora, context.seed)
     learner = Learner(policy, stage.optimizer, stage.steps)
     device = next(policy.parameters()).device
     pairs = Counted(documents(stage, context))
-    parts: dict[str, Holds] = {"policy": learner, "pairs": pairs}
-    for step in range(context.resumed(stage.name, parts) + 1, stage.steps + 1):
-        began = time.perf_counter()
-        examples = [
-            context.example(*next(pairs), context.seed * 1_000_003 + step)
-            for _ in range(stage.batch)
-        ]
+    parts = {"policy": learner, "pairs": pairs}
+
+    def loss(micro: PolicyBatch) -> Tensor:
+        return policy_gradient(policy_logprobs(policy, micro, PLAIN)[0], micro.advantage)
+
+    for step in steps(stage, parts, context.log, context.checkpoints):
+        seed = context.seed * 1_000_003 + step.number
+        examples = [context.example(*next(pairs), seed) for _ in range(stage.batch)]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
-
-        def loss_of(micro: PolicyBatch):  # noqa: ANN202
-            return policy_gradient(policy_logprobs(policy, micro, PLAIN)[0], micro.advantage)
-
-        lr = stage.optimizer.lr * learner.lr_scale
-        stepped = learner.step(batch, stage.micro_tokens, loss_of)
-        values = {**stepped.values, "lr": lr, "tokens": float(tokens)}
-        seconds = {"update": time.perf_counter() - began}
-        reached, last = False, step == stage.steps
-        if stage.gate is not None and (last or step % stage.gate.every == 0):
-            told = accuracy_by_mode(policy, context, stage.gate, seed=context.seed * 7919 + step)
-            reached = holds(stage.gate, told, step, last)
-            values["gate"] = told.get(stage.gate.mode, (0.0, 0))[0]
-            seconds["gate"] = time.perf_counter() - began - seconds["update"]
-        context.log.update(Update(stage.name, step, values, seconds), "sft")
-        if stepped.lost:
-            context.log.lost(stage.name, step, [e.text for e in examples])
-        if reached:
+        figures = learn(learner, batch, stage.micro_tokens, loss) | {"tokens": float(tokens)}
+        step.end("update")
+        opened, last = False, step.number == stage.steps
+        if stage.gate is not None and (last or step.number % stage.gate.every == 0):
+            seed = context.seed * 7919 + step.number
+            accuracies = accuracy_by_mode(policy, context, stage.gate, seed)
+            opened = opens(stage.gate, accuracies, step.number, last)
+            figures["gate"] = accuracies.get(stage.gate.mode, (0.0, 0))[0]
+            step.end("gate")
+        step.write(figures, [e.text for e in examples])
+        if opened:
             return
-        context.kept(step, stage.steps, parts)
 
 
 def documents(stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
-    """(problem, response) without end: the task's corpus, new each block; a reject stage's samples,
-    epoch by epoch; or both by their shares.
-    """
-    streams = {
-        name: _stream(name, stage, context) for name, share in stage.shares.items() if share > 0
-    }
-    shares = np.array([stage.shares[name] for name in streams])
+    """(problem, response) pairs without end, from each source of data by its share."""
+    sources = {name: share for name, share in stage.shares.items() if share > 0}
+    streams = [_stream(name, stage, context) for name in sources]
+    shares = np.array(list(sources.values()))
     rng = np.random.default_rng(context.seed)
     while True:
         for i in rng.choice(len(streams), size=1024, p=shares / shares.sum()):
-            yield next(list(streams.values())[i])
+            yield next(streams[i])
 
 
 def _stream(name: str, stage: config.SFT, context: Context) -> Iterator[tuple[Problem, str]]:
+    """The task's corpus, new in each block; or the responses of a reject stage, epoch by epoch."""
     if name == "corpus":
         block = 0
         while True:
@@ -85,23 +76,23 @@ def _stream(name: str, stage: config.SFT, context: Context) -> Iterator[tuple[Pr
                 raise DataError(f"task {context.task.name} has no corpus to train on")
             yield from pairs
             block += 1
-    pairs = context.data[name]
-    if not pairs:
-        raise DataError(f"stage {stage.name}: the reject stage {name!r} kept no sample to train on")
+    pairs = dataset.verified(name, context)
     rng = np.random.default_rng(context.seed)
     while True:
         for i in rng.permutation(len(pairs)):
             yield pairs[i]
 
 
-def holds(gate: config.Gate, told: Mapping[str, tuple[float, int]], step: int, last: bool) -> bool:
-    """Whether the model answers well enough in the gate's mode; `told` gives (accuracy, answers) by
-    mode.
+def opens(
+    gate: config.Gate, accuracies: Mapping[str, tuple[float, int]], step: int, last: bool
+) -> bool:
+    """Whether the model answers well enough in the gate's mode.
 
-    Raises GateError where it does not and no step is left.
+    `accuracies` has (accuracy, number of answers) of each mode. Raises GateError where the gate
+    stays shut after the last step.
     """
-    right, n = told.get(gate.mode, (0.0, 0))
-    rival, _ = told.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
+    right, n = accuracies.get(gate.mode, (0.0, 0))
+    rival, _ = accuracies.get(gate.above, (0.0, 0)) if gate.above else (0.0, 0)
     if n and right >= gate.accuracy and (gate.above is None or right > rival):
         return True
     if last:

@@ -1,6 +1,4 @@
-"""A directory or a file that is there whole, or not at all, whatever ends the process or the
-machine.
-"""
+"""Atomic writes: a directory or a file is whole or absent, even after a kill or a power cut."""
 
 import os
 import shutil
@@ -16,12 +14,11 @@ OURS = ("config.json", "adapter_config.json")
 
 @contextmanager
 def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
-    """Yields a temporary sibling to write into; when the block ends, everything is flushed and one
-    rename commits it.
+    """Yields a temporary sibling of `directory` to write into, and renames it at the block's end.
 
-    Where the block raises, nothing is left. A directory that stands there already is replaced,
-    unless it is neither empty nor has a file named in `holds`: then it is somebody's, and is left
-    alone. Its old content is moved aside, and back if the commit fails.
+    Everything is flushed before the rename. Where the block raises, nothing is left. An existing
+    directory is replaced if it is empty or has a file named in `holds`; otherwise it belongs to
+    somebody and stays. Its old content is moved aside, and back if the commit fails.
     Raises ModelError where the place cannot be written or may not be replaced.
     """
     target = Path(os.path.realpath(directory))
@@ -36,7 +33,7 @@ def committed(directory: Path, holds: Sequence[str] = OURS) -> Iterator[Path]:
             raise ModelError(
                 f"{directory} holds other files and no {holds[0]}; give a new directory, or empty this one"
             )
-        made(target.parent)
+        make_directory(target.parent)
         token = uuid4().hex[:8]
         part, old = (
             target.parent / f".{target.name}.{token}.{kind}" for kind in ("partial", "old")
@@ -77,18 +74,16 @@ def _flush(directory: Path) -> None:
         sync(Path(folder))
 
 
-def made(directory: Path) -> None:
-    """Makes a directory and those above it, each entered for good in the one that it stands in."""
+def make_directory(directory: Path) -> None:
+    """Makes a directory and its parents; each outlasts a power cut."""
     if not directory.exists():
-        made(directory.parent)
+        make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
         sync(directory.parent)
 
 
-def written(path: Path, text: str) -> None:
-    """All of the text or what was there before: a temporary file, synced, then one rename, synced
-    too.
-    """
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by a synced temporary one; after a crash it has the old text or the new."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
@@ -97,7 +92,7 @@ def written(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the names in a directory, would outlast a power cut."""
+    """Returns once a file, or the list of a directory's names, would outlast a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

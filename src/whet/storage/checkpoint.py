@@ -1,8 +1,7 @@
-"""What is kept of a run while it runs: whole, checked when it is read, and enough to go on as if
-nothing had happened.
+"""Checkpoints of a stage's loop: whole, verified when read, and enough to resume bit for bit.
 
 A checkpoint is a directory STAGE/checkpoints/STEP with state.safetensors (weights, moments),
-state.json (all that is no tensor) and manifest.json (the SHA-256 of both). It is written aside,
+state.json (data other than tensors) and manifest.json (the SHA-256 of both). It is written aside,
 synced and committed by one rename.
 """
 
@@ -21,29 +20,27 @@ from torch import Tensor
 from whet.errors import ModelError, Stopped
 from whet.storage.atomic import committed
 
-__all__ = ["Counted", "Holds", "Record", "Saves", "State", "committed"]
-
 TENSORS, DATA, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class State:
-    """All that one part of a run must remember: tensors, and data that JSON can say."""
+    """The state of one part of a loop: tensors, and data that JSON can hold."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     data: Any = None
 
 
-class Holds(Protocol):
-    """Whatever has to be as it was: the states of two runs are equal where their next steps are."""
+class Stateful(Protocol):
+    """A part of a loop that changes from step to step; equal states lead to equal next steps."""
 
     def state(self) -> State: ...
     def restore(self, state: State) -> None: ...
 
 
 class Counted(Generic[Item]):
-    """A stream that the seed fixes, and how far it has been read."""
+    """A stream whose items the seed fixes, and the number of items read so far."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self.items, self.read = items, 0
@@ -59,14 +56,14 @@ class Counted(Generic[Item]):
         return State(data=self.read)
 
     def restore(self, state: State) -> None:
-        """Reads on to where the stream was."""
+        """Skips the items that were read before the checkpoint."""
         for _ in islice(self.items, state.data - self.read):
             pass
         self.read = state.data
 
 
-class Record:
-    """A list of plain data that grows by a step's figures."""
+class History:
+    """The figures of every step so far."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
@@ -78,9 +75,10 @@ class Record:
         self.lines[:] = state.data
 
 
-class Saves:
-    """The checkpoints of one stage, the newest `last` of them, one every `every` steps; and whether
-    the run should stop.
+class Checkpoints:
+    """The checkpoints of one stage: one every `every` steps, of which the newest `last` stay.
+
+    `stop` is set when the run should stop; the next step then ends with a checkpoint.
     """
 
     def __init__(
@@ -88,15 +86,15 @@ class Saves:
     ) -> None:
         self.folder, self.every, self.last = folder, every, last
         self.stop = stop or Event()
-        self.origin: Mapping[str, Any] = {}  # hashes of what the run is made of, for the record
-        self.before: Callable[[], None] = lambda: (
-            None
-        )  # puts on disk what a checkpoint relies on: the log of its steps
-        self.damaged: list[str] = []  # in words, of those that were passed over
+        self.origin: Mapping[str, Any] = {}  # provenance of the run, copied into every checkpoint
+        # puts the log on disk before a checkpoint that relies on it
+        self.before: Callable[[], None] = lambda: None
+        self.damaged: list[str] = []  # a sentence for every checkpoint that was passed over
 
-    def kept(self, step: int, steps: int, parts: Mapping[str, Holds]) -> None:
-        """After `step` of `steps`: keeps what is to be kept. Raises Stopped, having kept it, where
-        the run is to stop.
+    def keep(self, step: int, steps: int, parts: Mapping[str, Stateful]) -> None:
+        """Writes the checkpoint that is due after `step` of `steps`.
+
+        Raises Stopped, after writing one, where the run should stop.
         """
         if step == steps:
             return
@@ -108,8 +106,8 @@ class Saves:
                 f"stopped after step {step} of {steps} of stage {self.folder.parent.name}; --resume goes on from there"
             )
 
-    def write(self, step: int, parts: Mapping[str, Holds]) -> None:
-        """Raises ModelError where it cannot be written; the earlier ones are as they were then."""
+    def write(self, step: int, parts: Mapping[str, Stateful]) -> None:
+        """Raises ModelError where the checkpoint cannot be written; earlier ones stay intact."""
         from safetensors.torch import save
 
         states = {name: part.state() for name, part in parts.items()}
@@ -118,93 +116,93 @@ class Saves:
             for name, s in states.items()
             for key, t in s.tensors.items()
         }
-        told = {
-            "step": step,
-            "origin": self.origin,
-            "parts": {name: s.data for name, s in states.items()},
+        data = {name: s.data for name, s in states.items()}
+        files = {
+            TENSORS: save(tensors),
+            DATA: _json({"step": step, "origin": self.origin, "parts": data}),
         }
-        texts = {TENSORS: save(tensors), DATA: _json(told)}
-        sums = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        files[MANIFEST] = _json({"sha256": sums, "step": step})
         self.before()
         with committed(self.folder / f"{step:08d}", holds=(MANIFEST,)) as place:
-            for name, text in {**texts, MANIFEST: _json({"sha256": sums, "step": step})}.items():
-                (place / name).write_bytes(text)
+            for name, content in files.items():
+                (place / name).write_bytes(content)
         for old in self.steps()[: -self.last]:
             shutil.rmtree(self.folder / f"{old:08d}", ignore_errors=True)
 
-    def drawing(self, done: int, total: int) -> None:
-        """While a stage that keeps nothing draws. Raises Stopped where the run is to stop."""
+    def raise_if_stopped(self, done: int, total: int) -> None:
+        """Progress of sampling in a stage without checkpoints. Raises Stopped on request."""
         if self.stop.is_set():
             raise Stopped(
                 f"stopped while stage {self.folder.parent.name} drew its samples; --resume begins the stage anew"
             )
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, damaged or not."""
+        """The steps of the checkpoints on disk, damaged or not, in ascending order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
-    def restored(self, parts: Mapping[str, Holds], logged: int) -> int:
-        """Puts every part back to the newest whole checkpoint of at most `logged` steps; the step
-        of it, 0 where there is none.
+    def restore(self, parts: Mapping[str, Stateful], logged: int) -> int:
+        """Restores every part from the newest whole checkpoint of at most `logged` steps.
 
-        One that is damaged, or newer than the log, is told in `damaged`, removed, and passed over
-        for the one before. Raises ModelError where a whole one is of another stage.
+        Returns the checkpoint's step, 0 where there is none. A checkpoint that is damaged, or newer
+        than the log, is removed and named in `damaged`. Raises ModelError where a whole checkpoint
+        belongs to another stage.
         """
         for step in reversed(self.steps()):
             place = self.folder / f"{step:08d}"
             try:
                 if step > logged:
                     raise ValueError(f"the log ends with step {logged}")
-                tensors, told = read(place, step)
+                tensors, data = read(place, step)
             except (OSError, ValueError) as failure:
                 self.damaged.append(f"the checkpoint of step {step} was passed over: {failure}")
                 shutil.rmtree(place, ignore_errors=True)
                 continue
-            if told.keys() != parts.keys():
+            if data.keys() != parts.keys():
                 raise ModelError(
-                    f"{place} holds {', '.join(sorted(told))}, and the stage needs {', '.join(sorted(parts))}"
+                    f"{place} holds {', '.join(sorted(data))}, and the stage needs {', '.join(sorted(parts))}"
                 )
             for name, part in parts.items():
+                prefix = f"{name}/"
                 own = {
-                    k.removeprefix(f"{name}/"): t
-                    for k, t in tensors.items()
-                    if k.startswith(f"{name}/")
+                    k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)
                 }
-                part.restore(State(own, told[name]))
+                part.restore(State(own, data[name]))
             return step
         return 0
 
     def clear(self) -> None:
-        """The stage is done: what it made stands elsewhere."""
+        """Removes the checkpoints of a stage that is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def read(place: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors and data by part. Raises ValueError or OSError where a single bit is
-    not as it was written.
+    """The tensors and the data of a checkpoint, by part.
+
+    Raises ValueError or OSError where a single bit differs from what was written.
     """
     from safetensors.torch import load
 
-    manifest = (place / MANIFEST).read_bytes()
+    written = (place / MANIFEST).read_bytes()
     try:
-        held = json.loads(manifest)
-        sums = dict(held["sha256"])
+        manifest = json.loads(written)
+        sums = dict(manifest["sha256"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{MANIFEST} cannot be read") from None
     if (
-        _json(held) != manifest
-        or held.keys() != {"step", "sha256"}
-        or held["step"] != step
+        _json(manifest) != written
+        or manifest.keys() != {"step", "sha256"}
+        or manifest["step"] != step
         or sums.keys() != {TENSORS, DATA}
     ):
         raise ValueError(f"{MANIFEST} is not as it was written")
-    texts = {name: (place / name).read_bytes() for name in sums}
-    for name, text in texts.items():
-        if hashlib.sha256(text).hexdigest() != sums[name]:
+    files = {name: (place / name).read_bytes() for name in sums}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != sums[name]:
             raise ValueError(f"{name} is not as it was written")
-    return load(texts[TENSORS]), json.loads(texts[DATA])["parts"]
+    return load(files[TENSORS]), json.loads(files[DATA])["parts"]
 
 
 def _json(data: Any) -> bytes:

@@ -1,6 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, samples/, summary.json; and what a person sees while it
-runs.
-"""
+"""The log of a run: metrics.jsonl, samples/, summary.json, and the display of its progress."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.chat import Chat
-from whet.storage.atomic import sync, written
+from whet.storage.atomic import sync, write_text
 from whet.storage.checkpoint import State
 from whet.types import Group, Task, Update
 
 
 class Display(Protocol):
-    """A person's view of a run; the command line draws it, tests record it."""
+    """The view of a run for a person; the command line draws it, tests record it."""
 
     def begin(self, stage: str, kind: str, total: int) -> None: ...
     def step(self, done: int, values: Mapping[str, float]) -> None: ...
@@ -35,21 +33,22 @@ class Silent:
 class RunLog:
     """Writes one run's directory. Lines are appended whole; summary.json is replaced by one rename.
 
-    What a later write relies on, a checkpoint or the summary, is on disk before it: `sync`.
+    `sync` puts on disk whatever a checkpoint or the summary relies on, before either is written.
     """
 
     def __init__(self, directory: Path, display: Display | None = None) -> None:
         self.directory = directory
         self.display: Display = display or Silent()
         self.warnings: list[dict[str, Any]] = []
-        self.unsynced: set[Path] = (
-            set()
-        )  # files and directories that a power cut could still take back
+        self.unsynced: set[Path] = set()  # files and directories that a power cut could lose
         directory.mkdir(parents=True, exist_ok=True)
 
     def update(self, update: Update, kind: str) -> None:
-        line = {"stage": update.stage, "kind": kind, "step": update.step}
-        line |= {
+        """Appends a step's figures to metrics.jsonl."""
+        line = {
+            "stage": update.stage,
+            "kind": kind,
+            "step": update.step,
             "values": dict(update.values),
             "seconds": {k: round(v, 4) for k, v in update.seconds.items()},
         }
@@ -60,7 +59,7 @@ class RunLog:
         self.display.step(update.step, update.values)
 
     def warn(self, stage: str, step: int, text: str) -> None:
-        """Says it once a stage."""
+        """Warns of something, once a stage."""
         if any(w["stage"] == stage and w["text"] == text for w in self.warnings):
             return
         self.warnings.append({"stage": stage, "step": step, "text": text})
@@ -76,53 +75,49 @@ class RunLog:
         path = folder / f"{step:06d}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for i, group in enumerate(groups):
-                given = advantages[i] if advantages is not None else [None] * len(group.samples)
-                file.write(json.dumps(_group_line(stage, step, group, chat, task, given)) + "\n")
+                row = advantages[i] if advantages is not None else [None] * len(group.samples)
+                file.write(json.dumps(_group_line(stage, step, group, chat, task, row)) + "\n")
         self.wrote(path)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets what was logged of a stage after its step, and half a line, if a kill has left
-        one.
-        """
+        """Removes what was logged of a stage after a step, and half a line that a kill has left."""
         lines = self._lines()
         kept = [
-            x
-            for x in lines
-            if (told := whole(x)) and (told["stage"] != stage or told["step"] <= step)
+            text
+            for text in lines
+            if (line := whole(text)) and (line["stage"] != stage or line["step"] <= step)
         ]
         if kept != lines:
-            written(self.directory / "metrics.jsonl", "".join(kept))
+            write_text(self.directory / "metrics.jsonl", "".join(kept))
         for name, last in ((stage, step), (f"{stage}-probe", step - 1), (f"{stage}-test", -1)):
             for file in (self.directory / "samples" / name).glob("*.jsonl"):
                 if file.stem.isdigit() and int(file.stem) > last:
                     file.unlink()
 
     def logged(self, stage: str) -> int:
-        """How many steps of a stage stand in metrics.jsonl without a gap."""
-        steps = [
-            told["step"] for x in self._lines() if (told := whole(x)) and told["stage"] == stage
-        ]
+        """The number of a stage's steps that metrics.jsonl has without a gap."""
+        lines = [line for text in self._lines() if (line := whole(text))]
+        steps = [line["step"] for line in lines if line["stage"] == stage]
         return next((i for i, step in enumerate(steps) if step != i + 1), len(steps))
 
     def _lines(self) -> list[str]:
         path = self.directory / "metrics.jsonl"
-        return (
-            path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            if path.is_file()
-            else []
-        )
+        if not path.is_file():
+            return []
+        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
     def state(self) -> State:
         return State(data=self.warnings)
 
     def restore(self, state: State) -> None:
-        """As it was, and what has been said since before any stage went on."""
+        """The warnings of the checkpoint, and those of the start of this process."""
         since = [w for w in self.warnings if w["stage"] == "start" and w not in state.data]
         self.warnings[:] = [*state.data, *since]
 
     def lost(self, stage: str, step: int, texts: Sequence[str]) -> None:
-        """A step whose gradient was not finite: what it would have learned from, in
-        STAGE/lost/STEP.json, and a warning.
+        """Keeps the texts of a step whose loss or gradient was not finite, and warns.
+
+        They are in STAGE/lost/STEP.json.
         """
         folder = self.directory / stage / "lost"
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,24 +126,23 @@ class RunLog:
         self.warn(stage, step, f"{text} {stage}/lost")
 
     def wrote(self, path: Path) -> None:
-        """Notes a file of the run's directory, and the directories that it may be new in, for the
-        next `sync`.
-        """
+        """Notes a written file, and the run's directories above it, for the next `sync`."""
         self.unsynced |= {path, *(p for p in path.parents if p.is_relative_to(self.directory))}
 
     def sync(self) -> None:
-        """Returns when all that was written so far would outlast a power cut."""
+        """Returns once all files written so far would outlast a power cut."""
         for path in sorted(self.unsynced):
             sync(path)
         self.unsynced.clear()
 
     def summary(self, figures: Mapping[str, Any]) -> None:
+        """Writes summary.json: the figures, and the warnings so far."""
         self.sync()
         write_json(self.directory / "summary.json", {**figures, "warnings": self.warnings})
 
 
 def whole(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None where it was not written to its end."""
+    """A line of metrics.jsonl as data; None where it was not written to its end."""
     try:
         return json.loads(line) if line.endswith("\n") else None
     except ValueError:
@@ -194,12 +188,13 @@ def _group_line(
 
 
 def rounded(numbers: NDArray[np.float32]) -> list[float]:
-    """As Python's round(x, 5), all at once: a float32 times 10^5 is exact in float64, and so is the
-    rounding to even.
+    """Numbers as Python's round(x, 5) gives them.
+
+    A float32 times 10^5 is exact in float64, and so is the rounding to even.
     """
     return (np.rint(numbers.astype(np.float64) * 1e5) / 1e5).tolist()
 
 
 def write_json(path: Path, data: Any) -> None:
-    """All of it or nothing, and for good."""
-    written(path, json.dumps(data, indent=1))
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(data, indent=1))

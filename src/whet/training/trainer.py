@@ -15,7 +15,7 @@ from whet.algorithms.kl import k3
 from whet.algorithms.off_policy import masked, truncated
 from whet.model.policy import Policy
 from whet.model.value_head import ScalarModel
-from whet.storage.checkpoint import Holds, State
+from whet.storage.checkpoint import State, Stateful
 from whet.training.learner import Learner, policy_logprobs
 from whet.training.token_advantages import Credit, shares
 from whet.types import Group, Sample, Sampling
@@ -42,9 +42,9 @@ class Trainer:
         self.rollouts = state.data
 
     @property
-    def parts(self) -> dict[str, Holds]:
+    def parts(self) -> dict[str, Stateful]:
         """What changes from step to step."""
-        judge: dict[str, Holds] = {} if self.judge is None else {"judge": self.judge}
+        judge: dict[str, Stateful] = {} if self.judge is None else {"judge": self.judge}
         return {"policy": self.learner, "trainer": self, **judge}
 
     def update(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[list[float]]]:
