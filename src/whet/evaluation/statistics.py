@@ -1,4 +1,4 @@
-"""Figures that carry their own doubt: intervals, pass@k, majority votes, exact paired tests. Pure."""
+"""Statistics of an evaluation: intervals, pass@k, majority votes, exact paired tests. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,7 @@ DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean in [0, 1] with its confidence interval, and the number of independent answers it is
-    worth.
-    """
+    """A mean in [0, 1] with its confidence interval, and the effective number of answers."""
 
     mean: float
     low: float
@@ -26,9 +24,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """b minus a on the same problems: mean difference, its 95 % interval, the two-sided p value and
-    the test it came from.
-    """
+    """b minus a on the same problems: mean difference, 95 % interval, two-sided p value, test."""
 
     difference: float
     low: float
@@ -46,7 +42,7 @@ class Split:
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share. Fractions are welcome: n may be an effective number.
+    """Wilson's score interval for a share. Both numbers may be fractions, as effective ones are.
 
     Source: E. B. Wilson 1927. Raises ValueError unless 0 <= successes <= n and n > 0.
 
@@ -68,15 +64,14 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
 
 
 def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
-    """The mean over problems of the mean over a problem's samples, each 0 or 1, with an interval
-    over problems.
+    """The mean over problems of the mean over a problem's samples, with an interval over problems.
 
-    Samples of one problem resemble each other, so they count as n_effective = p (1 - p) / var(mean)
-    independent answers, where var(mean) = sum_i (m_i - p)^2 / (P (P - 1)) over the P problems'
-    means m_i; at least P (all that one problem is worth where its samples agree), at most all
-    samples. Where the variance tells nothing (one problem, p of 0 or 1) it is P. With one sample a
-    problem it is P as well, and the interval is Wilson's. Raises ValueError for no problem or one
-    without samples.
+    Every sample is 0 or 1. Samples of one problem resemble each other, so they count as
+    n_effective = p (1 - p) / var(mean) independent answers, where
+    var(mean) = sum_i (m_i - p)^2 / (P (P - 1)) over the P problems' means m_i. n_effective is at
+    least P, as where the samples of each problem agree, and at most the number of samples. It is P
+    where the variance is no guide (one problem, p of 0 or 1). With one sample a problem it is P
+    too, and the interval is Wilson's. Raises ValueError for no problem or one without samples.
 
     >>> mean_with_interval([[1.0], [0.0], [1.0], [1.0]]).n_effective
     4.0
@@ -101,10 +96,9 @@ def mean_with_interval(counts: Sequence[Sequence[float]], level: float = 0.95) -
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that one of k of n samples is right, c being right.
-    arXiv:2107.03374, eq. 1.
+    """1 - C(n - c, k) / C(n, k): the chance that k of n samples, c of them right, have a right one.
 
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    Source: arXiv:2107.03374, eq. 1. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
 
     >>> round(pass_at_k(10, 3, 5), 6)
     0.916667
@@ -115,11 +109,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """1 where the commonest answer is right, 0 where it is wrong; where several are commonest, the
-    share of them that is right.
+    """1 where the commonest answer is right, 0 where it is wrong; of tied ones, the right share.
 
-    None is an answer that could not be parsed: it has no vote, and where nobody votes nothing is
-    right. Raises ValueError where the lengths differ.
+    None is an answer that could not be parsed: it has no vote. Without any vote the result is 0.
+    Raises ValueError where the lengths differ.
 
     >>> majority(["7", "7", "8", None], [True, True, False, False]), majority(["7", "8"], [True, False])
     (1.0, 0.5)
@@ -137,10 +130,10 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p value for problems that only a, or only b, got right: a fair coin's chance of a
-    split this uneven.
+    """Two-sided p value for the numbers of problems that only a, or only b, got right.
 
-    Source: Q. McNemar 1947, exact binomial form. Raises ValueError below 0.
+    It is the chance that a fair coin splits them this unevenly. Source: Q. McNemar 1947, exact
+    binomial form. Raises ValueError for a negative number.
 
     >>> mcnemar_exact(1, 9)
     0.021484375
@@ -158,15 +151,17 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
     """Is b better than a on the same P problems? a[i], b[i] are the samples of problem i.
 
-    With one sample each the test is McNemar's, else signs of the problems' mean differences d_i are
-    flipped: all patterns for up to 16 problems that differ, else 20,000 drawn ones (seeded; (1 +
-    hits) / (1 + draws)). The interval is d +- 1.96 s with s^2 = (sum_i (d_i - d)^2 + 2 / k) / (P (P
-    + 1)), k the fewest samples of a problem: as if one more sample each way had been seen (cf.
-    Bonett and Price 2012 for k = 1), so that it is not empty where all differences are equal.
+    With one sample each the test is McNemar's. Otherwise it flips the signs of the problems' mean
+    differences d_i: all patterns for up to 16 problems that differ, else 20,000 drawn ones (seeded;
+    p = (1 + hits) / (1 + draws)).
+
+    The interval is d +- 1.96 s with s^2 = (sum_i (d_i - d)^2 + 2 / k) / (P (P + 1)), k the fewest
+    samples of a problem. The 2 / k adds one sample each way (cf. Bonett and Price 2012 for k = 1),
+    so that equal differences leave no empty interval.
     Raises ValueError for no problems, unequal numbers of them, or one without samples.
 
-    >>> found = paired([[True], [False], [False]], [[True], [True], [True]])
-    >>> round(found.difference, 4), round(found.low, 4), found.high, found.p, found.test
+    >>> result = paired([[True], [False], [False]], [[True], [True], [True]])
+    >>> round(result.difference, 4), round(result.low, 4), result.high, result.p, result.test
     (0.6667, -0.2573, 1.0, 0.5, 'McNemar, exact')
     """
     if not a or len(a) != len(b):
@@ -188,8 +183,7 @@ def paired(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]]) -> Paired:
 
 
 def sign_flip(differences: Sequence[float]) -> tuple[float, bool]:
-    """Two-sided p value of the sum under random signs, and whether every pattern of signs was
-    counted.
+    """Two-sided p value of the sum under random signs, and whether all sign patterns were counted.
 
     >>> sign_flip([0.5, 0.25, 1.0])
     (0.25, True)
@@ -212,13 +206,12 @@ def decompose(
     before: Mapping[str, tuple[float, float | None]],
     after: Mapping[str, tuple[float, float | None]],
 ) -> Split:
-    """What a gain in accuracy is made of; each mapping gives a mode's share s and its accuracy a
-    (None: no such answers).
+    """The two parts of a gain in accuracy, from each mode's share s and accuracy a.
 
-    choosing = sum (s' - s) a, had every mode kept its accuracy; reasoning = sum s' (a' - a), from
-    answering better within a mode. A mode that was not there before lends its later accuracy to
-    both, so that it counts as choosing; one that is gone afterwards likewise. The parts sum to the
-    gain. Raises ValueError where a mode has a share of the answers but no accuracy.
+    The accuracy is None for a mode without answers. choosing = sum (s' - s) a is the gain if every
+    mode kept its accuracy; reasoning = sum s' (a' - a) comes from better answers within a mode. A
+    mode that is new, or gone, counts as choosing: its one accuracy stands for both. The parts sum
+    to the gain. Raises ValueError where a mode has a share of the answers but no accuracy.
 
     >>> split = decompose({"guess": (0.9, 0.2), "think": (0.1, 0.6)}, {"guess": (0.0, None), "think": (1.0, 0.9)})
     >>> round(split.choosing, 4), round(split.reasoning, 4)
@@ -238,10 +231,9 @@ def decompose(
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of a figure over seeds; the deviation of a single one is
-    nan.
+    """Mean and standard deviation (n - 1) of a figure over seeds; nan for a single seed.
 
-    Raises ValueError for none.
+    Raises ValueError for no seed.
 
     >>> [round(x, 4) for x in mean_sd([0.8, 0.9, 1.0])]
     [0.9, 0.1]
