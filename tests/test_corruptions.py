@@ -5,9 +5,11 @@ changed does not go on.
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
+import whet
 from whet import config
 from whet.config import load as recipes
 from whet.errors import RecipeError, Stopped
@@ -177,6 +179,22 @@ def test_the_file_of_a_reward_of_one_s_own_counts(tmp_path):
     assert provenance.changed(before, provenance.origin(recipe)) == [str(own)]
     own.unlink()
     assert provenance.changed(before, provenance.origin(recipe)) == [str(own)]
+
+
+def test_every_file_of_the_code_counts(tmp_path):
+    """The hash covers the whole package, from the errors to the kernels in C."""
+    assert Path(whet.__file__).parent == provenance.PACKAGE
+    package = tmp_path / "whet"
+    shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    whole = provenance.code(package)
+    assert whole == provenance.origin(recipes.load(write(tmp_path, "")))["code"]
+    paths = [p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h")]
+    assert {package / "errors.py", *package.glob("kernels/*.c")} < set(paths)
+    for path in {(p.parent, p.suffix): p for p in paths}.values():  # one of each folder
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert provenance.code(package) != whole, path
+        path.write_bytes(content)
 
 
 def write(folder, line):

@@ -30,6 +30,7 @@ FAULTS = {
     "stage.rl.steps=true": "stage.rl.steps",
     "model.shape.hidden=30": "hidden (30) must be a multiple of 2 x heads (4)",
     "result=foo": "result = 'foo' makes no policy; known: base, rl",
+    "stage.rl.kind=prefer": "stage.rl: kind 'prefer' is called 'dpo'",
     "stage.rl.kind=foo": "does not match any of the expected tags",
     "stage.rl.optimizer.lr=nan": "nan and inf",
     "stage.rl.name=base": "two stages are named 'base'",
