@@ -137,8 +137,10 @@ def vote(group: Group) -> float:
 def ballot(text: str) -> str:
     """The answer of a text, for a vote: the part after the thinking; in prose, its final answer.
 
-    >>> ballot("<think>1+1</think>2"), ballot("So it is 5 apples.\\n#### 5"), ballot("Five and no more: \\\\boxed{5}")
-    ('2', '5', '5')
+    >>> ballot("<think>1+1</think>2"), ballot("So it is 5 apples.\\n#### 5")
+    ('2', '5')
+    >>> ballot("Five and no more: \\\\boxed{5}")
+    '5'
     """
     answer = (concluded(text) or text).strip()
     return (final_answer(text) or answer) if len(answer.split()) > 1 else answer

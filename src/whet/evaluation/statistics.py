@@ -213,7 +213,8 @@ def decompose(
     mode that is new, or gone, counts as choosing: its one accuracy stands for both. The parts sum
     to the gain. Raises ValueError where a mode has a share of the answers but no accuracy.
 
-    >>> split = decompose({"guess": (0.9, 0.2), "think": (0.1, 0.6)}, {"guess": (0.0, None), "think": (1.0, 0.9)})
+    >>> before = {"guess": (0.9, 0.2), "think": (0.1, 0.6)}
+    >>> split = decompose(before, {"guess": (0.0, None), "think": (1.0, 0.9)})
     >>> round(split.choosing, 4), round(split.reasoning, 4)
     (0.36, 0.3)
     """

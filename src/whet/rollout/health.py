@@ -27,18 +27,30 @@ def _trends(recent: Sequence[Values], entropy: float | None) -> Iterator[str]:
     if sum(v.get("truncated", 0.0) for v in recent) / len(recent) > 0.2:
         yield "more than a fifth of the answers are cut off at max_tokens: raise it, or shape the length"
     if entropy and last.get("entropy", entropy) < 0.1 * entropy and last.get("accuracy", 1.0) < 0.5:
-        yield "entropy has fallen below a tenth of its start while most answers are wrong: exploration is collapsing"
+        yield (
+            "entropy has fallen below a tenth of its start while most answers are wrong: "
+            "exploration is collapsing"
+        )
     if all(v.get("explained", 0.0) < -0.1 for v in recent):
-        yield "the critic predicts returns worse than their mean would: give it a warm-up (override warmup), or a lower learning rate (critic = { lr = ... })"
+        yield (
+            "the critic predicts returns worse than their mean would: give it a warm-up (override "
+            "warmup), or a lower learning rate (critic = { lr = ... })"
+        )
     if all(v.get("unparsed", 0.0) > 0.9 for v in recent):
-        yield "over nine tenths of the answers cannot be parsed: check the prompt's format against the reward's"
+        yield (
+            "over nine tenths of the answers cannot be parsed: check the prompt's format against "
+            "the reward's"
+        )
 
 
 def _jumps(history: Sequence[Values]) -> Iterator[str]:
     for key, name in (("grad_norm", "the gradient's norm"), ("loss", "the loss")):
         sizes = [abs(v[key]) for v in history[-JUMP_STEPS:] if key in v]
         if len(sizes) == JUMP_STEPS and sizes[-1] > JUMP * max(median(sizes[:-1]), LEAST[key]):
-            yield f"{name} has jumped to over {JUMP} times its median of the last {JUMP_STEPS} steps: lower the learning rate"
+            yield (
+                f"{name} has jumped to over {JUMP} times its median of the last {JUMP_STEPS} "
+                "steps: lower the learning rate"
+            )
 
 
 def _faults(last: Values) -> Iterator[str]:

@@ -32,7 +32,8 @@ def refuse(stage: config.Rank, task: Task) -> None:
         )
     if stage.by != "length" and stage.longer != type(stage).model_fields["longer"].default:
         raise RecipeError(
-            f"stage {stage.name}: by = {stage.by!r} looks at no length, so longer = {stage.longer:g} would not be read; drop it"
+            f"stage {stage.name}: by = {stage.by!r} looks at no length, so longer = "
+            f"{stage.longer:g} would not be read; drop it"
         )
 
 

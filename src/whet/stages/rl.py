@@ -73,7 +73,8 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
         reference = policy if stage.reference == "start" else context.policy(stage.reference)
         if reference.config.vocab != policy.config.vocab:
             raise ModelError(
-                f"stage {stage.name}: reference {stage.reference} has a vocabulary of {reference.config.vocab}, the policy one of "
+                f"stage {stage.name}: reference {stage.reference} has a vocabulary of "
+                f"{reference.config.vocab}, the policy one of "
                 f"{policy.config.vocab}; a KL needs the same tokens"
             )
         reference = frozen(reference)
@@ -108,7 +109,8 @@ def refuse(stage: config.RL, row: Algorithm) -> None:
         )
     if stage.ahead and row.correction == "none":
         raise RecipeError(
-            f'{subject}: samples a step old need its correction; give override = {{ correction = "token" }}, or drop ahead'
+            f"{subject}: samples a step old need its correction; give override = "
+            f'{{ correction = "token" }}, or drop ahead'
         )
     if stage.ahead and row.sampling == "dynamic":
         raise RecipeError(
@@ -122,7 +124,8 @@ def refuse(stage: config.RL, row: Algorithm) -> None:
         )
     if stage.probe_every != default(stage, "probe_every") and not stage.probe:
         raise RecipeError(
-            f"{subject}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not be read; drop it"
+            f"{subject}: probe = 0 asks nothing, so probe_every = {stage.probe_every} would not "
+            "be read; drop it"
         )
 
 
@@ -195,7 +198,8 @@ def refuse_errors(groups: Sequence[Group], most: float) -> None:
     if share > most:
         why = next((f"{c.status}: {c.reason}" for c in failed if c.reason), failed[0].status)
         raise RewardError(
-            f"the verifier failed on {share:.0%} of a step's answers, more than max_errors = {most:.0%} would let pass ({why})"
+            f"the verifier failed on {share:.0%} of a step's answers, more than max_errors = "
+            f"{most:.0%} would let pass ({why})"
         )
 
 

@@ -98,7 +98,8 @@ def opens(
     if last:
         above = f" and above {gate.above} ({rival:.2f})" if gate.above else ""
         raise GateError(
-            f"the gate was not reached in {step} steps: accuracy given {gate.mode} is {right:.2f} of {n} answers; "
+            f"the gate was not reached in {step} steps: accuracy given {gate.mode} is {right:.2f} "
+            f"of {n} answers; "
             f"it must be {gate.accuracy}{above}. Give the stage more steps"
         )
     return False

@@ -103,7 +103,8 @@ class Checkpoints:
             self.write(step, parts)
         if stopping:
             raise Stopped(
-                f"stopped after step {step} of {steps} of stage {self.folder.parent.name}; --resume goes on from there"
+                f"stopped after step {step} of {steps} of stage {self.folder.parent.name}; "
+                "--resume goes on from there"
             )
 
     def write(self, step: int, parts: Mapping[str, Stateful]) -> None:
@@ -134,7 +135,8 @@ class Checkpoints:
         """Progress of sampling in a stage without checkpoints. Raises Stopped on request."""
         if self.stop.is_set():
             raise Stopped(
-                f"stopped while stage {self.folder.parent.name} drew its samples; --resume begins the stage anew"
+                f"stopped while stage {self.folder.parent.name} drew its samples; --resume begins "
+                "the stage anew"
             )
 
     def steps(self) -> list[int]:

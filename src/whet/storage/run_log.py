@@ -122,7 +122,10 @@ class RunLog:
         folder = self.directory / stage / "lost"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{step:06d}.json", list(texts))
-        text = "loss or gradient was not finite, and the step was left out; what it would have learned from is in"
+        text = (
+            "loss or gradient was not finite, and the step was left out; what it would have "
+            "learned from is in"
+        )
         self.warn(stage, step, f"{text} {stage}/lost")
 
     def wrote(self, path: Path) -> None:
