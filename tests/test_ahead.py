@@ -31,9 +31,9 @@ def test_every_step_but_the_first_learns_from_samples_of_the_weights_before_the_
 ):
     model, context = world(tmp_path, alternating)
     rl.run(model, ahead(), context)
-    told = [line["values"] for line in lines(tmp_path)]
-    assert [v["lag"] for v in told] == [0.0, 1.0, 1.0, 1.0]
-    assert told[0]["sampler_gap"] < 1e-4 < min(v["sampler_gap"] for v in told[1:])
+    figures = [line["values"] for line in lines(tmp_path)]
+    assert [v["lag"] for v in figures] == [0.0, 1.0, 1.0, 1.0]
+    assert figures[0]["sampler_gap"] < 1e-4 < min(v["sampler_gap"] for v in figures[1:])
 
 
 def test_the_next_answers_are_drawn_while_the_last_are_scored(tmp_path):
@@ -49,12 +49,12 @@ def test_the_next_answers_are_drawn_while_the_last_are_scored(tmp_path):
     engine = context.engine(model, context.chat)
     plain, calls = engine.generate, []
 
-    def generate(*given):
-        found = plain(*given)
+    def generate(*arguments):
+        samples = plain(*arguments)
         calls.append(1)
         if len(calls) > 1:  # the first step has nothing to wait for
             drawn.release()
-        return found
+        return samples
 
     engine.generate = generate
     rl.run(model, ahead(), replace(context, engine=lambda policy, chat: engine))
@@ -69,9 +69,9 @@ def test_what_is_in_flight_is_kept_to_the_bit(tmp_path):
     )
     flight, again = OneStepAhead(context.reward), OneStepAhead(context.reward)
     flight.take(1, 9, draw)
-    held = flight.state()
+    state = flight.state()
     again.restore(
-        State({k: v.clone() for k, v in held.tensors.items()}, json.loads(json.dumps(held.data)))
+        State({k: v.clone() for k, v in state.tensors.items()}, json.loads(json.dumps(state.data)))
     )
     for ours, theirs in zip(flight.waiting[1], again.waiting[1], strict=True):
         for a, b in zip(ours, theirs, strict=True):

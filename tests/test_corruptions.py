@@ -42,10 +42,10 @@ def two(tmp_path_factory):
     ]
 
 
-def broken(kind, held, other, rng):
+def broken(kind, files, other, rng):
     """The files of a checkpoint after one thing has happened to one of them, or to two."""
-    made, name = dict(held), rng.choice(NAMES)
-    whole = held[name]
+    made, name = dict(files), rng.choice(NAMES)
+    whole = files[name]
     at = rng.randrange(len(whole))
     if kind == "flip":
         made[name] = whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :]
@@ -59,15 +59,15 @@ def broken(kind, held, other, rng):
         del made[name]
     elif kind == "swapped":
         second = rng.choice([n for n in NAMES if n != name])
-        made[name], made[second] = held[second], whole
+        made[name], made[second] = files[second], whole
     elif kind == "other step":
         made[name] = other[name]
     else:
-        told = json.loads(held[MANIFEST])
-        told[rng.choice(["step", "sha256", "more"])] = rng.choice(
+        manifest = json.loads(files[MANIFEST])
+        manifest[rng.choice(["step", "sha256", "more"])] = rng.choice(
             [8, {}, None, [1], {TENSORS: "0" * 64, DATA: "0" * 64}]
         )
-        made[MANIFEST] = json.dumps(told, sort_keys=True).encode()
+        made[MANIFEST] = json.dumps(manifest, sort_keys=True).encode()
     return made
 
 
@@ -135,12 +135,12 @@ def test_data_that_has_changed_is_named_and_the_run_does_not_go_on(filed, tmp_pa
     path, recipe = filed
     folder = tmp_path / "run"
     stopped(recipe, folder)
-    held = path.read_text()
-    path.write_text(held.replace("39+39=", "39 + 39="))
+    rows = path.read_text()
+    path.write_text(rows.replace("39+39=", "39 + 39="))
     for _ in range(2):  # being refused changes nothing
         with pytest.raises(RecipeError, match=r"rows\.jsonl changed since it began"):
             resume.resume(recipe, folder)
-    path.write_text(held)
+    path.write_text(rows)
     resume.resume(recipe, folder)
     assert json.loads((folder / "summary.json").read_text())["stages"]
 
@@ -148,14 +148,14 @@ def test_data_that_has_changed_is_named_and_the_run_does_not_go_on(filed, tmp_pa
 def test_code_that_has_changed_is_told(filed, tmp_path):
     folder = tmp_path / "run"
     stopped(filed[1], folder)
-    told = json.loads((folder / provenance.FILE).read_text())
+    origin = json.loads((folder / provenance.FILE).read_text())
     checkpoint = json.loads((folder / "base" / "checkpoints" / "00000003" / DATA).read_text())
     assert (
-        checkpoint["origin"] == told
-        and set(told) == {"recipe", "code", "files"}
-        and len(told["files"]) == 1
+        checkpoint["origin"] == origin
+        and set(origin) == {"recipe", "code", "files"}
+        and len(origin["files"]) == 1
     )
-    (folder / provenance.FILE).write_text(json.dumps({**told, "code": "0" * 64}))
+    (folder / provenance.FILE).write_text(json.dumps({**origin, "code": "0" * 64}))
     resume.resume(filed[1], folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert any("whet's code has changed" in w["text"] for w in summary["warnings"])

@@ -62,9 +62,11 @@ def test_where_a_checkpoint_is_committed_the_log_and_the_samples_of_its_steps_ar
         for step in (p.name for p in folder.glob("kimi/checkpoints/*") if p.name.isdigit()):
             files = [folder / "metrics.jsonl", *(folder / "samples" / "kimi").glob("*.jsonl")]
             files = [p for p in files if p.name == "metrics.jsonl" or int(p.stem) <= int(step)]
-            held = {p: disk.held.get(os.stat(p).st_ino, b"") for p in files}
-            assert f'"kimi", "kind": "rl", "step": {int(step)},'.encode() in held[files[0]]
-            assert all(p.read_bytes() == held[p] for p in files[1:]) and len(files) == 1 + int(step)
+            contents = {p: disk.contents.get(os.stat(p).st_ino, b"") for p in files}
+            assert f'"kimi", "kind": "rl", "step": {int(step)},'.encode() in contents[files[0]]
+            assert all(p.read_bytes() == contents[p] for p in files[1:]) and len(files) == 1 + int(
+                step
+            )
             assert all(p.name in disk.names[os.stat(p.parent).st_ino] for p in files)
             seen.append(int(step))
 

@@ -48,8 +48,8 @@ def stirred(model, seed=1, by=0.3):
     """The same model, its adapters as if they had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for held in lora.adapted(model).values():
-            for b in held.lora_b.values():
+        for adapter in lora.adapted(model).values():
+            for b in adapter.lora_b.values():
                 b.copy_(torch.randn(b.shape, generator=generator) * by)
     return model
 
@@ -80,13 +80,18 @@ def test_new_adapters_change_nothing_and_start_as_the_paper_has_it():
     plain, model = tiny(), tiny()
     lora.adapt(model, SOME, 5)
     assert torch.equal(logps(model), logps(plain))
-    held = lora.adapted(model)
-    assert set(held) == {f"layers.{i}.{x}" for i in (0, 1) for x in ("qkv", "gate_up", "down")}
-    qkv = held["layers.1.qkv"]
+    adapters = lora.adapted(model)
+    assert set(adapters) == {f"layers.{i}.{x}" for i in (0, 1) for x in ("qkv", "gate_up", "down")}
+    qkv = adapters["layers.1.qkv"]
     assert {n: a.shape for n, a in qkv.lora_a.items()} == {"q_proj": (3, 16), "v_proj": (3, 16)}
     assert {n: b.shape for n, b in qkv.lora_b.items()} == {"q_proj": (24, 3), "v_proj": (12, 3)}
     a = torch.cat(
-        [x.detach().flatten() for h in held.values() for x in h.lora_a.values() if x.shape[1] == 16]
+        [
+            x.detach().flatten()
+            for h in adapters.values()
+            for x in h.lora_a.values()
+            if x.shape[1] == 16
+        ]
     )
     assert 0.9 / math.sqrt(16) < a.abs().max() <= 1 / math.sqrt(16) and abs(a.mean()) < 0.02
     assert a.std() == pytest.approx(1 / math.sqrt(3 * 16), rel=0.1)
@@ -114,13 +119,13 @@ def test_the_gradient_is_the_chain_rules_through_the_full_weights():
         (policy_gradient(logps(one), batch().advantage) * batch().weight).sum().backward()
     full = dict(plain.named_parameters())
     seen = 0
-    for name, held in lora.adapted(model).items():
+    for name, adapter in lora.adapted(model).items():
         at = 0
-        for target, rows in held.stack:
+        for target, rows in adapter.stack:
             g = full[f"{name}.weight"].grad[at : at + rows]
             at += rows
-            if target in held.lora_a:
-                a, b = held.lora_a[target], held.lora_b[target]
+            if target in adapter.lora_a:
+                a, b = adapter.lora_a[target], adapter.lora_b[target]
                 assert (
                     torch.allclose(a.grad, 7 / 3 * b.T @ g, atol=1e-12)
                     and a.grad.abs().max() > 1e-6
@@ -160,19 +165,21 @@ def test_only_adapters_move(kind):
 
 def test_folded_weights_are_those_of_the_moment_and_gone_afterwards():
     model = grown().float()
-    before, told = weights(model), logps(model)
+    before, expected = weights(model), logps(model)
     with torch.no_grad(), lora.folded(model):
         assert all(
             h.whole is not None and h.whole.shape == h.weight.shape
             for h in lora.adapted(model).values()
         )
-        assert torch.allclose(logps(model), told, atol=1e-5) and not torch.equal(logps(model), told)
+        assert torch.allclose(logps(model), expected, atol=1e-5) and not torch.equal(
+            logps(model), expected
+        )
     assert alike(before, weights(model)) and all(
         h.whole is None for h in lora.adapted(model).values()
     )
     with pytest.raises(KeyError), lora.folded(model):
         raise KeyError
-    assert torch.equal(logps(model), told)
+    assert torch.equal(logps(model), expected)
 
 
 def test_the_sampler_sees_the_adapters_as_they_are(tmp_path):
@@ -236,10 +243,10 @@ def test_a_merge_leaves_the_weights_that_others_read_alone():
         frozen(model),
         {n: p.clone() for n, p in model.named_parameters() if ".lora_" not in n},
     )
-    told = logps(reference)
+    expected = logps(reference)
     lora.merge(model)
     assert not lora.adapted(model) and set(weights(model)) == set(before)
-    assert torch.equal(logps(reference), told)
+    assert torch.equal(logps(reference), expected)
 
 
 @pytest.mark.parametrize("row", ["grpo", "ppo"])

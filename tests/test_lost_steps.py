@@ -65,9 +65,9 @@ def test_a_hundred_losses_and_gradients_leave_no_trace(kind: str, place: str):
                 seen = iter(range(12))
 
                 def broken(micro, at=at, seen=seen):
-                    given = hurt.model(micro.x).square().sum(-1)
-                    mine = torch.tensor([next(seen) == at for _ in range(len(given))])
-                    return torch.where(mine, given * hurting[0], given)
+                    loss = hurt.model(micro.x).square().sum(-1)
+                    mine = torch.tensor([next(seen) == at for _ in range(len(loss))])
+                    return torch.where(mine, loss * hurting[0], loss)
 
                 stepped = hurt.step(batch, 5, broken)
             assert stepped.lost and stepped.values == {"lost": 1.0}

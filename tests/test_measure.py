@@ -80,23 +80,26 @@ GROUPS = [
 
 
 def test_figures_by_hand(tmp_path):
-    told = figures(GROUPS, context(tmp_path), Sampling(n=4, temperature=0.7))
+    summary = figures(GROUPS, context(tmp_path), Sampling(n=4, temperature=0.7))
     assert (
-        told["accuracy"] == pytest.approx((3 / 4 + 1 / 3) / 2)
-        and told["low"] < told["accuracy"] < told["high"]
+        summary["accuracy"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+        and summary["low"] < summary["accuracy"] < summary["high"]
     )
     assert (
-        told["n"] == 2
-        and told["errors"] == pytest.approx(1 / 8)
-        and told["sampling"]["temperature"] == 0.7
+        summary["n"] == 2
+        and summary["errors"] == pytest.approx(1 / 8)
+        and summary["sampling"]["temperature"] == 0.7
     )
-    assert told["pass_at"] == {
+    assert summary["pass_at"] == {
         "1": pytest.approx((3 / 4 + 1 / 3) / 2),
         "2": pytest.approx((1 + 2 / 3) / 2),
     }
-    assert told["majority"] == 0.5  # 2 wins in the first group, 5 in the second
-    assert told["length_right"] == pytest.approx((4 + 9 + 4 + 9) / 4) and told["length_wrong"] == 4
-    assert told["modes"]["direct"]["n"] == 5 and told["modes"]["careful"]["accuracy"] == 1.0
+    assert summary["majority"] == 0.5  # 2 wins in the first group, 5 in the second
+    assert (
+        summary["length_right"] == pytest.approx((4 + 9 + 4 + 9) / 4)
+        and summary["length_wrong"] == 4
+    )
+    assert summary["modes"]["direct"]["n"] == 5 and summary["modes"]["careful"]["accuracy"] == 1.0
 
 
 def test_modes_shares_sum_to_one(tmp_path):
@@ -116,9 +119,9 @@ def test_vote_counts_answers_not_texts():
 
 
 def test_answers_in_prose_are_pooled_by_what_they_conclude():
-    said = [("She has 5 apples. #### 5", True, 4), ("So \\boxed{5}, I think", True, 4)]
-    said += [("It is 7", False, 4), ("Seven? #### 8", False, 4)]
-    assert vote(group(1, said)) == 1.0  # 5 has two votes; word for word each would have one
+    answers = [("She has 5 apples. #### 5", True, 4), ("So \\boxed{5}, I think", True, 4)]
+    answers += [("It is 7", False, 4), ("Seven? #### 8", False, 4)]
+    assert vote(group(1, answers)) == 1.0  # 5 has two votes; word for word each would have one
 
 
 def test_the_gain_is_split_into_choosing_and_reasoning(tmp_path):
@@ -127,11 +130,11 @@ def test_the_gain_is_split_into_choosing_and_reasoning(tmp_path):
     before += [group(8 + i, [(CAREFUL + ("2" if i < 1 else "3"), i < 1, 9)]) for i in range(2)]
     after = [group(i, [(CAREFUL + ("2" if i < 8 else "3"), i < 8, 9)]) for i in range(10)]
     one, two = (Measured(g, figures(g, place, Sampling(n=1))) for g in (before, after))
-    told = gain("base", one, "rl", two)
-    assert told["total"] == pytest.approx(0.8 - 0.3)
-    assert told["choosing"] == pytest.approx(-0.8 * 0.25 + 0.8 * 0.5)
-    assert told["reasoning"] == pytest.approx(1.0 * (0.8 - 0.5))
-    assert told["paired"]["n"] == 10 and 0 < told["paired"]["p"] < 1
+    parts = gain("base", one, "rl", two)
+    assert parts["total"] == pytest.approx(0.8 - 0.3)
+    assert parts["choosing"] == pytest.approx(-0.8 * 0.25 + 0.8 * 0.5)
+    assert parts["reasoning"] == pytest.approx(1.0 * (0.8 - 0.5))
+    assert parts["paired"]["n"] == 10 and 0 < parts["paired"]["p"] < 1
 
 
 def test_only_problems_that_both_answered_are_paired():
@@ -152,8 +155,8 @@ def test_measure_asks_for_the_test_split_and_no_more_than_it_has(tmp_path):
             return [group(0, [(DIRECT + p.problem.answer, True, 4)]).samples for p in prompts]
 
     place = context(tmp_path)
-    found = measure(Engine(), place, config.Evaluation(problems=10_000, temperature=0.0, seed=3))
-    assert found.figures["accuracy"] == 1.0 and found.figures["n"] == place.task.size("test")
+    result = measure(Engine(), place, config.Evaluation(problems=10_000, temperature=0.0, seed=3))
+    assert result.figures["accuracy"] == 1.0 and result.figures["n"] == place.task.size("test")
     train = {p.id for p in place.task.problems("train", place.task.size("train"), 0)}
     assert (
         not train & set(asked["ids"])

@@ -19,6 +19,7 @@ from whet.storage.run_log import RunLog
 from whet.tasks import load
 from whet.types import Group, Problem, Prompt, Sample, Sampling, Score, Status
 
+TASTE: Any = load("taste")
 TASK = load("mix", parts=[{"name": "chain", "operations": 1}, {"name": "taste"}])
 SUM = Problem("chain:3+5", ({"role": "user", "content": "3+5="},), "8", "chain")
 LETTERS = Problem("taste:abc", ({"role": "user", "content": "abc:"},), "abc", "taste")
@@ -99,9 +100,13 @@ def test_a_part_that_pays_by_a_verdict_gets_its_own_tasks():
 
 def test_a_gate_holds_where_it_judges():
     reward = combined(
-        [("task", 1.0, {"only": "chain", "gate": "format"}), ("format", 0.5, {"answer": "", "only": "chain"}), ("task", 1.0, {"only": "taste"})],
+        [
+            ("task", 1.0, {"only": "chain", "gate": "format"}),
+            ("format", 0.5, {"answer": "", "only": "chain"}),
+            ("task", 1.0, {"only": "taste"}),
+        ],
         TASK,
-    )  # fmt: skip
+    )
     assert [s.value for s in reward.score([SUM, SUM, LETTERS], [RIGHT, "8", "abc"])] == [
         1.5,
         0.0,
@@ -112,16 +117,31 @@ def test_a_gate_holds_where_it_judges():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([("task", 1.0, {"only": "chian"})], "only = 'chian' is no task of this recipe; did you mean 'chain'?"),
+        (
+            [("task", 1.0, {"only": "chian"})],
+            "only = 'chian' is no task of this recipe; did you mean 'chain'?",
+        ),
         ([("task", 1.0, {"only": 3})], "only = 3 is no task"),
         ([("task", 1.0, {"only": "chain"})], "none for taste"),
         ([("task", 1.0, {}), ("task", 0.0, {"only": "chain"})], "two parts are named 'task'"),
         ([("task", 1.0, {"only": "chain"}), ("task", 0.0, {})], "two parts are named 'task'"),
-        ([("task", 1.0, {"only": "taste"}), ("task", 0.0, {"only": "taste"})], "two parts are named 'task'"),
-        ([("task", 1.0, {"gate": "format"}), ("format", 1.0, {"only": "chain"})], "give this part only = 'chain' too"),
-        ([("task", 1.0, {"only": "chain", "gate": "format"}), ("format", 1.0, {"only": "taste"})], "judges only taste"),
+        (
+            [("task", 1.0, {"only": "taste"}), ("task", 0.0, {"only": "taste"})],
+            "two parts are named 'task'",
+        ),
+        (
+            [("task", 1.0, {"gate": "format"}), ("format", 1.0, {"only": "chain"})],
+            "give this part only = 'chain' too",
+        ),
+        (
+            [
+                ("task", 1.0, {"only": "chain", "gate": "format"}),
+                ("format", 1.0, {"only": "taste"}),
+            ],
+            "judges only taste",
+        ),
     ],
-)  # fmt: skip
+)
 def test_faults_are_one_line(parts: list[tuple[str, float, dict[str, Any]]], message: str):
     with pytest.raises(RewardError) as error:
         combined(parts, TASK)
@@ -147,35 +167,35 @@ def groups() -> list[Group]:
         (SUM, [RIGHT, RIGHT], [3, 3]),
     ]
     reward = combined([("task", 1.0, {"only": "chain"}), ("task", 0.0, {"only": "taste"})], TASK)
-    found = []
+    drawn = []
     for problem, texts, lengths in rows:
         samples = tuple(sample(t, n) for t, n in zip(texts, lengths, strict=True))
-        found.append(
+        drawn.append(
             Group(
                 Prompt(problem, (0,)),
                 samples,
                 tuple(reward.score([problem] * len(texts), texts, samples)),
             )
         )
-    return found
+    return drawn
 
 
-def measured(found: list[Group], folder: Path) -> dict[str, Any]:
+def measured(drawn: list[Group], folder: Path) -> dict[str, Any]:
     chat = Chat.from_characters(TASK.alphabet())
     reward = combined([("task", 1.0, {})], TASK)
     context = Context(
         TASK, reward, chat, config.Ask(), RunLog(folder), 0, lambda p, c: p, lambda name: None
     )  # type: ignore
-    return figures(found, context, Sampling(n=2))
+    return figures(drawn, context, Sampling(n=2))
 
 
 def test_a_measurement_tells_the_tasks_apart(tmp_path: Path):
-    told = measured(groups(), tmp_path)
-    chain, taste = told["by_task"]["chain"], told["by_task"]["taste"]
-    assert list(told["by_task"]) == ["chain", "taste"]
+    summary = measured(groups(), tmp_path)
+    chain, taste = summary["by_task"]["chain"], summary["by_task"]["taste"]
+    assert list(summary["by_task"]) == ["chain", "taste"]
     assert (chain["accuracy"], chain["n"], chain["length"]) == (0.75, 2, 3.5)
     assert (taste["accuracy"], taste["n"], taste["length"]) == (0.0, 1, 6.0)
-    assert chain["low"] < 0.75 < chain["high"] and told["accuracy"] == pytest.approx(
+    assert chain["low"] < 0.75 < chain["high"] and summary["accuracy"] == pytest.approx(
         (0.75 * 2 + 0) / 3
     )
     assert "by_task" not in measured(
@@ -184,5 +204,5 @@ def test_a_measurement_tells_the_tasks_apart(tmp_path: Path):
 
 
 def test_a_part_is_averaged_over_the_responses_that_have_it():
-    told = describe(groups(), TASK)
-    assert told["part_utility"] == pytest.approx(load("taste").utility(LETTERS, "abc"))  # type: ignore[attr-defined]
+    rates = describe(groups(), TASK)
+    assert rates["part_utility"] == pytest.approx(TASTE.utility(LETTERS, "abc"))

@@ -116,27 +116,27 @@ def ran(tmp_path_factory):
 
 def test_every_stage_leaves_its_product(ran):
     summary = json.loads((ran / "all/summary.json").read_text())
-    told = {s["name"]: s for s in summary["stages"]}
-    assert list(told) == ["base", "kept", "again", "order", "rm", "dpo", "both", "rl"]
-    assert {n for n, s in told.items() if s["accuracy"] is not None} == {
+    records = {s["name"]: s for s in summary["stages"]}
+    assert list(records) == ["base", "kept", "again", "order", "rm", "dpo", "both", "rl"]
+    assert {n for n, s in records.items() if s["accuracy"] is not None} == {
         "base",
         "again",
         "both",
         "rl",
     }
     assert (
-        told["rm"]["pairs"]["n"] > 0
-        and 0 <= told["rm"]["pairs"]["low"] <= told["rm"]["pairs"]["accuracy"]
+        records["rm"]["pairs"]["n"] > 0
+        and 0 <= records["rm"]["pairs"]["low"] <= records["rm"]["pairs"]["accuracy"]
     )
-    held = {
+    configs = {
         p.parent.name: json.loads((p / "config.json").read_text())
         for p in (ran / "all").glob("*/model")
     }
-    assert set(held) == {"base", "again", "rm", "dpo", "both", "rl"}
+    assert set(configs) == {"base", "again", "rm", "dpo", "both", "rl"}
     assert (
-        held["rm"]["architectures"]
+        configs["rm"]["architectures"]
         == ["Qwen3ForSequenceClassification"]
-        != held["rl"]["architectures"]
+        != configs["rl"]["architectures"]
     )
     assert (ran / "all/model/model.safetensors").read_bytes() == (
         ran / "all/rl/model/model.safetensors"
@@ -212,7 +212,7 @@ def test_a_run_of_several_seeds_has_stages_that_run_alone(ran):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("words", "says"),
     [
         (["--only", "rx"], "the recipe has no such stage; known: again, base"),
         (["--only", "rl", "seed=9"], "seed of the stages before it differ"),
@@ -221,30 +221,46 @@ def test_a_run_of_several_seeds_has_stages_that_run_alone(ran):
         (["--only", "rl", "seed=1..2"], "give one seed"),
     ],
 )
-def test_what_cannot_be_rerun_is_refused_and_nothing_is_lost(ran, capsys, given, says):
+def test_what_cannot_be_rerun_is_refused_and_nothing_is_lost(ran, capsys, words, says):
     before = {p: p.stat().st_mtime_ns for p in ran.rglob("*")}
-    assert main(["run", str(ran / "all.toml"), "--runs", str(ran), *given]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1
+    assert main(["run", str(ran / "all.toml"), "--runs", str(ran), *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
     assert {p: p.stat().st_mtime_ns for p in ran.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('data = { kept = 0.7, corpus = 0.3 }', 'data = { kep = 0.7 }', "neither corpus nor an earlier reject stage; did you mean 'kept'"),
-        ('data = { kept = 0.7, corpus = 0.3 }', 'data = { kept = 0.0 }', "no share above 0"),
-        ('data = "order"\nheld', 'data = "ordr"\nheld', "no earlier rank stage, no file and no data set of the Hub; did you mean 'order'"),
+        (
+            "data = { kept = 0.7, corpus = 0.3 }",
+            "data = { kep = 0.7 }",
+            "neither corpus nor an earlier reject stage; did you mean 'kept'",
+        ),
+        ("data = { kept = 0.7, corpus = 0.3 }", "data = { kept = 0.0 }", "no share above 0"),
+        (
+            'data = "order"\nheld',
+            'data = "ordr"\nheld',
+            "no earlier rank stage, no file and no data set of the Hub; did you mean 'order'",
+        ),
         ('by = "reward"', 'by = "task"', "task chain ranks nothing"),
-        ('{ again = 0.5, dpo = 0.5 }', '{ again = 0.5, dpo = 0.6 }', "sum to 1.1; they must sum to 1"),
-        ('{ again = 0.5, dpo = 0.5 }', '{ again = 1.0 }', "models"),
-        ('{ again = 0.5, dpo = 0.5 }', '{ again = 0.5, dbo = 0.5 }', "no directory 'dbo'"),
+        (
+            "{ again = 0.5, dpo = 0.5 }",
+            "{ again = 0.5, dpo = 0.6 }",
+            "sum to 1.1; they must sum to 1",
+        ),
+        ("{ again = 0.5, dpo = 0.5 }", "{ again = 1.0 }", "models"),
+        ("{ again = 0.5, dpo = 0.5 }", "{ again = 0.5, dbo = 0.5 }", "no directory 'dbo'"),
         ('start = "rm" }', 'start = "rn" }', "no directory 'rn'"),
         ('model = "rm"', 'model = "rn"', "no directory 'rn'"),
         ('model = "rm"', 'modell = "rm"', "unknown option 'modell'; did you mean 'model'"),
-        ('[evaluation]', '[[reward]]\nname = "learned"\nmodel = "rm"\n[evaluation]', "makes its model only later"),
+        (
+            "[evaluation]",
+            '[[reward]]\nname = "learned"\nmodel = "rm"\n[evaluation]',
+            "makes its model only later",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_would_stop_a_later_stage_stops_the_run_before_its_first(
     tmp_path, capsys, old, new, says
 ):
@@ -252,8 +268,10 @@ def test_what_would_stop_a_later_stage_stops_the_run_before_its_first(
     assert text != RECIPE
     (tmp_path / "r.toml").write_text(text)
     assert main(["run", str(tmp_path / "r.toml"), "--runs", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1 and not (tmp_path / "all/metrics.jsonl").exists()
+    error = capsys.readouterr().err
+    assert (
+        says in error and error.count("\n") == 1 and not (tmp_path / "all/metrics.jsonl").exists()
+    )
 
 
 def test_an_unknown_key_of_every_kind_of_stage_is_told_the_nearest():

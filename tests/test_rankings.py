@@ -39,9 +39,9 @@ def written(tmp_path, *rows):
     ],
 )
 def test_a_row_is_read_in_every_usual_form(tmp_path, row, texts):
-    [found] = preferences.read(written(tmp_path, row))
-    assert found.texts == texts and found.problem.messages == (CHAT[0],)
-    assert found.problem.answer == (str(row["answer"]) if "answer" in row else None)
+    [ranking] = preferences.read(written(tmp_path, row))
+    assert ranking.texts == texts and ranking.problem.messages == (CHAT[0],)
+    assert ranking.problem.answer == (str(row["answer"]) if "answer" in row else None)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_what_is_written_is_read_again(tmp_path):
 
 
 def test_no_prompt_is_on_both_sides():
-    training, held = preferences.split(some(20), 0.2, 7)
-    asked = [{r.problem.question for r in side} for side in (training, held)]
-    assert len(asked[1]) == 1 and not asked[0] & asked[1] and len(training) + len(held) == 20
+    training, testing = preferences.split(some(20), 0.2, 7)
+    asked = [{r.problem.question for r in side} for side in (training, testing)]
+    assert len(asked[1]) == 1 and not asked[0] & asked[1] and len(training) + len(testing) == 20
     assert (
-        preferences.split(some(20), 0.2, 7) == (training, held)
-        and preferences.split(some(20), 0.2, 8)[1] != held
+        preferences.split(some(20), 0.2, 7) == (training, testing)
+        and preferences.split(some(20), 0.2, 8)[1] != testing
     )
     with pytest.raises(DataError, match="only one prompt"):
         preferences.split(some(1), 0.5, 1)

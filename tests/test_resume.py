@@ -59,9 +59,9 @@ def undisturbed(tmp_path_factory, recipe):
 
 def stopped(recipe, folder: Path, stage: str, step: int, how=pipeline.run) -> str:
     stop = Event()
-    with pytest.raises(Stopped) as told:
+    with pytest.raises(Stopped) as error:
         how(recipe, folder, Until(stop, stage, step), stop)
-    return str(told.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
 ):
     folder = tmp_path / "crash"
     assert (
-        f"step {step} of" in (told := stopped(recipe, folder, stage, step))
-        and stage in told
-        and "--resume" in told
+        f"step {step} of" in (message := stopped(recipe, folder, stage, step))
+        and stage in message
+        and "--resume" in message
     )
     resume.resume(recipe, folder)
     assert left(folder) == undisturbed
@@ -105,12 +105,14 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path
     """`make full-disk` fills real ones."""
     (tmp_path / "crash.toml").write_text(RECIPE)
     process = started(tmp_path, at=at, full=True)
-    told = process.communicate(timeout=120)[1].replace("calls", "\ncalls").partition("\ncalls")[0]
+    message = (
+        process.communicate(timeout=120)[1].replace("calls", "\ncalls").partition("\ncalls")[0]
+    )
     assert (
         process.returncode == 2
-        and "No space left on device" in told
-        and told.strip().count("\n") == 0
-    ), told
+        and "No space left on device" in message
+        and message.strip().count("\n") == 0
+    ), message
     resume.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
@@ -119,17 +121,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, rec
     folder = tmp_path / "crash"
     stopped(recipe, folder, "base", 20)  # leaves those of step 18 and 20
     newest = folder / "base" / "checkpoints" / "00000020" / TENSORS
-    held = bytearray(newest.read_bytes())
-    held[-5] ^= 1
-    newest.write_bytes(held)
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1
+    newest.write_bytes(content)
     resume.resume(recipe, folder)
-    found = left(folder)
-    assert {k: v for k, v in found.items() if k != "summary.json"} == {
+    files = left(folder)
+    assert {k: v for k, v in files.items() if k != "summary.json"} == {
         k: v for k, v in undisturbed.items() if k != "summary.json"
     }
     (warning,) = (
         w
-        for w in found["summary.json"]["warnings"]
+        for w in files["summary.json"]["warnings"]
         if w not in undisturbed["summary.json"]["warnings"]
     )
     assert (
@@ -145,12 +147,12 @@ def test_a_checkpoint_that_is_newer_than_the_log_is_not_gone_on_from(tmp_path, r
     path = folder / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:19]))
     resume.resume(recipe, folder)
-    found = left(folder)
-    assert found["metrics.jsonl"] == undisturbed["metrics.jsonl"]
-    assert {k: v for k, v in found.items() if k != "summary.json"} == {
+    files = left(folder)
+    assert files["metrics.jsonl"] == undisturbed["metrics.jsonl"]
+    assert {k: v for k, v in files.items() if k != "summary.json"} == {
         k: v for k, v in undisturbed.items() if k != "summary.json"
     }
-    assert any("the log ends with step 19" in w["text"] for w in found["summary.json"]["warnings"])
+    assert any("the log ends with step 19" in w["text"] for w in files["summary.json"]["warnings"])
 
 
 def test_a_learner_comes_back_to_the_bit_and_not_into_another_model(tmp_path):
@@ -170,15 +172,15 @@ def test_a_learner_comes_back_to_the_bit_and_not_into_another_model(tmp_path):
     saves = Checkpoints(tmp_path / "checkpoints")
     saves.write(1, {"policy": learner})
     after = step()
-    tensors, told = read(saves.folder / "00000001", 1)
+    tensors, data = read(saves.folder / "00000001", 1)
     learner.restore(
-        State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"])
+        State({k.removeprefix("policy/"): t for k, t in tensors.items()}, data["policy"])
     )
     assert learner.done == 1 and all(torch.equal(a, b) for a, b in zip(step(), after, strict=True))
     other = Learner(torch.nn.Linear(3, 2), config.Optimizer(), 9)
     with pytest.raises(ModelError, match="not of this model"):
         other.restore(
-            State({k.removeprefix("policy/"): t for k, t in tensors.items()}, told["policy"])
+            State({k.removeprefix("policy/"): t for k, t in tensors.items()}, data["policy"])
         )
 
 
@@ -256,13 +258,13 @@ def test_ctrl_c_keeps_the_step_and_a_second_one_leaves_at_once(tmp_path):
         process.send_signal(signal.SIGTERM if twice else signal.SIGINT)
         if twice:
             process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=30)[1]
-        assert process.returncode == 130 and time.monotonic() - asked < 5, told
+        message = process.communicate(timeout=30)[1]
+        assert process.returncode == 130 and time.monotonic() - asked < 5, message
         if not twice:
             assert (
-                "stopped after step" in told
-                and "--resume goes on from there" in told
-                and "Traceback" not in told
+                "stopped after step" in message
+                and "--resume goes on from there" in message
+                and "Traceback" not in message
             )
             assert len(list((tmp_path / "crash" / "base" / "checkpoints").iterdir())) == 2
 

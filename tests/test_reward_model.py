@@ -25,7 +25,7 @@ def asked(i):
 def taught(n=60):
     """Who says 1 more often is better; texts of unequal length, rankings of two and of three."""
     rng = np.random.default_rng(4)
-    found = []
+    rankings = []
     for i in range(n):
         texts = {
             "".join(rng.choice(list("0123"), size=int(rng.integers(1, 6))))
@@ -33,13 +33,13 @@ def taught(n=60):
         }
         ordered = sorted(texts, key=lambda t: (-t.count("1"), t))
         if len({t.count("1") for t in ordered}) == len(ordered) > 1:
-            found.append(Ranking(asked(i), tuple(ordered)))
-    return found
+            rankings.append(Ranking(asked(i), tuple(ordered)))
+    return rankings
 
 
 def stage(**keys):
-    given = {"steps": 60, "batch": 8, "data": "seen", "optimizer": config.Optimizer(lr=3e-3)}
-    return config.RewardModel(name="rm", kind="reward_model", **{**given, **keys})
+    defaults = {"steps": 60, "batch": 8, "data": "seen", "optimizer": config.Optimizer(lr=3e-3)}
+    return config.RewardModel(name="rm", kind="reward_model", **{**defaults, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,18 @@ def trained(tmp_path_factory):
     policy, context = world(folder)
     before = [p.clone() for p in policy.parameters()]
     keep_rankings(context, taught(300))
-    told = reward_model.run(policy, stage(held_out=0.3), context)
+    record = reward_model.run(policy, stage(held_out=0.3), context)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    return folder / "rm" / "model", context, told
+    return folder / "rm" / "model", context, record
 
 
 def test_it_learns_what_is_better_and_says_how_sure_it_is(trained):
-    _, context, told = trained
-    told = told["pairs"]
+    _, context, record = trained
+    pairs = record["pairs"]
     assert (
-        told["accuracy"] > 0.9
-        and told["low"] < told["accuracy"] <= told["high"] <= 1
-        and told["n"] > 17
+        pairs["accuracy"] > 0.9
+        and pairs["low"] < pairs["accuracy"] <= pairs["high"] <= 1
+        and pairs["n"] > 17
     )
     steps = lines(context.log.directory)
     assert (
@@ -71,20 +71,20 @@ def test_it_learns_what_is_better_and_says_how_sure_it_is(trained):
 
 
 def test_a_tie_is_half_right(trained, monkeypatch):
-    held = taught(12)
-    given = [[2.0, 1.0, *[0.0] * (len(r.texts) - 2)] for r in held]
-    given[0] = [1.0] * len(held[0].texts)
-    monkeypatch.setattr(reward_model, "scores", lambda *_: given)
-    told = reward_model.accuracy(None, held, trained[1])["pairs"]
-    assert told["accuracy"] == pytest.approx((len(held) - 0.5) / len(held))
+    testing = taught(12)
+    scores = [[2.0, 1.0, *[0.0] * (len(r.texts) - 2)] for r in testing]
+    scores[0] = [1.0] * len(testing[0].texts)
+    monkeypatch.setattr(reward_model, "scores", lambda *_: scores)
+    pairs = reward_model.accuracy(None, testing, trained[1])["pairs"]
+    assert pairs["accuracy"] == pytest.approx((len(testing) - 0.5) / len(testing))
 
 
 def test_the_mean_training_score_is_zero(trained):
     path, context, _ = trained
     model = value_head.load(path)
     training, _ = reward_model.preferences.split(taught(300), 0.3, context.seed)
-    given = [s for row in reward_model.scores(model, training, context) for s in row]
-    assert abs(np.mean(given)) < 1e-4 < 0.5 < np.std(given)
+    scores = [s for row in reward_model.scores(model, training, context) for s in row]
+    assert abs(np.mean(scores)) < 1e-4 < 0.5 < np.std(scores)
 
 
 def test_a_score_does_not_depend_on_what_else_is_scored(trained, monkeypatch):
@@ -168,9 +168,9 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(trained, tmp_p
 
 def test_a_critic_may_start_from_it(trained):
     path, _, _ = trained
-    held = pretrained.load(str(path))
-    assert torch.equal(value_head.ScalarModel(held).value_head.weight, held.head.weight)
-    assert value_head.ScalarModel(held).value_head.bias.item() != 0
+    loaded = pretrained.load(str(path))
+    assert torch.equal(value_head.ScalarModel(loaded).value_head.weight, loaded.head.weight)
+    assert value_head.ScalarModel(loaded).value_head.bias.item() != 0
 
 
 def test_too_little_to_learn_from_is_said(tmp_path):
@@ -202,8 +202,16 @@ def world_prompt():
     return Prompt(asked(1), (0,))
 
 
-ROWS = [("a", 4, True, 1.0, "stop"), ("bb", 5, True, 0.5, "stop"), ("ccc", 6, True, 0.9, "stop"), ("dddd", 5, False, 0.1, "stop"),
-        ("e", 3, False, 0.2, "stop"), ("cut", 9, True, 2.0, "length"), ("late", 9, None, 9.0, "stop"), ("a", 4, True, 1.0, "stop")]  # fmt: skip
+ROWS = [
+    ("a", 4, True, 1.0, "stop"),
+    ("bb", 5, True, 0.5, "stop"),
+    ("ccc", 6, True, 0.9, "stop"),
+    ("dddd", 5, False, 0.1, "stop"),
+    ("e", 3, False, 0.2, "stop"),
+    ("cut", 9, True, 2.0, "length"),
+    ("late", 9, None, 9.0, "stop"),
+    ("a", 4, True, 1.0, "stop"),
+]
 
 
 def test_shortest_right_before_what_is_longer(tmp_path):
@@ -211,8 +219,8 @@ def test_shortest_right_before_what_is_longer(tmp_path):
     shorter wrong one, nor a cut one.
     """
     stage = config.Rank(name="r", kind="rank", problems=1, by="length")
-    found = rank.ranked(group(*ROWS), stage, world(tmp_path)[1].task, np.random.default_rng(0))
-    assert [r.texts for r in found] == [("a", "ccc"), ("a", "dddd")]
+    rankings = rank.ranked(group(*ROWS), stage, world(tmp_path)[1].task, np.random.default_rng(0))
+    assert [r.texts for r in rankings] == [("a", "ccc"), ("a", "dddd")]
     assert (
         rank.ranked(group(*ROWS[3:5]), stage, world(tmp_path)[1].task, np.random.default_rng(0))
         == []
@@ -224,8 +232,8 @@ def test_by_reward_equals_say_nothing(tmp_path):
 
     stage = config.Rank(name="r", kind="rank", problems=1, by="reward")
     rows = [*ROWS[:5], ("f", 4, True, 0.5, "stop")]
-    [found] = rank.ranked(group(*rows), stage, world(tmp_path)[1].task, random.Random(1))
-    assert found.texts in {("a", "ccc", x, "e", "dddd") for x in ("bb", "f")}
+    [ranking] = rank.ranked(group(*rows), stage, world(tmp_path)[1].task, random.Random(1))
+    assert ranking.texts in {("a", "ccc", x, "e", "dddd") for x in ("bb", "f")}
     with pytest.raises(RecipeError, match="task chain ranks nothing"):
         rank.run(
             world(tmp_path)[0], config.Rank(name="r", kind="rank", problems=1), world(tmp_path)[1]
@@ -257,9 +265,9 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     """
     policy, context = world(tmp_path)
     reference = world(tmp_path, seed=9)[0]
-    found = [r for r in taught(40) if len(r.texts) == 2][:6]
+    rankings = [r for r in taught(40) if len(r.texts) == 2][:6]
     batch = dpo.preferences.ranked_batch(
-        [[context.example(r.problem, t) for t in r.texts] for r in found]
+        [[context.example(r.problem, t) for t in r.texts] for r in rankings]
     )
     batch = dpo.with_reference(batch, reference, micro)
 
@@ -270,7 +278,7 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
         return model.logits(hidden).log_softmax(-1)[:-1].gather(1, ids[1:, None])[-n:].sum()
 
     margins = []
-    for r in found:
+    for r in rankings:
         better, worse = (
             logp(policy, r.problem, t) - logp(reference, r.problem, t) for t in r.texts
         )

@@ -39,12 +39,18 @@ def test_describe_counts_failures_apart():
         (long, short, short),
         (Score(1.0), Score(0.0, "unparsed"), Score(0.0, "error")),
     )
-    told = describe([group], Chain())
+    figures = describe([group], Chain())
     assert (
-        told["errors"] == pytest.approx(1 / 3) and told["reward"] == 0.5 and told["length"] == 2.0
+        figures["errors"] == pytest.approx(1 / 3)
+        and figures["reward"] == 0.5
+        and figures["length"] == 2.0
     )
-    assert (told["length_right"], told["length_wrong"], told["truncated"]) == (3.0, 1.0, 0.5)
-    assert told["share_direct"] == 0.5 and told["groups_with_signal"] == 1.0
+    assert (figures["length_right"], figures["length_wrong"], figures["truncated"]) == (
+        3.0,
+        1.0,
+        0.5,
+    )
+    assert figures["share_direct"] == 0.5 and figures["groups_with_signal"] == 1.0
 
 
 def test_concerns_are_in_plain_words():
@@ -73,17 +79,17 @@ def test_concerns_are_in_plain_words():
         ({"errors": 0.1}, "verifier failed"),
         ({"explained": -0.3}, "critic predicts"),
     ):
-        told = concerns([fine] * 3 + [fine | change] * 5)
-        assert len(told) == 1 and word in told[0]
+        warnings = concerns([fine] * 3 + [fine | change] * 5)
+        assert len(warnings) == 1 and word in warnings[0]
 
 
 def test_a_jump_of_the_loss_or_the_gradient_is_told_once_there_is_something_to_compare_it_with():
     calm = [{"tokens": 9.0, "loss": 0.1 + i / 100, "grad_norm": 0.3} for i in range(25)]
     assert concerns(calm) == []
     assert concerns([*calm[:10], {"tokens": 9.0, "loss": 90.0, "grad_norm": 90.0}]) == []
-    (told,) = concerns([*calm, {"tokens": 9.0, "loss": 0.1, "grad_norm": 7.0}])
-    assert told.startswith("the gradient's norm has jumped to over 20 times")
-    (told,) = concerns([*calm, {"tokens": 9.0, "loss": -9.0, "grad_norm": 0.3}])
-    assert told.startswith("the loss has jumped")
+    (warning,) = concerns([*calm, {"tokens": 9.0, "loss": 0.1, "grad_norm": 7.0}])
+    assert warning.startswith("the gradient's norm has jumped to over 20 times")
+    (warning,) = concerns([*calm, {"tokens": 9.0, "loss": -9.0, "grad_norm": 0.3}])
+    assert warning.startswith("the loss has jumped")
     still = [{"loss": 0.0, "grad_norm": 0.0}] * 25
     assert concerns([*still, {"loss": 0.5, "grad_norm": 0.01}]) == []

@@ -14,8 +14,8 @@ def test_numbers_are_rounded_as_python_rounds_them():
     rng = np.random.default_rng(0)
     ties = np.arange(4000) / 2**17  # halves of the last place that float32 can hold, among others
     wide = -np.abs(rng.standard_normal(20_000)) * 10 ** rng.uniform(-7, 3, 20_000)
-    given = np.concatenate([ties, -ties, wide, [0.0, -0.0, -1e-9]]).astype(np.float32)
-    assert json.dumps(rounded(given)) == json.dumps([round(float(x), 5) for x in given])
+    numbers = np.concatenate([ties, -ties, wide, [0.0, -0.0, -1e-9]]).astype(np.float32)
+    assert json.dumps(rounded(numbers)) == json.dumps([round(float(x), 5) for x in numbers])
 
 
 @pytest.fixture

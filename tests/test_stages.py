@@ -81,9 +81,9 @@ def test_every_row_trains_and_stays_near_its_sampler(tmp_path, name):
     )
     rl.run(model, stage, context)
     assert any((before[k] != v).any() for k, v in model.state_dict().items())
-    told = [line["values"] for line in lines(tmp_path) if line["stage"] == "rl"]
-    assert len(told) == 3 and max(v.get("gap", 0.0) for v in told) < 1e-4
-    assert ("kl" in told[-1]) == row.has_kl and ("explained" in told[-1]) == (
+    figures = [line["values"] for line in lines(tmp_path) if line["stage"] == "rl"]
+    assert len(figures) == 3 and max(v.get("gap", 0.0) for v in figures) < 1e-4
+    assert ("kl" in figures[-1]) == row.has_kl and ("explained" in figures[-1]) == (
         row.critic is not None
     )
 
@@ -128,11 +128,11 @@ def test_dynamic_sampling_draws_again_until_groups_have_signal(tmp_path):
 
     model, context = world(tmp_path, judge)
     rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=3), context)
-    told = [line["values"] for line in lines(tmp_path)]
+    figures = [line["values"] for line in lines(tmp_path)]
     assert (
         len(calls) == 6
-        and [v["samples"] for v in told] == [96, 96]
-        and all(v["tokens"] > 0 for v in told)
+        and [v["samples"] for v in figures] == [96, 96]
+        and all(v["tokens"] > 0 for v in figures)
     )
     calls.clear()
     rl.run(model, rl_stage(steps=2, algorithm="dapo", draws=2), context)
@@ -161,14 +161,14 @@ def test_the_same_problems_are_probed_as_the_policy_changes(tmp_path):
     rl.run(model, rl_stage(steps=5, probe=3, probe_every=2), context)
     files = sorted((tmp_path / "samples/rl-probe").iterdir())
     assert [f.stem for f in files] == ["000000", "000002", "000004", "000005"]
-    told = [[json.loads(x) for x in f.read_text().splitlines()] for f in files]
+    probes = [[json.loads(x) for x in f.read_text().splitlines()] for f in files]
     assert (
-        len({tuple(g["prompt"]["id"] for g in groups) for groups in told}) == 1
-        and len(told[0]) == 3
+        len({tuple(g["prompt"]["id"] for g in groups) for groups in probes}) == 1
+        and len(probes[0]) == 3
     )
-    assert [groups[0]["samples"][0]["version"] for groups in told] == [0, 2, 4, 5]
+    assert [groups[0]["samples"][0]["version"] for groups in probes] == [0, 2, 4, 5]
     train = {p.id for p in context.task.problems("train", context.task.size("train"), 0)}
-    assert not train & {g["prompt"]["id"] for g in told[0]}
+    assert not train & {g["prompt"]["id"] for g in probes[0]}
     rl.run(model, rl_stage(steps=1).model_copy(update={"probe": 0, "name": "bare"}), context)
     assert not (tmp_path / "samples/bare-probe").exists()
 

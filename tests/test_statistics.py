@@ -77,9 +77,9 @@ def test_wilson_at_the_ends():
 
 def test_one_sample_a_problem_is_wilsons_interval():
     for right, problems in [(3, 4), (1, 30), (0, 9), (9, 9)]:
-        found = mean_with_interval([[1.0]] * right + [[0.0]] * (problems - right))
-        assert (found.low, found.high) == pytest.approx(wilson(right, problems), abs=1e-15)
-        assert found.n_effective == problems and found.low <= found.mean <= found.high
+        interval = mean_with_interval([[1.0]] * right + [[0.0]] * (problems - right))
+        assert (interval.low, interval.high) == pytest.approx(wilson(right, problems), abs=1e-15)
+        assert interval.n_effective == problems and interval.low <= interval.mean <= interval.high
 
 
 def test_samples_that_agree_are_worth_one_and_samples_that_do_not_are_worth_all():
@@ -114,8 +114,8 @@ def test_the_interval_over_problems_covers_as_often_as_it_says():
     problems, k, runs, hits = 40, 6, 1000, 0
     for _ in range(runs):
         right = rng.binomial(k, rng.beta(0.5, 1.0, problems))
-        found = mean_with_interval([[1.0] * c + [0.0] * (k - c) for c in right])
-        hits += found.low <= 1 / 3 <= found.high
+        interval = mean_with_interval([[1.0] * c + [0.0] * (k - c) for c in right])
+        hits += interval.low <= 1 / 3 <= interval.high
     assert 0.93 < hits / runs < 0.98
 
 
@@ -189,9 +189,9 @@ def test_paired_picks_its_test():
     a, b = [[True], [False], [False], [False]], [[True], [True], [True], [True]]
     assert (paired(a, b).p, paired(a, b).test) == (mcnemar_exact(0, 3), "McNemar, exact")
     wide_a, wide_b = [x * 2 for x in a], [[True, False], [True, True], [False, True], [True, True]]
-    found = paired(wide_a, wide_b)
-    assert (found.p, found.test) == (sign_flip([-0.5, 1.0, 0.5, 1.0])[0], "sign flip, exact")
-    assert found.difference == 0.5 and found.low < 0.5 < found.high
+    result = paired(wide_a, wide_b)
+    assert (result.p, result.test) == (sign_flip([-0.5, 1.0, 0.5, 1.0])[0], "sign flip, exact")
+    assert result.difference == 0.5 and result.low < 0.5 < result.high
     assert paired([[True]], [[True, False]]).test == "sign flip, exact"
     many = paired([[False, False]] * 20, [[True, False]] * 20)
     assert many.test == "sign flip, 20000 draws"
@@ -223,8 +223,8 @@ def test_the_paired_interval_covers_as_often_as_it_says(problems: int, k: int):
     for _ in range(runs):
         easy = rng.beta(1, 1, problems)
         a, b = (rng.random((problems, k)) < q[:, None] for q in (0.8 * easy, 0.2 + 0.8 * easy))
-        found = paired(a.tolist(), b.tolist())
-        hits += found.low <= 0.2 <= found.high
+        result = paired(a.tolist(), b.tolist())
+        hits += result.low <= 0.2 <= result.high
     assert hits / runs > 0.92
 
 
@@ -312,8 +312,8 @@ def test_problems_more_alike_than_chance_are_worth_no_more_than_their_samples():
 
 
 def test_the_level_reaches_the_interval():
-    found = mean_with_interval([[1.0], [1.0], [0.0]], level=0.8)
-    assert (found.low, found.high) == pytest.approx(wilson(2, 3, 0.8))
+    interval = mean_with_interval([[1.0], [1.0], [0.0]], level=0.8)
+    assert (interval.low, interval.high) == pytest.approx(wilson(2, 3, 0.8))
 
 
 def test_problems_that_do_not_differ_cost_no_exactness():
