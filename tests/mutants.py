@@ -211,7 +211,6 @@ MUTANTS = [
     ("training/learner", "moments.setdefault(int(j), {})[name] = value", "pass", "test_resume"),
     ("training/learner", "self.done, self.lost = state.data[\"done\"], state.data[\"lost\"]", "pass", "test_resume"),
     ("rollout/curriculum", "self.random.bit_generator.state = state.data[\"random\"]", "pass", "test_resume"),
-    ("rollout/curriculum", "self.problems.restore(state)", "pass", "test_resume"),
     ("training/trainer", "self.rollouts = state.data", "pass", "test_resume"),
     ("storage/run_log", "line[\"step\"] <= step)", "True)"),
     ("rollout/dataset", "return responses.read(path)", "return responses.read(path)[:1]"),

@@ -20,6 +20,7 @@ from whet.rollout.rollout import describe, mean, rollout
 from whet.types import Group, Progress, Sampling
 
 GATE_SPLIT = "train"  # a gate may look as often as it likes without spending the test split
+RATES = ("length", "length_right", "length_wrong", "truncated", "unparsed", "errors")
 PASS_AT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Table = dict[str, dict[str, Any]]
 
@@ -76,12 +77,7 @@ def figures(groups: Sequence[Group], context: Context, sampling: Sampling) -> di
         **(accuracy(counts) if counts else dict.fromkeys(("accuracy", "low", "high"))),
         "n": len(counts),
         "sampling": asdict(sampling),
-        "length": rates.get("length"),
-        "length_right": rates.get("length_right"),
-        "length_wrong": rates.get("length_wrong"),
-        "truncated": rates.get("truncated"),
-        "unparsed": rates.get("unparsed"),
-        "errors": rates["errors"],
+        **{name: rates.get(name) for name in RATES},
         "tokens": sum(s.length for g in groups for s in g.samples),
         "pass_at": {
             str(k): mean([statistics.pass_at_k(len(row), sum(row), k) for row in counts])

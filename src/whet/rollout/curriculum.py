@@ -6,36 +6,24 @@ from typing import Protocol
 
 import numpy as np
 
-from whet.storage.checkpoint import Counted, State
+from whet.storage.checkpoint import Counted, State, Stateful
 from whet.types import Group, Problem
 
 
-class Curriculum(Protocol):
+class Curriculum(Stateful, Protocol):
     def draw(self, n: int) -> list[Problem]: ...
 
     def learn(self, groups: Sequence[Group]) -> None:
         """Takes note of the scores of the problems that were drawn."""
         ...
 
-    def state(self) -> State: ...
-    def restore(self, state: State) -> None: ...
 
-
-class InOrder:
-    def __init__(self, problems: Iterator[Problem]) -> None:
-        self.problems = Counted(problems)
-
+class InOrder(Counted[Problem]):
     def draw(self, n: int) -> list[Problem]:
-        return list(islice(self.problems, n))
+        return list(islice(self, n))
 
     def learn(self, groups: Sequence[Group]) -> None:
         """Does nothing: the order is the task's."""
-
-    def state(self) -> State:
-        return self.problems.state()
-
-    def restore(self, state: State) -> None:
-        self.problems.restore(state)
 
 
 class Prioritised:

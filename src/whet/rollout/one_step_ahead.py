@@ -17,6 +17,7 @@ from whet.types import Group, Problem, Prompt, Sample
 
 Drawn = tuple[list[Prompt], list[tuple[Sample, ...]]]
 ARRAYS = ("tokens", "mask", "logp")
+PLAIN = ("text", "finish", "version", "turns")  # the other fields of a sample
 
 
 class OneStepAhead:
@@ -53,13 +54,7 @@ class OneStepAhead:
                 for p in prompts
             ],
             "samples": [
-                {
-                    "length": len(s.tokens),
-                    "text": s.text,
-                    "finish": s.finish,
-                    "version": s.version,
-                    "turns": s.turns,
-                }
+                {"length": len(s.tokens), **{name: getattr(s, name) for name in PLAIN}}
                 for s in flat
             ],
             "group": len(drawn[0]) if drawn else 0,
@@ -71,7 +66,7 @@ class OneStepAhead:
         for row in state.data["samples"]:
             end = begin + row["length"]
             arrays = {name: state.tensors[name][begin:end].numpy().copy() for name in ARRAYS}
-            flat.append(Sample(**arrays, **{k: v for k, v in row.items() if k != "length"}))
+            flat.append(Sample(**arrays, **{name: row[name] for name in PLAIN}))
             begin = end
         prompts, size = [_prompt(row) for row in state.data["prompts"]], state.data["group"]
         groups = [tuple(flat[i : i + size]) for i in range(0, len(flat), size or 1)]

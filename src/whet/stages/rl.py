@@ -37,7 +37,7 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     for step in steps(stage, parts, log, context.checkpoints):
         engine.version = learner.done
         if (step.number - 1) % stage.probe_every == 0:
-            probe(engine, stage, context, step.number - 1)
+            probe(engine, trainer.sampling, stage, context, step.number - 1)
             step.begin()
         if stage.ahead:
             groups = trained = ahead.take(step.number, stage.steps, draw)
@@ -58,7 +58,7 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
         for text in concerns(history.lines):
             log.warn(stage.name, step.number, text)
     engine.version = learner.done
-    probe(engine, stage, context, stage.steps)
+    probe(engine, trainer.sampling, stage, context, stage.steps)
 
 
 def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
@@ -143,17 +143,17 @@ def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum
     return Prioritised(stream, min(stage.pool or POOL, size or POOL), context.seed)
 
 
-def probe(engine: Engine, stage: config.RL, context: Context, step: int) -> None:
+def probe(
+    engine: Engine, sampling: Sampling, stage: config.RL, context: Context, step: int
+) -> None:
     """Answers the same few test problems after `step` steps, always with the same random numbers.
 
     Only the policy changes between two probes. Nothing is trained on them.
     """
     prompts = context.some("test", stage.probe, context.seed) if stage.probe else []
     if prompts:
-        sampling = Sampling(
-            4, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k, context.seed
-        )
-        groups = rollout(engine, context.reward, prompts, sampling)
+        four = replace(sampling, n=4, seed=context.seed)
+        groups = rollout(engine, context.reward, prompts, four)
         context.log.samples(f"{stage.name}-probe", step, groups, context.chat, context.task)
 
 
