@@ -1,6 +1,6 @@
 """Power cuts, as the worst of disks would have them: whatever was not synced is lost.
 
-While a run goes on, each fsync is noted: what a file held, which names a directory had. Right
+While a run goes on, each fsync is noted: the content of a file, the names in a directory. Right
 before each of them the power may be cut; since nothing becomes safe between two of them, these are
 all the states that such a disk can be left in. Of each there are two kinds: names that were not
 synced are lost with the rest, or they are there and what they name is empty or as old as its last
@@ -25,7 +25,7 @@ class Disk:
     """What of a directory would outlast a power cut. Held by inode, for a rename changes none."""
 
     def __init__(self) -> None:
-        self.held: dict[int, bytes] = {}  # a file's bytes when it was last synced
+        self.contents: dict[int, bytes] = {}  # a file's bytes when it was last synced
         self.names: dict[int, dict[str, int]] = {}  # a directory's when it was last synced
         self.kept: list[int] = []  # handles, so that no inode is used twice
 
@@ -35,7 +35,7 @@ class Disk:
         if path.is_dir():
             self.names[inode] = named(path)
         else:
-            self.held[inode] = path.read_bytes()
+            self.contents[inode] = path.read_bytes()
 
     def left(self, place: Path, to: Path, lost: bool) -> None:
         """Writes to `to` what a cut leaves of `place`; `lost`: without the names that were not
@@ -50,11 +50,11 @@ class Disk:
 
     def _folder(self, inode: int, live: dict[int, Path], to: Path, lost: bool) -> None:
         to.mkdir()
-        for name, held in (self.names.get(inode, {}) if lost else named(live[inode])).items():
-            if held in self.names or (held in live and live[held].is_dir()):
-                self._folder(held, live, to / name, lost)
+        for name, entry in (self.names.get(inode, {}) if lost else named(live[inode])).items():
+            if entry in self.names or (entry in live and live[entry].is_dir()):
+                self._folder(entry, live, to / name, lost)
             else:
-                (to / name).write_bytes(self.held.get(held, b""))
+                (to / name).write_bytes(self.contents.get(entry, b""))
 
     def close(self) -> None:
         for handle in self.kept:
