@@ -100,7 +100,7 @@ def _faults(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
         dotted = ".".join(where)
         if fault["type"] == "extra_forbidden":
             yield f"unknown key {dotted!r}{did_you_mean(where[-1], _keys_beside(fault['loc']))}"
-        elif fault["type"] == "union_tag_invalid" and fault["ctx"]["tag"] == "prefer":
+        elif fault["type"] == "union_tag_invalid" and fault.get("ctx", {}).get("tag") == "prefer":
             yield f"{dotted}: kind 'prefer' is called 'dpo'"
         else:
             message = fault["msg"].removeprefix("Value error, ")
