@@ -3,6 +3,7 @@ stays text.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def page(window: Browser, run: Path) -> Iterator[Browser]:
     window.log("browser")
     window.requests()
     window.open(run / "report.html")
+    window.find("#samples .panes")  # unpacked
     yield window
     asked = {address.split("#")[0] for address in window.requests()} - {"about:blank"}
     assert {a for a in asked if not a.startswith("data:")} == {
@@ -145,8 +147,8 @@ def test_model_output_is_text_and_does_not_run(page: Browser):
     page.click("#groups .row:first-child")
     assert report_run.ATTACKS[0] in page.text("#group-samples .sample:first-child .tokens")
     assert "<img src=x onerror=" in page.text(
-        "#detail .prompt .said"
-    ) and "</script><b>bold</b>" in page.text("#detail .prompt .said")
+        "#detail .prompt .content"
+    ) and "</script><b>bold</b>" in page.text("#detail .prompt .content")
     assert "\\u202eevil\\u2028\\u0000" in page.text("#group-samples .sample:first-child .tokens")
     assert page.count("main img, main script, main b b, .tokens > :not(span)") == 0
     for css in ("#tab-across", "#tab-here"):
@@ -163,7 +165,13 @@ def test_tokens_are_coloured_and_described(page: Browser):
     classes = page.run(
         "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
     )
-    assert classes == ["t p1", "t given", "t p2", "t p4", "t p5"]  # logp −0.5, none, −1.5, −3, −9.9
+    assert classes == [
+        "t p1",
+        "t unchosen",
+        "t p2",
+        "t p4",
+        "t p5",
+    ]  # logp −0.5, none, −1.5, −3, −9.9
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
     told = page.text("#tip")
     assert (
@@ -179,7 +187,7 @@ def test_tokens_are_coloured_and_described(page: Browser):
     classes = page.run(
         "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
     )
-    assert classes[1] == "t given" and classes[0].startswith("t up")
+    assert classes[1] == "t unchosen" and classes[0].startswith("t up")
     assert page.run(
         "return document.querySelector('#group-samples .sample:last-child .t').className"
     ).startswith("t down")
@@ -230,7 +238,7 @@ def test_keys_walk_the_list(page: Browser):
         "return document.activeElement === document.querySelector('#groups .row:nth-child(2)')"
     )
     assert (
-        page.text("#detail .said")
+        page.text("#detail .content")
         == page.text("#groups .row[aria-current] .ask")
         == page.texts("#groups .ask")[1]
     )
@@ -263,6 +271,16 @@ def test_bare_runs_open_without_an_error(window: Browser, tmp_path: Path):
     assert window.count("[data-panel=loss] path.line") == 1
     assert "its last line (2) is cut off" in window.text("#warnings")
     assert window.log("browser") == []
+
+
+def test_samples_that_cannot_be_unpacked_are_named(window: Browser, run: Path, tmp_path: Path):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = tmp_path / "torn.html"
+    page.write_text(re.sub(r'"samples":"[^"]+"', '"samples":"H4sI"', text), encoding="utf-8")
+    window.log("browser")
+    window.open(page)
+    assert "cannot unpack the samples" in window.text("#samples .empty")
+    assert window.count("[data-panel=reward]") == 1 and window.log("browser") == []
 
 
 def test_the_watch_for_errors_and_requests_works(window: Browser, tmp_path: Path):

@@ -41,6 +41,7 @@ class Browser:
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
+            "timeouts": {"implicit": 10_000},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
         self.session = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
@@ -96,6 +97,7 @@ class Browser:
         )
 
     def find(self, css: str) -> str:
+        """The first element that matches, as soon as there is one."""
         return next(
             iter(
                 self.call(

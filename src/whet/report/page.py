@@ -4,6 +4,7 @@ that draw them.
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from whet.report.figures import interval_bar, waterfall
 from whet.report.markup import Markup, escape, join, tag
 from whet.report.read import Curve, Run, listed, mapped, number
-from whet.report.samples import dump
 from whet.report.verdict import compared, count, details, headline, interval, percent, split
 
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
@@ -32,7 +32,7 @@ ICON = (
 
 
 def page(run: Run, samples: str) -> str:
-    """The whole document; `samples` is their JSON."""
+    """The whole document; `samples` is the text that `samples.encode` returns."""
     style = "\n".join(_asset(name) for name in STYLES)
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();"
     name = str(run.summary.get("name") or run.directory.name)
@@ -47,14 +47,25 @@ def page(run: Run, samples: str) -> str:
         tag("title", f"{name} · whet report"),
         tag("style", Markup(style)),
     )
-    data = f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind not in ("reject", "rank")])},"samples":{samples}}}'
+    curves = [_curve(c) for c in run.curves if c.kind not in ("reject", "rank")]
     body = tag(
         "body",
         tag("main", *_top(run, name), *_drawn()),
-        tag("script", Markup(data), type="application/json", id="data"),
+        tag(
+            "script",
+            _json({"curves": curves, "samples": samples}),
+            type="application/json",
+            id="data",
+        ),
         tag("script", Markup(script)),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _json(value: Any) -> Markup:
+    """JSON that can stand inside <script>: ASCII only, and no `<`, `>` or `&`."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _asset(name: str) -> str:

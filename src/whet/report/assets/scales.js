@@ -1,4 +1,4 @@
-// Scales: what a chart's axis spans, where its ticks stand, how its numbers read.
+// Scales: the range of a chart's axis, its ticks, its numbers as text.
 
 const UNITS = {
   share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1) },
@@ -53,6 +53,15 @@ function stepTicks(steps, width) {
   return [...ticks, last];
 }
 
+// The index of the number nearest to `wanted`.
+function nearest(numbers, wanted) {
+  let best = 0;
+  numbers.forEach((n, i) => {
+    if (Math.abs(n - wanted) < Math.abs(numbers[best] - wanted)) best = i;
+  });
+  return best;
+}
+
 // Half the width of the moving mean, in updates.
 const halfWidth = (count) => (count < 8 ? 0 : Math.max(1, Math.round(count / 35)));
 
@@ -78,7 +87,7 @@ function trace(values, x, y) {
   return path;
 }
 
-// Moves labels apart so that none covers another; returns their y, in the order given.
+// Moves labels apart so that none covers another; returns their y, in the same order.
 function spread(wanted, gap, low, high) {
   const order = wanted.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
   let floor = low;
