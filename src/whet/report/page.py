@@ -1,17 +1,18 @@
-"""The page: what a run is about as static HTML, its curves and samples as data beside the scripts
-that draw them.
+"""Composes the page: the summary as static HTML, curves and samples as data, the scripts that draw
+them.
 """
 
 import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from whet.report.figures import interval_bar, waterfall
 from whet.report.markup import Markup, escape, join, tag
-from whet.report.read import Curve, Run, listed, mapped, number
+from whet.report.read import Run, listed, mapped, number
 from whet.report.verdict import compared, count, details, headline, interval, percent, split
 
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
@@ -25,6 +26,17 @@ SCRIPTS = (
     "group.js",
     "browser.js",
 )
+# Columns of the table of stages, and what the pointer shows on their heads.
+COLUMNS = {
+    "accuracy": None,
+    "95 % interval": None,
+    "problems": None,
+    "length": "mean tokens of an answer",
+    "right / wrong": "mean tokens of right and of wrong answers",
+    "cut off": "share of answers that ran into the token limit",
+    "seconds": None,
+    "parameters": None,
+}
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M2 13 L14 3' stroke='%230b6bb8' stroke-width='3'/%3E%3C/svg%3E"
@@ -47,7 +59,7 @@ def page(run: Run, samples: str) -> str:
         tag("title", f"{name} · whet report"),
         tag("style", Markup(style)),
     )
-    curves = [_curve(c) for c in run.curves if c.kind not in ("reject", "rank")]
+    curves = [asdict(curve) for curve in run.curves if curve.kind not in ("reject", "rank")]
     body = tag(
         "body",
         tag("main", *_top(run, name), *_drawn()),
@@ -73,7 +85,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing may load, and nothing may run or style but what this page brings."""
+    """The content security policy: nothing loads; only this page's own script and style count."""
     hashes = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
@@ -84,35 +96,25 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
-    return {
-        "stage": curve.stage,
-        "kind": curve.kind,
-        "every": curve.every,
-        "steps": curve.steps,
-        "values": curve.values,
-        "seconds": curve.seconds,
-    }
-
-
 def _top(run: Run, name: str) -> list[Markup | None]:
-    """Title, verdict, stages, gain, warnings, settings: all that can be read without a script."""
+    """Title, verdict, stages, gain, warnings and settings: the part that needs no script."""
     summary = run.summary
-    facts = [
-        ("task", summary.get("task")),
-        ("seed", summary.get("seed")),
-        ("device", summary.get("device")),
-    ]
     seconds = number(summary.get("seconds"))
-    line = [f"{key} {value}" for key, value in facts if value is not None]
-    line += [duration(seconds)] if seconds is not None else []
-    told = details(summary)
+    facts = [
+        f"{key} {summary[key]}"
+        for key in ("task", "seed", "device")
+        if summary.get(key) is not None
+    ]
+    facts += [duration(seconds)] if seconds is not None else []
+    more = details(summary)
     return [
         tag(
-            "header", tag("h1", name), tag("p", " · ".join(line), class_="facts") if line else None
+            "header",
+            tag("h1", name),
+            tag("p", " · ".join(facts), class_="facts") if facts else None,
         ),
         tag("p", headline(summary), class_="verdict", id="verdict"),
-        tag("p", " ".join(told), class_="details") if told else None,
+        tag("p", " ".join(more), class_="details") if more else None,
         _stages(run),
         _gain(run),
         _warnings(run),
@@ -152,31 +154,10 @@ def _warnings(run: Run) -> Markup | None:
 def _stages(run: Run) -> Markup | None:
     if not run.stages:
         return None
-    names = (
-        "stage",
-        "accuracy",
-        "95 % interval",
-        "problems",
-        "length",
-        "right / wrong",
-        "cut off",
-        "seconds",
-        "parameters",
-    )
-    titles = {
-        "length": "mean tokens of an answer",
-        "right / wrong": "mean tokens of right and of wrong answers",
-    }
-    titles |= {"cut off": "share of answers that ran into the token limit"}
-    heads = [
-        tag(
-            "th",
-            name,
-            scope="col",
-            title=titles.get(name),
-            class_=None if name == "stage" else "number",
-        )
-        for name in names
+    heads = [tag("th", "stage", scope="col")]
+    heads += [
+        tag("th", name, scope="col", title=title, class_="number")
+        for name, title in COLUMNS.items()
     ]
     rows = [
         _stage_row(s, str(run.summary.get("result")), switch)
@@ -188,39 +169,29 @@ def _stages(run: Run) -> Markup | None:
 
 
 def _switches(stage: Mapping[str, Any]) -> list[str]:
-    """How the thinking switch stood when a stage was measured; "" where it was left alone."""
+    """The settings of the thinking switch that a stage was measured with; [""] where it has none."""
     return [str(switch) for switch in mapped(stage.get("thinking"))] or [""]
 
 
 def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
     figures = mapped(mapped(stage.get("thinking")).get(switch)) or stage
-    told = mapped(stage.get("pairs")) or figures  # a reward model is measured on pairs of responses
-    accuracy = number(told.get("accuracy"))
+    measure = mapped(stage.get("pairs")) or figures  # of a reward model: on pairs of responses
+    accuracy = number(measure.get("accuracy"))
     right, wrong = number(figures.get("length_right")), number(figures.get("length_wrong"))
     lengths = "–" if right is None and wrong is None else f"{_tokens(right)} / {_tokens(wrong)}"
-    ends = tag("span", interval(told) or "–")
-    bar = interval_bar(accuracy, number(told.get("low")), number(told.get("high")))
+    ends = tag("span", interval(measure) or "–")
+    bar = interval_bar(accuracy, number(measure.get("low")), number(measure.get("high")))
     name = str(stage.get("name", ""))
     cells = [
         tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        escape(count(number(told.get("n"))) + " pairs" * ("pairs" in stage)),
+        escape(count(number(measure.get("n"))) + " pairs" * ("pairs" in stage)),
         _tokens(number(figures.get("length"))),
         lengths,
         percent(number(figures.get("truncated"))),
         _seconds(number(stage.get("seconds"))),
         count(number(stage.get("parameters"))),
     ]
-    labels = (
-        "accuracy",
-        "95 % interval",
-        "problems",
-        "length",
-        "right / wrong",
-        "cut off",
-        "seconds",
-        "parameters",
-    )
     kind = (
         tag("span", str(stage.get("kind", "")), class_="kind")
         if stage.get("kind") != stage.get("name")
@@ -231,7 +202,7 @@ def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
     first = tag("th", tag("span", name), " ", thinking or kind, " ", mark, scope="row")
     rest = [
         tag("td", cell, class_="number", data_label=label)
-        for label, cell in zip(labels, cells, strict=True)
+        for label, cell in zip(COLUMNS, cells, strict=True)
     ]
     return tag(
         "tr",
@@ -250,17 +221,17 @@ def _seconds(value: float | None) -> str:
 
 
 def _gain(run: Run) -> Markup | None:
-    """What the gain is made of, and each mode's share and accuracy."""
-    told = mapped(run.summary.get("gain"))
+    """The parts of the gain, and each mode's share and accuracy."""
+    gain = mapped(run.summary.get("gain"))
     before, after = compared(run.summary)
-    choosing, reasoning = number(told.get("choosing")), number(told.get("reasoning"))
+    choosing, reasoning = number(gain.get("choosing")), number(gain.get("reasoning"))
     if before is None or after is None:
         return None
     table = _modes(before, after)
     if table is None and choosing is None:
         return None
     parts = None
-    start, total = number(before.get("accuracy")), number(told.get("total"))
+    start, total = number(before.get("accuracy")), number(gain.get("total"))
     if choosing is not None and reasoning is not None and start is not None and total is not None:
         names = str(before.get("name")), str(after.get("name"))
         text = tag("p", split(total, choosing, reasoning), id="gain-text")
@@ -306,10 +277,8 @@ def _of(side: Mapping[str, Any]) -> Markup | None:
 
 
 def _drawn() -> list[Markup]:
-    """Where the scripts draw."""
-    plain = (
-        "This part is drawn by a script that the page carries; it needs nothing from the network."
-    )
+    """The sections that the scripts fill."""
+    plain = "A script of this page draws this part; it needs nothing from the network."
     return [
         tag("section", tag("h2", "Curves"), tag("noscript", plain), id="curves"),
         tag("section", tag("h2", "Samples"), tag("noscript", plain), id="samples"),
@@ -355,5 +324,5 @@ def _settings(run: Run) -> Markup | None:
 
 
 def _passes(stage: Mapping[str, Any]) -> str:
-    found = {k: number(v) for k, v in mapped(stage.get("pass_at")).items()}
-    return ", ".join(f"{k}: {percent(v)}" for k, v in found.items()) if len(found) > 1 else ""
+    shares = {k: number(v) for k, v in mapped(stage.get("pass_at")).items()}
+    return ", ".join(f"{k}: {percent(v)}" for k, v in shares.items()) if len(shares) > 1 else ""
