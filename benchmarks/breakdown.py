@@ -32,7 +32,8 @@ KERNELS = {
     "attention_back": "attention, backward",
     "spread": "log-probabilities",
     "spread_back": "log-probabilities",
-    **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"), "norms, heads, gates"),
+    **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"),
+    "norms, heads, gates"),
 }  # fmt: skip
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
 OPTIMIZER = (

@@ -23,9 +23,9 @@ PROMPTS, SAMPLES, TOKENS, STEPS = 8, 8, 128, 4
 
 def peak() -> float:
     """MiB."""
-    from whet.bench.side import held
+    from whet.bench.side import memory
 
-    return held("VmHWM")
+    return memory("VmHWM")
 
 
 def parameters_of(*models: Any) -> int:
@@ -145,7 +145,8 @@ def main() -> None:
                 )
             )
     print(
-        "| row | models trained + frozen | weights, gradients, moments (MiB) | peak memory (MiB) | sampling (s) | update (s) | step, × dr_grpo |"
+        "| row | models trained + frozen | weights, gradients, moments (MiB) | peak memory (MiB) | "
+        "sampling (s) | update (s) | step, × dr_grpo |"
     )
     print("|---|---|---|---|---|---|---|")
     middle = {
@@ -155,7 +156,8 @@ def main() -> None:
     for row, m in middle.items():
         ratio = (m["sample"] + m["update"]) / whole
         print(
-            f"| {row} | {m['trained']:.0f} + {m['frozen']:.0f} | {m['state']:.0f} | {m['memory']:.0f} | {m['sample']:.2f} | {m['update']:.2f} | {ratio:.2f} |"
+            f"| {row} | {m['trained']:.0f} + {m['frozen']:.0f} | {m['state']:.0f} | "
+            f"{m['memory']:.0f} | {m['sample']:.2f} | {m['update']:.2f} | {ratio:.2f} |"
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whet.bench.side import held
+from whet.bench.side import memory as memory_used
 from whet.config import load as recipes
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory
@@ -39,7 +39,7 @@ class Measured(Pipeline):
 
 def ran(word: str) -> None:
     """A side of its own: the run, as JSON."""
-    before = held()
+    before = memory_used()
     name, *given = word.split(",")
     recipe = recipes.load(Path(name), given)
     with tempfile.TemporaryDirectory() as scratch:
@@ -83,7 +83,10 @@ def compared(word: str) -> None:
 
 
 def row(name: str, told: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
-    seconds = f"{told.likely:.1f} | {told.least:.1f} to {told.most:.1f} | {took:.1f} | {told.likely / took - 1:+.0%}"
+    seconds = (
+        f"{told.likely:.1f} | {told.least:.1f} to {told.most:.1f} | {took:.1f} | "
+        f"{told.likely / took - 1:+.0%}"
+    )
     held = (
         f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}"
         if memory[0]
@@ -97,7 +100,8 @@ if __name__ == "__main__":
         ran(sys.argv[2])
     else:
         print(
-            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) | took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
+            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) "
+            "| took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
         )
         for word in sys.argv[1:]:
             compared(word)

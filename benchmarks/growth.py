@@ -76,7 +76,8 @@ def main() -> None:
             )
             seconds[value] = sample, update
             print(
-                f"| {what} | {held} | {value:,} | {sample:.3f} | {update:.3f} | {1 - (sample + update) / whole:.1%} |",
+                f"| {what} | {held} | {value:,} | {sample:.3f} | {update:.3f} | "
+                f"{1 - (sample + update) / whole:.1%} |",
                 flush=True,
             )
         (low, a), (high, b) = next(iter(seconds.items())), list(seconds.items())[-1]

@@ -63,7 +63,8 @@ def main(folders: list[str]) -> None:
         print(f"| {name} | " + " | ".join(columns) + " |")
     total = [run["seconds"] for run in runs]
     print(
-        f"\n{len(runs)} runs; a whole run: median {statistics.median(total):.0f} s, {min(total):.0f} to {max(total):.0f}"
+        f"\n{len(runs)} runs; a whole run: median {statistics.median(total):.0f} s, "
+        f"{min(total):.0f} to {max(total):.0f}"
     )
 
 

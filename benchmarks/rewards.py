@@ -26,19 +26,30 @@ from whet.rewards.known_answers import Case, trial
 from whet.types import Problem
 
 CANARY = "/tmp/whet-canary"
-GOLDS = ["18", "-3/4", "1,234.5", "\\frac{\\sqrt{3}}{2}", "x^2+2x+1", "\\{1,2,3\\}", "(0,\\infty)", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+GOLDS = ["18", "-3/4", "1,234.5", "\\frac{\\sqrt{3}}{2}", "x^2+2x+1", "\\{1,2,3\\}", "(0,\\infty)",
+"\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
          "50\\%", "x=3", "2^{100}", "\\text{blue}", "7 \\text{ cm}", "10!", "e^{i\\pi}"]  # fmt: skip
-PIECES = [*"0123456789.,/-+*^(){}[]$%\\ =xe!_&|<>;:'\"\n\t\0", "\\frac", "\\boxed{", "}", "<answer>", "</answer>", "####", "answer is ", "\\text{",
-          "\\sqrt", "\\left(", "\\right)", "\\begin{pmatrix}", "\\end{pmatrix}", "\\cup", "\\int", "\\sum_{i=1}^{", "\\lim", "\\infty", "10^", "!", "9**9**9",
-          "million", "kg", "</think>", "°", "−", "²", "٣", "１", "½", "Ⅷ", "∞", "\u202e", "\ud83d", "🦜", "é"]  # fmt: skip
+PIECES = [*"0123456789.,/-+*^(){}[]$%\\ =xe!_&|<>;:'\"\n\t\0", "\\frac", "\\boxed{", "}",
+"<answer>", "</answer>", "####", "answer is ", "\\text{",
+          "\\sqrt", "\\left(", "\\right)", "\\begin{pmatrix}", "\\end{pmatrix}", "\\cup", "\\int",
+          "\\sum_{i=1}^{", "\\lim", "\\infty", "10^", "!", "9**9**9",
+          "million", "kg", "</think>", "°", "−", "²", "٣", "１", "½", "Ⅷ", "∞", "\u202e", "\ud83d",
+          "🦜", "é"]  # fmt: skip
 BOMBS = [
-    "9**9**9**9", "10^{10^{10^{10}}}", "\\boxed{" * 5000, "{" * 20000 + "}" * 20000, "(" * 3000 + "1" + ")" * 3000, "1" * 100_000, "1/" * 40_000 + "1",
-    "\\frac{1}{" * 800 + "2" + "}" * 800, "99999999!", "((((3!)!)!)!)!", "\\sqrt{" * 900 + "2" + "}" * 900, "(x+1)^{99999}", "x" + "^x" * 500,
-    f"__import__('os').system('touch {CANARY}')", f"\\boxed{{open('{CANARY}','w')}}", f"{{{{''.__class__.__mro__[1].__subclasses__()}}}} {CANARY}",
-    f"\\input{{{CANARY}}}", "\\def\\a{\\a\\a}\\a", "<answer>" * 20000, "####" * 20000, "\\boxed{1}" * 10000, "\0" * 1000, "0x" + "f" * 5000, "1e999999999",
-    "\\int_0^{\\infty} e^{-x^{100}} \\sin(x^{50}) dx", "\\sum_{i=1}^{10^{12}} \\frac{1}{i^i}", "\\prod_{i=1}^{99999} i", "\\lim_{x\\to 0} x^{x^{x^x}}",
-    "\\binom{99999999}{4999999}", "x^5+x+1=0, x^7-3x+2=0, y^9=x", "\\{" + ",".join(map(str, range(5000))) + "\\}", "1,000," * 10000, "a" * 50_000 + "!",
-    "\\begin{pmatrix}" + "1&" * 3000 + "\\end{pmatrix}", "[" * 9999 + "1,2" + "]" * 9999, "-" * 50_000 + "1", "+-" * 30_000 + "5", "0." + "3" * 30_000,
+    "9**9**9**9", "10^{10^{10^{10}}}", "\\boxed{" * 5000, "{" * 20000 + "}" * 20000,
+    "(" * 3000 + "1" + ")" * 3000, "1" * 100_000, "1/" * 40_000 + "1",
+    "\\frac{1}{" * 800 + "2" + "}" * 800, "99999999!", "((((3!)!)!)!)!",
+    "\\sqrt{" * 900 + "2" + "}" * 900, "(x+1)^{99999}", "x" + "^x" * 500,
+    f"__import__('os').system('touch {CANARY}')", f"\\boxed{{open('{CANARY}','w')}}",
+    f"{{{{''.__class__.__mro__[1].__subclasses__()}}}} {CANARY}",
+    f"\\input{{{CANARY}}}", "\\def\\a{\\a\\a}\\a", "<answer>" * 20000, "####" * 20000,
+    "\\boxed{1}" * 10000, "\0" * 1000, "0x" + "f" * 5000, "1e999999999",
+    "\\int_0^{\\infty} e^{-x^{100}} \\sin(x^{50}) dx", "\\sum_{i=1}^{10^{12}} \\frac{1}{i^i}",
+    "\\prod_{i=1}^{99999} i", "\\lim_{x\\to 0} x^{x^{x^x}}",
+    "\\binom{99999999}{4999999}", "x^5+x+1=0, x^7-3x+2=0, y^9=x", "\\{" + ",".join(map(str,
+    range(5000))) + "\\}", "1,000," * 10000, "a" * 50_000 + "!",
+    "\\begin{pmatrix}" + "1&" * 3000 + "\\end{pmatrix}", "[" * 9999 + "1,2" + "]" * 9999,
+    "-" * 50_000 + "1", "+-" * 30_000 + "5", "0." + "3" * 30_000,
 ]  # fmt: skip
 
 
@@ -97,7 +108,8 @@ def fuzz(answers: int, seed: int = 0) -> dict[str, Any]:
 BROKEN = '''"""A reward that fails in every way on a share of the answers, by a hash of the answer."""
 import ctypes, hashlib, os, re, signal, subprocess, sys, threading, time
 
-WAYS = ("sleep", "loop", "locked", "signals", "exit", "abort", "kill", "memory", "children", "closes", "raise", "recursion", "nan", "deadlock")
+WAYS = ("sleep", "loop", "locked", "signals", "exit", "abort", "kill", "memory", "children",
+        "closes", "raise", "recursion", "nan", "deadlock")
 
 def way(problem_id, text, share):
     number = int(hashlib.sha256(f"{problem_id}|{text}".encode()).hexdigest(), 16)

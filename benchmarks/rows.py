@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROWS = ("reinforce", "rloo", "reinforce_pp", "ppo", "ppo_orz", "vapo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "kimi", "oreal",
+ROWS = ("reinforce", "rloo", "reinforce_pp", "ppo", "ppo_orz", "vapo", "grpo", "dr_grpo", "dapo",
+"gspo", "cispo", "kimi", "oreal",
         "distil_on_policy")  # fmt: skip
 STEPS, PROMPTS, SAMPLES = 70, 32, 8
 POINTS = (

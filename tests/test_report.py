@@ -173,7 +173,8 @@ def test_policy_lets_only_the_page_s_own_code_run(html: str):
 def test_scripts_insert_text_only(name: str):
     source = (ASSETS / name).read_text(encoding="utf-8")
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|DOMParser|fetch\(|import\(|</script",
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new "
+        r"Function|DOMParser|fetch\(|import\(|</script",
         source,
     )
     assert len(source.splitlines()) <= 300
@@ -237,7 +238,8 @@ def test_bare_runs_make_a_page(tmp_path: Path):
     page = report.write(tmp_path).read_text()
     assert "summary.json is missing" in page and "no stage of this run has been evaluated" in page
     (tmp_path / "summary.json").write_text(
-        '{"stages": [{}, 3, {"accuracy": "high", "modes": []}], "gain": [], "warnings": [7], "versions": null}'
+        '{"stages": [{}, 3, {"accuracy": "high", "modes": []}], "gain": [], "warnings": [7], '
+        '"versions": null}'
     )
     (tmp_path / "metrics.jsonl").unlink()
     assert "metrics.jsonl is missing" in report.write(tmp_path).read_text()

@@ -49,7 +49,8 @@ def page(window: Browser, run: Path) -> Iterator[Browser]:
 
 def to_step(page: Browser, at: int) -> None:
     page.run(
-        "const s = document.getElementById('step'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
+        "const s = document.getElementById('step'); s.value = arguments[0]; s.dispatchEvent(new "
+        "Event('input'))",
         at,
     )
 
@@ -79,7 +80,8 @@ def test_curves_are_drawn(page: Browser):
     assert page.count("[data-panel=loss]") == 4  # rl and three supervised stages
     broken = page.run(
         "const odd = /NaN|undefined|Infinity/;"
-        "return [...document.querySelectorAll('svg *')].filter(n => [...n.attributes].some(a => odd.test(a.value))).length"
+        "return [...document.querySelectorAll('svg *')].filter(n => [...n.attributes].some(a => "
+        "odd.test(a.value))).length"
     )
     assert broken == 0
 
@@ -212,7 +214,8 @@ def test_the_same_prompt_across_steps(page: Browser):
 
 def test_a_test_problem_before_and_after(page: Browser):
     page.run(
-        "const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new Event('change'))"
+        "const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new "
+        "Event('change'))"
     )
     page.click("#tab-across")
     assert page.texts("#across h4 button") == [
@@ -257,7 +260,8 @@ def test_nothing_is_wider_than_the_window(page: Browser, run: Path, width: int):
     page.open(run / "report.html", width=width)
     assert page.run("return document.documentElement.scrollWidth") <= width
     assert page.run(
-        "return [...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().right <= innerWidth)"
+        "return [...document.querySelectorAll('.chart svg')].every(s => "
+        "s.getBoundingClientRect().right <= innerWidth)"
     )
 
 
@@ -286,7 +290,10 @@ def test_samples_that_cannot_be_unpacked_are_named(window: Browser, run: Path, t
 def test_the_watch_for_errors_and_requests_works(window: Browser, tmp_path: Path):
     """What the other tests rely on: a violation of the policy, an error and a request are all seen."""
     page = tmp_path / "bad.html"
-    policy = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; script-src 'sha256-x'\">"
+    policy = (
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; script-src "
+        "'sha256-x'\">"
+    )
     page.write_text(
         f"<!doctype html>{policy}<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'>"
     )

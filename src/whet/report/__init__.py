@@ -35,6 +35,7 @@ def write(run_directory: Path, budget: int = BUDGET) -> Path:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(
-            f"{path} cannot be written ({error.strerror}); free the place or its disk, then `whet report` again"
+            f"{path} cannot be written ({error.strerror}); free the place or its disk, then `whet "
+            f"report` again"
         ) from None
     return path

@@ -79,7 +79,8 @@ def read(directory: Path) -> Run:
     summary, metrics = directory / "summary.json", directory / "metrics.jsonl"
     if not summary.is_file() and not metrics.is_file():
         raise DataError(
-            f"{directory} holds no run (neither summary.json nor metrics.jsonl); give one that `whet run` wrote"
+            f"{directory} holds no run (neither summary.json nor metrics.jsonl); give one that "
+            f"`whet run` wrote"
         )
     notices: list[str] = []
     figures = _summary(summary, notices)
@@ -135,7 +136,10 @@ def read_curves(path: Path, notices: list[str]) -> list[Curve]:
 def _left_out(broken: list[int], count: int) -> str:
     if broken == [count]:
         return f"metrics.jsonl: its last line ({count}) is cut off and is left out."
-    return f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the first is line {broken[0]}."
+    return (
+        f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the "
+        f"first is line {broken[0]}."
+    )
 
 
 def parsed(text: str) -> dict[str, Any]:

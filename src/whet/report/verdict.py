@@ -72,13 +72,15 @@ def split(total: float, choosing: float, reasoning: float) -> str:
     """
     if total > 0 and choosing >= 0 and reasoning >= 0:
         return (
-            f"Of the {100 * total:.1f} points gained, {100 * choosing:.1f} come from choosing another way of answering "
+            f"Of the {100 * total:.1f} points gained, {100 * choosing:.1f} come from choosing "
+            f"another way of answering "
             f"and {100 * reasoning:.1f} from answering better within a way."
         )
     what = "gain" if total >= 0 else "loss"
     parts = [f"{100 * part:+.1f}".replace("-", "−") for part in (choosing, reasoning)]
     return (
-        f"The {what} of {abs(100 * total):.1f} points is made of {parts[0]} from choosing another way of answering "
+        f"The {what} of {abs(100 * total):.1f} points is made of {parts[0]} from choosing another "
+        f"way of answering "
         f"and {parts[1]} from how well each way is answered."
     )
 
@@ -110,13 +112,22 @@ def headline(summary: Mapping[str, Any]) -> str:
     if after is None:
         return f"No accuracy was measured on {task}: no stage of this run has been evaluated."
     if before is None:
-        return f"Accuracy of {after.get('name')} on {task} is {_figure(after)}; no earlier model was measured."
+        return (
+            f"Accuracy of {after.get('name')} on {task} is {_figure(after)}; no earlier model "
+            f"was measured."
+        )
     a, b = number(before.get("accuracy")) or 0.0, number(after.get("accuracy")) or 0.0
     if a == b:
-        moved = f"is {_figure(before)} before ({before.get('name')}) and {_figure(after)} after ({after.get('name')})"
+        moved = (
+            f"is {_figure(before)} before ({before.get('name')}) and {_figure(after)} after "
+            f"({after.get('name')})"
+        )
     else:
         verb = "rose" if b > a else "fell"
-        moved = f"{verb} from {_figure(before)} ({before.get('name')}) to {_figure(after)} ({after.get('name')})"
+        moved = (
+            f"{verb} from {_figure(before)} ({before.get('name')}) to {_figure(after)} "
+            f"({after.get('name')})"
+        )
     return f"Accuracy on {task} {moved}; {_overlap(before, after)}."
 
 
@@ -153,7 +164,8 @@ def details(summary: Mapping[str, Any]) -> list[str]:
     if before is not None and after is not None:
         if _conditions(before) != _conditions(after):
             sentences.append(
-                "The two were not measured with the same sampling settings: do not read the difference as a gain."
+                "The two were not measured with the same sampling settings: do not read the "
+                "difference as a gain."
             )
         sentences += _paired(mapped(mapped(summary.get("gain")).get("paired")))
     if summary and not summary.get("result"):
