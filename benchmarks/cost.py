@@ -88,12 +88,11 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
             RunLog(Path(scratch)),
             0,
             engine_for,
-            {},
             lambda name: model,
         )
         before = peak()
         trainer = rl.prepared(model, stage, algorithm(row), context)
-        engine, told = engine_for(model, chat), []
+        engine, seconds = engine_for(model, chat), []
         for step in range(STEPS):
             began = time.perf_counter()
             prompts = context.prompts(task.problems("train", PROMPTS, step))
@@ -102,11 +101,11 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
             )
             sampled = time.perf_counter()
             trainer.update(groups)
-            told.append((sampled - began, time.perf_counter() - sampled))
+            seconds.append((sampled - began, time.perf_counter() - sampled))
     trained = [model, trainer.judge.model if trainer.judge else None]
     return {
-        "sample": statistics.median(t[0] for t in told[1:]),
-        "update": statistics.median(t[1] for t in told[1:]),
+        "sample": statistics.median(t[0] for t in seconds[1:]),
+        "update": statistics.median(t[1] for t in seconds[1:]),
         "memory": peak() - before,
         "trained": sum(m is not None for m in trained),
         "frozen": int(trainer.reference is not None),
@@ -126,7 +125,7 @@ def main() -> None:
     if a.one:
         print(json.dumps(one(a.one, a.hidden, a.layers)))
         return
-    found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
+    results: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
     for _ in range(a.rounds):
         for row in ROWS:
             command = [
@@ -139,7 +138,7 @@ def main() -> None:
                 "--layers",
                 str(a.layers),
             ]
-            found[row].append(
+            results[row].append(
                 json.loads(
                     subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 )
@@ -150,7 +149,8 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     middle = {
-        r: {k: statistics.median(x[k] for x in each) for k in each[0]} for r, each in found.items()
+        r: {k: statistics.median(x[k] for x in each) for k in each[0]}
+        for r, each in results.items()
     }
     whole = middle["dr_grpo"]["sample"] + middle["dr_grpo"]["update"]
     for row, m in middle.items():

@@ -187,13 +187,13 @@ MUST = {
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("torch", "transformers", "trl", "triton"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def main() -> None:
@@ -222,17 +222,17 @@ def main() -> None:
     print(
         f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {a.shape}, {setup.dtype}"
     )
-    told, failed = dict[str, list[dict[str, object]]](), list[str]()
+    lines, failed = dict[str, list[dict[str, object]]](), list[str]()
     for part in PARTS:
         name = part.__name__
         if name not in a.only.split(","):
             continue
         print(f"{name}: {part.__doc__}")
-        told[name] = []
+        lines[name] = []
         try:
             for line in part(setup):
                 print(line, flush=True)
-                told[name].append(asdict(line) | {"holds": line.holds})
+                lines[name].append(asdict(line) | {"holds": line.holds})
                 failed += [line.what] if line.equality and line.holds is False else []
         except Exception as failure:
             print(
@@ -240,11 +240,11 @@ def main() -> None:
                 flush=True,
             )
             traceback.print_exc()
-            told[name].append({"error": f"{type(failure).__name__}: {failure}"})
+            lines[name].append({"error": f"{type(failure).__name__}: {failure}"})
             failed += [name] if name in MUST else []
     if a.json:
         a.json.write_text(
-            json.dumps({"card": setup.card, "versions": versions(), "parts": told}, indent=1),
+            json.dumps({"card": setup.card, "versions": versions(), "parts": lines}, indent=1),
             encoding="utf-8",
         )
     sys.exit(f"gpu: does not hold: {'; '.join(failed)}" if failed else 0)

@@ -136,7 +136,7 @@ def reward(prompt, sample, *, share=0.5):
     elif how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "memory":
-        held = [bytearray(1 << 28) for _ in range(1000)]
+        hoard = [bytearray(1 << 28) for _ in range(1000)]
     elif how == "children":
         for _ in range(3):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
@@ -191,14 +191,14 @@ evaluate = false
 
 def alive(token: str) -> list[str]:
     """Command lines of the processes that carry the token in their environment."""
-    found = []
+    commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if token.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " ")[:80])
+                commands.append((process / "cmdline").read_text().replace("\0", " ")[:80])
         except OSError:
             continue
-    return found
+    return commands
 
 
 def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
         ],
         "own function": [(str(n), f"it is {n}") for n in rng.sample(range(10**6), answers)],
     }
-    found = []
+    rates = []
     for kind, pairs in kinds.items():
         problems = [
             Problem(str(i), ({"role": "user", "content": "?"},), gold)
@@ -309,8 +309,8 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
                 reward.score(problems[:8], texts[:8])
             began = time.perf_counter()
             reward.score(problems, texts)
-            found.append((kind, workers, len(texts) / (time.perf_counter() - began)))
-    return found + programs(answers // 20)
+            rates.append((kind, workers, len(texts) / (time.perf_counter() - began)))
+    return rates + programs(answers // 20)
 
 
 def programs(answers: int) -> list[tuple[str, int, float]]:
@@ -320,7 +320,7 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
         "kind": "stdio",
         "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "3 4\n", "output": "7\n"}],
     }
-    found = []
+    rates = []
     for workers in (1, 2):
         try:
             reward = load("code", processes=workers)
@@ -339,24 +339,28 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
         began = time.perf_counter()
         scores = reward.score(problems, texts)
         assert all(s.correct for s in scores), scores[0]
-        found.append(
+        rates.append(
             ("code, two inputs a program", workers, answers / (time.perf_counter() - began))
         )
-    return found
+    return rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("fuzz", "broken", "speed"))
     parser.add_argument("--answers", type=int)
-    given = parser.parse_args()
-    if given.what == "speed":
+    arguments = parser.parse_args()
+    if arguments.what == "speed":
         print("| reward | workers | answers a second |\n|---|---|---|")
-        for kind, workers, rate in speed(given.answers or 2000):
+        for kind, workers, rate in speed(arguments.answers or 2000):
             print(f"| {kind} | {workers} | {rate:,.0f} |")
         return
-    told = fuzz(given.answers or 10_000) if given.what == "fuzz" else broken(given.answers or 500)
-    print(json.dumps(told, indent=1))
+    report = (
+        fuzz(arguments.answers or 10_000)
+        if arguments.what == "fuzz"
+        else broken(arguments.answers or 500)
+    )
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def run(out: Path, text: str, name: str) -> dict[str, object]:
     seconds = [sum(x["seconds"].values()) for x in steps]
     drawn = [x["values"]["samples"] for x in steps]
     half = next((i for i, x in enumerate(steps) if x["values"]["accuracy"] >= 0.5), None)
-    found = {
+    result = {
         "curve": curve,
         "accuracy": next(s["accuracy"] for s in summary["stages"] if s["name"] == "rl"),
         "samples": sum(drawn),
@@ -106,8 +106,8 @@ def run(out: Path, text: str, name: str) -> dict[str, object]:
         "half_samples": None if half is None else sum(drawn[: half + 1]),
         "half_seconds": None if half is None else sum(seconds[: half + 1]),
     }
-    kept.write_text(json.dumps(found), encoding="utf-8")
-    return found
+    kept.write_text(json.dumps(result), encoding="utf-8")
+    return result
 
 
 def cell(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
@@ -115,13 +115,13 @@ def cell(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
     return f"{scale * statistics.mean(values):.{digits}f} ± {scale * spread:.{digits}f}"
 
 
-def reached(found: list[dict], key: str, digits: int) -> str:
+def reached(results: list[dict], key: str, digits: int) -> str:
     """Mean ± sd over the runs that got there, and how many did."""
-    values = [r[key] for r in found if r[key] is not None]
+    values = [r[key] for r in results if r[key] is not None]
     if not values:
         return "–"
     return cell(values, 1.0, digits) + (
-        "" if len(values) == len(found) else f" ({len(values)} of {len(found)})"
+        "" if len(values) == len(results) else f" ({len(values)} of {len(results)})"
     )
 
 
@@ -157,11 +157,11 @@ def main() -> None:
         run(out, recipe("dr_grpo", 0, base, None), "dr_grpo-0")
     work = [(row, seed) for seed in range(1, a.seeds + 1) for row in rows]
     with ThreadPoolExecutor(a.jobs) as pool:
-        results = list(
+        outcomes = list(
             pool.map(lambda w: run(out, recipe(*w, base, teacher), f"{w[0]}-{w[1]}"), work)
         )
     table: dict[str, list[dict]] = {row: [] for row in rows}
-    for (row, seed), result in zip(work, results, strict=True):
+    for (row, seed), result in zip(work, outcomes, strict=True):
         table[row].append({"seed": seed, **result})
     (out / "rows.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     points = " | ".join(f"{p * PROMPTS * SAMPLES:,}" for p in POINTS)
@@ -169,14 +169,14 @@ def main() -> None:
         f"| row | {points} samples | test | samples to 50 % | seconds to 50 % | seconds | of them update |"
     )
     print("|---|" + "---|" * (len(POINTS) + 5))
-    for row, found in table.items():
-        curve = [cell([r["curve"][str(p)] for r in found], 100) for p in POINTS]
+    for row, results in table.items():
+        curve = [cell([r["curve"][str(p)] for r in results], 100) for p in POINTS]
         rest = [
-            cell([r["accuracy"] for r in found], 100),
-            reached(found, "half_samples", 0),
-            reached(found, "half_seconds", 1),
+            cell([r["accuracy"] for r in results], 100),
+            reached(results, "half_samples", 0),
+            reached(results, "half_seconds", 1),
         ]
-        rest += [cell([r["seconds"] for r in found]), cell([r["update"] for r in found])]
+        rest += [cell([r["seconds"] for r in results]), cell([r["update"] for r in results])]
         print(f"| {row} | " + " | ".join(curve + rest) + " |")
 
 

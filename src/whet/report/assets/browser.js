@@ -1,6 +1,6 @@
-// The browser of samples: which stage and step, which samples, how coloured; a list of groups beside the chosen one.
+// The browser of samples: controls for stage, step, filter and colour; a list of groups beside the chosen one.
 
-const ROWS = 300; // groups listed at once
+const ROWS = 300; // groups that the list shows at most
 
 class Browser {
   constructor(samples, host) {
@@ -122,7 +122,7 @@ class Browser {
     this.list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   }
 
-  // The step on the page that is nearest to `step`, from a click on a curve.
+  // Shows the step of the page that is nearest to `step`; a click on a curve calls it.
   open(stage, step) {
     const shown = this.samples.stage(stage) || this.samples.stage(`${stage}-test`);
     if (!shown) return;
@@ -208,7 +208,7 @@ class Browser {
     );
   }
 
-  // Other steps at which the search finds a prompt.
+  // Links to the other steps at which the search finds a prompt.
   others(holds) {
     const hits = [];
     for (const stage of this.samples.stages) {
@@ -262,7 +262,7 @@ class Browser {
     this.pane.replaceChildren(...(this.current ? detail(this, this.current) : []));
   }
 
-  // The address names the group, so that it can be passed on.
+  // Writes the group into the page's address, so that a link to it can be passed on.
   save() {
     clearTimeout(this.saving);
     const address = `#${new URLSearchParams({ stage: this.view.stage, step: this.step, prompt: this.view.id ?? "" })}`;

@@ -73,7 +73,7 @@ function sampleCard(samples, s, view) {
   return el("article", { class: "sample" }, head, tokenLine(samples, s, view));
 }
 
-const CARDS = 24; // samples of a group drawn at once
+const CARDS = 24; // samples of a group that are drawn at once
 
 const cards = (samples, list, view) =>
   paged(el("div", { class: "cards" }), list.length, CARDS, "samples", (begin, end) =>
@@ -116,8 +116,8 @@ function here(browser, group) {
   return el("div", { id: "group-samples" }, note, cards(browser.samples, kept, browser.view));
 }
 
-const FEW = 3; // samples shown of each place in the view across steps
-const PLACES = 40; // places shown at once
+const FEW = 3; // samples of each place in the view across steps
+const PLACES = 40; // places that are drawn at once
 
 function across(browser, group, places) {
   const host = el("div", { id: "across" });

@@ -93,7 +93,7 @@ function filled(panels, curve) {
   return drawn;
 }
 
-// Reward stands alone where it is no share; where it equals accuracy, the two are one line.
+// The reward has a panel of its own if it is no share; if it equals accuracy, one line shows both.
 function rewardPanels(panel, series) {
   const [reward, accuracy] = ["reward", "accuracy"].map((key) => series.find((s) => s.key === key));
   if (!reward || !accuracy)
@@ -107,7 +107,7 @@ function rewardPanels(panel, series) {
   ];
 }
 
-// Charts of one stage; they share the marked update. `open(stage, step)` shows that step's samples.
+// The charts of one stage; they share the marked update. `open(stage, step)` shows that step's samples.
 function linked(curve, panels, open) {
   const group = {
     at: null,

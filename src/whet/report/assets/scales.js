@@ -1,7 +1,11 @@
 // Scales: the range of a chart's axis, its ticks, its numbers as text.
 
 const UNITS = {
-  share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1) },
+  share: {
+    axis: "%",
+    say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0),
+    tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1),
+  },
   number: { axis: "", say: plain, tick: (v) => plain(v) },
   tokens: { axis: "tokens", say: plain, tick: (v) => plain(v) },
   nats: { axis: "nats per token", say: plain, tick: (v) => plain(v) },
@@ -15,7 +19,8 @@ function niceStep(span, count) {
   return base * [1, 2, 5, 10].find((m) => m * base >= rough * 0.999);
 }
 
-// {low, high, ticks} of an axis. Shares and amounts start at zero; a logarithmic axis spans whole decades.
+// An axis: {low, high, ticks, at(value): 0 to 1}.
+// Shares and amounts start at zero; a logarithmic axis spans whole decades.
 function axisOf(values, unit, log) {
   const known = values.filter((v) => v !== null);
   if (log) return decades(known);
@@ -74,7 +79,7 @@ function smooth(values, half) {
   });
 }
 
-// Path data through points that are not null, lifted wherever one is.
+// Path data through the points; a null interrupts the line.
 function trace(values, x, y) {
   let path = "";
   values.forEach((value, i) => {

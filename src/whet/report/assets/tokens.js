@@ -1,6 +1,6 @@
 // Tokens in colour: by their probability under the policy, or by the sample's advantage.
 
-const LIKELY = [0.9, 0.5, 0.2, 0.05, 0.01]; // bounds of the colours p0 … p5
+const LIKELY = [0.9, 0.5, 0.2, 0.05, 0.01]; // bounds of the colours p0 to p5
 const FIRST_TOKENS = 3000; // of a sample are drawn at once
 
 const tip = el("div", { id: "tip", role: "status", hidden: true });
