@@ -1,10 +1,10 @@
-"""Where a step's time goes, by kind of work: whet's own side of `whet bench`, its kernels timed one
-by one, torch's operations by its profiler.
+"""Measures where the time of a step goes, for each workload of `whet bench`.
 
     python benchmarks/breakdown.py [worst typical vocabulary ppo] [--size 5M] [--threads 2]
 
-The shares are of the step; what stands under no name is Python, dispatch and small operations.
-Profiling makes a step slower: the seconds are of the same steps without it.
+It times whet's kernels one by one and torch's operations by its profiler. The shares are of the
+step; the rest is Python, dispatch and small operations. Profiling slows a step down, so the seconds
+are of a second run without it. About 2 minutes on 2 cores.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the
-whole, MiB of each that trains.
+"""Compares the forecast of `whet check` with a run: seconds of each stage, MiB of each that trains.
 
     python benchmarks/forecast.py recipes/lora-mini.toml recipes/ppo-mini.toml,stage.rl.steps=15
 
-One after the other, each side in a process of its own, in seconds of the processor, which busy
-neighbours stretch less than the clock's: for models that run on one thread they are the clock's on
-a free core. A gated stage is compared for the steps that it took.
+A run is a process of its own. Seconds are of the processor, which busy neighbours stretch less than
+the clock's; for models that run on one thread they are the clock's on a free core. A gated stage is
+compared for the steps that it took. Takes the recipes' own time, 1 to 2 minutes for a miniature.
 """
 
 import json

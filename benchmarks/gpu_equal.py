@@ -1,4 +1,4 @@
-"""The parts of gpu.py that say whether a GPU computes what the CPU does."""
+"""The parts of gpu.py that compare a GPU's results with the CPU's; run by gpu.py."""
 
 import statistics
 from collections.abc import Callable, Iterator

@@ -1,6 +1,4 @@
-"""What the parts of gpu.py are made of: the setup, a line of the table, models and answers of
-random numbers.
-"""
+"""The setup of gpu.py, a line of its table, and models and answers of random numbers."""
 
 import platform
 import statistics

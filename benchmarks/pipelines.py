@@ -1,7 +1,9 @@
-"""Mean and spread over seeds of every stage of a recipe's runs, as a table.
+"""Prints the mean and the spread over seeds of every stage of a recipe's runs, as a table.
 
-whet run recipes/r1-mini.toml seed=1..5
-python benchmarks/pipelines.py runs/r1-mini-seed*
+    whet run recipes/r1-mini.toml seed=1..5
+    python benchmarks/pipelines.py runs/r1-mini-seed*
+
+Takes a second; the runs take the recipe's time.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Every row of the table of algorithms, from one base model on one task: accuracy by samples drawn
-and by seconds, mean ± sd over seeds.
+"""Measures every row of the table of algorithms from one base model on one task.
 
     python benchmarks/rows.py [--seeds 5] [--rows ppo,grpo] [--out runs/rows]
 
-The base is that of recipes/r1-zero-mini.toml, trained once. A run is 70 rollouts of 32 prompts x 8
-samples; every row has the same optimizer. Accuracy on the way is that of the rollouts themselves
-(new problems, temperature 1), at the end that of 1,000 test problems.
+It prints accuracy by samples drawn and by seconds, mean ± sd over seeds. The base is that of
+recipes/r1-zero-mini.toml, trained once. A run is 70 rollouts of 32 prompts x 8 samples; every row
+has the same optimizer. Accuracy on the way is that of the rollouts (new problems, temperature 1),
+at the end that of 1,000 test problems. 1 to 2 hours on 2 cores for all rows and 5 seeds.
 """
 
 import argparse

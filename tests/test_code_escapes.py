@@ -210,7 +210,7 @@ class Host:
 
     def leftovers(self) -> list[str]:
         """Command lines of processes that run under the sandbox's uid, but for the canary."""
-        found: list[str] = []
+        breaches: list[str] = []
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 text = status.read_text()
@@ -218,8 +218,8 @@ class Host:
             except OSError:
                 continue
             if f"\nUid:\t{self.isolation.uid}\t" in text and f"\nPid:\t{self.pid}\n" not in text:
-                found.append(name)
-        return found if self.isolation.root else []
+                breaches.append(name)
+        return breaches if self.isolation.root else []
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def attack(body: str, facts: dict[str, object] | None = None) -> str:
 
 
 def verdict(ran: GuestRun) -> str:
-    """What an attack said of itself: it must have run to its end."""
+    """The verdict that an attack printed; it must have run to its end."""
     assert ran.began and ran.ended == "done", ran
     reply = json.loads(ran.replies[0])
     assert reply["ended"] == "exit 0", reply

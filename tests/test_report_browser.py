@@ -175,11 +175,11 @@ def test_tokens_are_coloured_and_described(page: Browser):
         "t p5",
     ]  # logp −0.5, none, −1.5, −3, −9.9
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
-    told = page.text("#tip")
+    tip = page.text("#tip")
     assert (
-        "−0.50 (p = 0.61)" in told
-        and str(report_run.IDS[report_run.ATTACKS[0]]) in told
-        and "chosen by the policy" in told
+        "−0.50 (p = 0.61)" in tip
+        and str(report_run.IDS[report_run.ATTACKS[0]]) in tip
+        and "chosen by the policy" in tip
     )
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
     assert "0, not chosen by the policy" in page.text(

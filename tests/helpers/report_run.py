@@ -294,9 +294,9 @@ def make(
 
 def data_of(html: str) -> dict[str, Any]:
     """The data embedded in a report, its samples unpacked."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert found
-    data = json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert match
+    data = json.loads(match[1])
     return data | {"samples": unpack(data["samples"])}
 
 
