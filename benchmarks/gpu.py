@@ -12,13 +12,11 @@ with `--device cpu --shape tiny --batch 8 --tokens 8` and without TRL under a mi
 
 import argparse
 import json
-import platform
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -40,7 +38,7 @@ from gpu_lines import (
 from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
-from whet.bench import compare, roofline, workload
+from whet.bench import compare, roofline, side, workload
 from whet.engines import cuda_graph
 from whet.engines.native import NativeEngine
 from whet.model import flash_attention, transformer
@@ -187,16 +185,6 @@ MUST = {
 }  # whose errors are equalities that do not hold
 
 
-def versions() -> dict[str, str]:
-    installed = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "trl", "triton"):
-        try:
-            installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return installed
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -219,9 +207,10 @@ def main() -> None:
         sys.exit(
             "gpu: no CUDA device here; `--device cpu --shape tiny` runs the same lines on a CPU"
         )
+    versions = side.versions(("torch", "transformers", "trl", "triton"))
     setup = Setup(a.device, SHAPES[a.shape], a.batch, a.tokens, a.size)
     print(
-        f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {a.shape}, {setup.dtype}"
+        f"{setup.card}; {', '.join(f'{k} {v}' for k, v in versions.items())}; {a.shape}, {setup.dtype}"
     )
     lines, failed = dict[str, list[dict[str, object]]](), list[str]()
     for part in PARTS:
@@ -245,7 +234,7 @@ def main() -> None:
             failed += [name] if name in MUST else []
     if a.json:
         a.json.write_text(
-            json.dumps({"card": setup.card, "versions": versions(), "parts": lines}, indent=1),
+            json.dumps({"card": setup.card, "versions": versions, "parts": lines}, indent=1),
             encoding="utf-8",
         )
     sys.exit(f"gpu: does not hold: {'; '.join(failed)}" if failed else 0)

@@ -3,6 +3,7 @@
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,9 +21,10 @@ def memory(key: str = "VmRSS") -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def versions() -> dict[str, str]:
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """The versions of Python and of those libraries that are installed."""
     installed = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             installed[name] = version(name)
         except PackageNotFoundError:

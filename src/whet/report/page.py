@@ -5,7 +5,7 @@ them.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -147,9 +147,7 @@ def _warnings(run: Run) -> Markup | None:
     items += [tag("li", notice) for notice in run.notices]
     if not items:
         return None
-    return tag(
-        "section", tag("h2", "Warnings"), tag("ul", *items), class_="warnings", id="warnings"
-    )
+    return _section("Warnings", tag("ul", *items), class_="warnings", id="warnings")
 
 
 def _stages(run: Run) -> Markup | None:
@@ -166,7 +164,7 @@ def _stages(run: Run) -> Markup | None:
         for switch in _switches(s)
     ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stages")
-    return tag("section", tag("h2", "Stages"), table, id="stages")
+    return _section("Stages", table, id="stages")
 
 
 def _switches(stage: Mapping[str, Any]) -> list[str]:
@@ -193,14 +191,17 @@ def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
         _seconds(number(stage.get("seconds"))),
         count(number(stage.get("parameters"))),
     ]
-    kind = (
-        tag("span", str(stage.get("kind", "")), class_="kind")
-        if stage.get("kind") != stage.get("name")
-        else None
+    kind = None if stage.get("kind") == stage.get("name") else str(stage.get("kind", ""))
+    note = f"thinking {switch}" if switch else kind
+    first = tag(
+        "th",
+        tag("span", name),
+        " ",
+        None if note is None else tag("span", note, class_="kind"),
+        " ",
+        tag("span", "result", class_="mark") if name == result else None,
+        scope="row",
     )
-    mark = tag("span", "result", class_="mark") if name == result else None
-    thinking = tag("span", f"thinking {switch}", class_="kind") if switch else None
-    first = tag("th", tag("span", name), " ", thinking or kind, " ", mark, scope="row")
     rest = [
         tag("td", cell, class_="number", data_label=label)
         for label, cell in zip(COLUMNS, cells, strict=True)
@@ -237,12 +238,8 @@ def _gain(run: Run) -> Markup | None:
         names = str(before.get("name")), str(after.get("name"))
         text = tag("p", split(total, choosing, reasoning), id="gain-text")
         parts = join([text, waterfall(names, start, choosing, reasoning)])
-    return tag(
-        "section",
-        tag("h2", "What the gain is made of"),
-        tag("div", parts, table, class_="split"),
-        id="gain",
-    )
+    columns = tag("div", parts, table, class_="split")
+    return _section("What the gain is made of", columns, id="gain")
 
 
 def _modes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Markup | None:
@@ -281,8 +278,8 @@ def _drawn() -> list[Markup]:
     """The sections that the scripts fill."""
     plain = "A script of this page draws this part; it needs nothing from the network."
     return [
-        tag("section", tag("h2", "Curves"), tag("noscript", plain), id="curves"),
-        tag("section", tag("h2", "Samples"), tag("noscript", plain), id="samples"),
+        _section("Curves", tag("noscript", plain), id="curves"),
+        _section("Samples", tag("noscript", plain), id="samples"),
     ]
 
 
@@ -296,32 +293,25 @@ def _settings(run: Run) -> Markup | None:
     ]
     for stage in run.stages:
         if sampling := mapped(stage.get("sampling")):
-            rows.append(
-                (
-                    f"{stage.get('name')} measured with",
-                    ", ".join(f"{k} {v}" for k, v in sampling.items()),
-                )
-            )
+            settings = ", ".join(f"{k} {v}" for k, v in sampling.items())
+            rows.append((f"{stage.get('name')} measured with", settings))
         if passes := _passes(stage):
             rows.append((f"{stage.get('name')} pass@k", passes))
-    items: Sequence[Markup] = [
-        part for key, value in rows for part in (tag("dt", key), tag("dd", value))
-    ]
-    recipe = (
-        tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe))
-        if run.recipe
-        else None
-    )
-    facts = (
-        tag("details", tag("summary", "Versions and sampling"), tag("dl", *items))
-        if items
-        else None
-    )
-    return (
-        tag("section", tag("h2", "Settings"), facts, recipe, id="settings")
-        if facts or recipe
-        else None
-    )
+    items = [part for key, value in rows for part in (tag("dt", key), tag("dd", value))]
+    folds: list[Markup] = []
+    if items:
+        folds.append(_fold("Versions and sampling", tag("dl", *items)))
+    if run.recipe:
+        folds.append(_fold("Recipe, resolved", tag("pre", run.recipe)))
+    return _section("Settings", *folds, id="settings") if folds else None
+
+
+def _section(title: str, *children: Markup | None, **attributes: str) -> Markup:
+    return tag("section", tag("h2", title), *children, **attributes)
+
+
+def _fold(title: str, inside: Markup) -> Markup:
+    return tag("details", tag("summary", title), inside)
 
 
 def _passes(stage: Mapping[str, Any]) -> str:

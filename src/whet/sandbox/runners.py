@@ -103,20 +103,17 @@ class Docker:
             return GuestRun([], False, "died", f"docker does not start: {error}")
         finally:
             os.close(stdin)
-        raw, errors, ended = read_output(process, start + order["total"] + GRACE + DOCKER_START)
-        if ended != "died":
-            with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
-                subprocess.run(
-                    ["docker", "rm", "--force", name],
-                    capture_output=True,
-                    env=env,
-                    timeout=PATIENCE,
-                )
-            process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+        with process:
+            raw, errors, ended = read_output(process, start + order["total"] + GRACE + DOCKER_START)
+            if ended != "died":
+                with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
+                    subprocess.run(
+                        ["docker", "rm", "--force", name],
+                        capture_output=True,
+                        env=env,
+                        timeout=PATIENCE,
+                    )
+                process.kill()
         return parse_output(raw, ended, errors)
 
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,56 +20,39 @@ START_SECONDS = 60.0  # imports; never charged to an item
 _MAIN = str(Path(__file__).with_name("worker_main.py"))
 
 
-class _Spawner:
-    """Starts all workers from one thread that lives as long as the process.
-
-    The kernel's parent-death signal fires when the *thread* that forked ends, so a worker started
-    from a short-lived thread would be killed with it.
-    """
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.orders = queue.SimpleQueue[tuple[dict[str, str], Future[subprocess.Popen[bytes]]]]()
-        threading.Thread(target=self._run, name="whet-spawner", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            env, promise = self.orders.get()
-            try:
-                pipe = subprocess.PIPE
-                command = [sys.executable, "-P", _MAIN, str(os.getpid())]
-                promise.set_result(
-                    subprocess.Popen(
-                        command,
-                        stdin=pipe,
-                        stdout=pipe,
-                        stderr=subprocess.DEVNULL,
-                        bufsize=0,
-                        env=env,
-                        start_new_session=True,
-                    )
-                )
-            except OSError as error:
-                promise.set_exception(RewardError(f"cannot start a worker process: {error}"))
-
-    def start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
-        promise: Future[subprocess.Popen[bytes]] = Future()
-        self.orders.put((env, promise))
-        return promise.result()
-
-
 _lock = threading.Lock()
-_spawner: _Spawner | None = None
+_spawner: tuple[int, ThreadPoolExecutor] | None = None  # with the pid of its process
+
+
+def _spawn(env: dict[str, str]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-P", _MAIN, str(os.getpid())],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env=env,
+        start_new_session=True,
+    )
 
 
 def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
-    """Starts a worker that imports `function`. Raises RewardError where no process can start."""
+    """Starts a worker that imports `function`. Raises RewardError where no process can start.
+
+    One thread, which lives as long as the process, starts all workers: the kernel's parent-death
+    signal fires when the *thread* that forked ends.
+    """
     global _spawner
     with _lock:
         # None yet, or we are a fork, which has none of its parent's threads.
-        if _spawner is None or _spawner.pid != os.getpid():
-            _spawner = _Spawner()
-    worker = Worker(_spawner.start(env))
+        if _spawner is None or _spawner[0] != os.getpid():
+            _spawner = os.getpid(), ThreadPoolExecutor(1, "whet-spawner")
+        started = _spawner[1].submit(_spawn, env)
+    try:
+        worker = Worker(started.result())
+    except OSError as error:
+        raise RewardError(f"cannot start a worker process: {error}") from error
     path = [os.getcwd() if entry == "" else entry for entry in sys.path]
     setup = {"function": function, "path": path, "memory": memory_mb << 20, "max_bytes": MAX_BYTES}
     worker.unsent += json.dumps(setup).encode() + b"\n"
