@@ -21,25 +21,21 @@ class Group:
     def __init__(
         self, memory: int, processes: int, root: Path = ROOT, own: Path = Path("/proc/self/cgroup")
     ) -> None:
-        limits = {"memory": str(memory), "pids": str(processes)}
         self.folders: list[Path] = []
         v2 = (root / "cgroup.controllers").is_file()
-        parents = (
-            _v2(root, own)
-            if v2
-            else {name: root / name for name in limits if (root / name).is_dir()}
-        )
-        for controller, parent in parents.items():
+        if v2:
+            parent = _v2_parent(root, own)
+            limits = {parent: {"memory.max": memory, "pids.max": processes}} if parent else {}
+        else:
+            v1 = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": processes}}
+            limits = {root / name: files for name, files in v1.items() if (root / name).is_dir()}
+        for parent, files in limits.items():
             _sweep(parent)
             folder = parent / f"{PREFIX}{os.getpid()}"
             with suppress(OSError):
                 folder.mkdir(exist_ok=True)
-                files = {
-                    "memory": "memory.max" if v2 else "memory.limit_in_bytes",
-                    "pids": "pids.max",
-                }
-                for name in limits if v2 else (controller,):
-                    (folder / files[name]).write_text(limits[name])
+                for name, limit in files.items():
+                    (folder / name).write_text(str(limit))
                 if v2:
                     with suppress(OSError):
                         (folder / "memory.swap.max").write_text("0")
@@ -78,16 +74,16 @@ class Group:
         self.folders.clear()
 
 
-def _v2(root: Path, own: Path) -> dict[str, Path]:
-    """The parent in which a v2 group with both limits can be made; empty where there is none."""
+def _v2_parent(root: Path, own: Path) -> Path | None:
+    """The folder in which a v2 group with both limits can be made; None where there is none."""
     with suppress(OSError):
         path = next((x[3:] for x in own.read_text().splitlines() if x.startswith("0::")), "/")
         parent = root / path.strip("/")
         control = parent / "cgroup.subtree_control"
         if {"memory", "pids"} - set(control.read_text().split()):
             control.write_text("+memory +pids")
-        return {"memory": parent}
-    return {}
+        return parent
+    return None
 
 
 def _sweep(parent: Path) -> None:
