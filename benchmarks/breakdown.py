@@ -4,7 +4,7 @@
 
 It times whet's kernels one by one and torch's operations by its profiler. The shares are of the
 step; the rest is Python, dispatch and small operations. Profiling slows a step down, so the seconds
-are of a second run without it. About 2 minutes on 2 cores.
+are of a second run without it. Takes minutes: more than 10 on 2 cores that were shared with others.
 """
 
 import argparse
