@@ -1,10 +1,10 @@
-"""Where a step's time goes, by kind of work: whet's own side of `whet bench`, its kernels timed one
-by one, torch's operations by its profiler.
+"""Measures where the time of a step goes, for each workload of `whet bench`.
 
     python benchmarks/breakdown.py [worst typical vocabulary ppo] [--size 5M] [--threads 2]
 
-The shares are of the step; what stands under no name is Python, dispatch and small operations.
-Profiling makes a step slower: the seconds are of the same steps without it.
+It times whet's kernels one by one and torch's operations by its profiler. The shares are of the
+step; the rest is Python, dispatch and small operations. Profiling slows a step down, so the seconds
+are of a second run without it. Takes minutes: more than 10 on 2 cores that were shared with others.
 """
 
 import argparse
@@ -32,7 +32,8 @@ KERNELS = {
     "attention_back": "attention, backward",
     "spread": "log-probabilities",
     "spread_back": "log-probabilities",
-    **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"), "norms, heads, gates"),
+    **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"),
+    "norms, heads, gates"),
 }  # fmt: skip
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
 OPTIMIZER = (
@@ -47,9 +48,9 @@ def timed(seconds: dict[str, float]) -> Any:
     """Kernels.call, with the seconds of each kernel added up under what it is for."""
     plain = Kernels.call
 
-    def call(self: Kernels, name: str, *given: Any, **options: Any) -> None:
+    def call(self: Kernels, name: str, *arguments: Any, **options: Any) -> None:
         began = time.perf_counter()
-        plain(self, name, *given, **options)
+        plain(self, name, *arguments, **options)
         seconds[KERNELS.get(name, name)] += time.perf_counter() - began
 
     return plain, call
@@ -58,14 +59,14 @@ def timed(seconds: dict[str, float]) -> Any:
 def shares(name: str, size: str) -> tuple[float, dict[str, float]]:
     """Seconds of a step, and of what it is made of."""
     with tempfile.TemporaryDirectory() as scratch:
-        given, model = workload(name), Path(scratch) / "model"
-        prepare(given, size, model)
-        whole = statistics.median(s["step"] for s in whet_side.run(given, model, STEPS)[1:])
+        work, model = workload(name), Path(scratch) / "model"
+        prepare(work, size, model)
+        whole = statistics.median(s["step"] for s in whet_side.run(work, model, STEPS)[1:])
         seconds: dict[str, float] = defaultdict(float)
         plain, Kernels.call = timed(seconds)
         try:
             with profile(activities=[ProfilerActivity.CPU]) as seen:
-                steps = whet_side.run(given, model, STEPS)
+                steps = whet_side.run(work, model, STEPS)
         finally:
             Kernels.call = plain
     for event in seen.key_averages():
@@ -78,8 +79,8 @@ def shares(name: str, size: str) -> tuple[float, dict[str, float]]:
         )
         seconds[kind] += event.self_cpu_time_total / 1e6 if event.key.startswith("aten::") else 0.0
     slower = sum(s["step"] for s in steps)
-    found = {kind: value / slower for kind, value in seconds.items()}
-    return whole, found | {"Python, dispatch": 1 - sum(found.values())}
+    parts = {kind: value / slower for kind, value in seconds.items()}
+    return whole, parts | {"Python, dispatch": 1 - sum(parts.values())}
 
 
 def main() -> None:
@@ -91,19 +92,19 @@ def main() -> None:
     )
     parser.add_argument("--size", default="5M")
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    told = {name: shares(name, given.size) for name in given.works if name in WORKLOADS}
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    columns = {name: shares(name, arguments.size) for name in arguments.works if name in WORKLOADS}
     kinds = sorted(
-        {k for _, found in told.values() for k in found},
-        key=lambda k: -max(f.get(k, 0) for _, f in told.values()),
+        {k for _, parts in columns.values() for k in parts},
+        key=lambda k: -max(f.get(k, 0) for _, f in columns.values()),
     )
-    print(f"| of a step ({given.size}) | {' | '.join(told)} |")
-    print(f"|---|{'---|' * len(told)}")
-    print(f"| seconds | {' | '.join(f'{whole:.2f}' for whole, _ in told.values())} |")
+    print(f"| of a step ({arguments.size}) | {' | '.join(columns)} |")
+    print(f"|---|{'---|' * len(columns)}")
+    print(f"| seconds | {' | '.join(f'{whole:.2f}' for whole, _ in columns.values())} |")
     for kind in kinds:
         print(
-            f"| {kind} | {' | '.join(f'{found.get(kind, 0):.1%}' for _, found in told.values())} |"
+            f"| {kind} | {' | '.join(f'{parts.get(kind, 0):.1%}' for _, parts in columns.values())} |"
         )
 
 

@@ -1,11 +1,10 @@
-"""What `whet check` foretells of recipes beside what they take: seconds of each stage and of the
-whole, MiB of each that trains.
+"""Compares the forecast of `whet check` with a run: seconds of each stage, MiB of each that trains.
 
     python benchmarks/forecast.py recipes/lora-mini.toml recipes/ppo-mini.toml,stage.rl.steps=15
 
-One after the other, each side in a process of its own, in seconds of the processor, which busy
-neighbours stretch less than the clock's: for models that run on one thread they are the clock's on
-a free core. A gated stage is compared for the steps that it took.
+A run is a process of its own. Seconds are of the processor, which busy neighbours stretch less than
+the clock's; for models that run on one thread they are the clock's on a free core. A gated stage is
+compared for the steps that it took. About 3 minutes for recipes/lora-mini.toml.
 """
 
 import json
@@ -17,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whet.bench.side import held
+from whet.bench.side import memory as memory_used
 from whet.config import load as recipes
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory
@@ -33,15 +32,15 @@ class Measured(Pipeline):
         began = time.process_time()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         super().stage(stage)
-        told = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-        self.records[-1] |= {"processor": time.process_time() - began, "peak": int(told) / 1024}
+        peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+        self.records[-1] |= {"processor": time.process_time() - began, "peak": int(peak) / 1024}
 
 
 def ran(word: str) -> None:
     """A side of its own: the run, as JSON."""
-    before = held()
-    name, *given = word.split(",")
-    recipe = recipes.load(Path(name), given)
+    before = memory_used()
+    name, *overrides = word.split(",")
+    recipe = recipes.load(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
         run = Measured.of(recipe, Path(scratch) / "run", None)
         began = time.process_time()
@@ -57,21 +56,23 @@ def ran(word: str) -> None:
 
 
 def compared(word: str) -> None:
-    name, *given = word.split(",")
-    recipe = recipes.load(Path(name), given)
+    name, *overrides = word.split(",")
+    recipe = recipes.load(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
         pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
         model = pipeline.start(recipe.stage[0])
         load = check.load(pipeline.context, recipe, check.looked_at(pipeline.context))
         size = memory.parameters(model.config)
         needs = memory.needs(recipe, model.config, size, load, "cpu")
-    found = forecast.forecast(recipe, time.process_time)
-    told = subprocess.run(
+    estimates = forecast.forecast(recipe, time.process_time)
+    process = subprocess.run(
         [sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True
     )
-    run = json.loads(told.stdout.splitlines()[-1])
-    found = [replace(e, steps=Span.of(run["steps"][e.name])) if e.gated else e for e in found]
-    for e in found:
+    run = json.loads(process.stdout.splitlines()[-1])
+    estimates = [
+        replace(e, steps=Span.of(run["steps"][e.name])) if e.gated else e for e in estimates
+    ]
+    for e in estimates:
         steps = f" ({run['steps'][e.name]} steps)" if run["steps"][e.name] > 1 else ""
         row(
             f"{recipe.name} | {e.name}{steps}",
@@ -79,17 +80,20 @@ def compared(word: str) -> None:
             run["took"][e.name],
             (needs.get(e.name, 0) / 2**20, run["peaks"][e.name]),
         )
-    row(f"{recipe.name} | **whole**", total([e.seconds for e in found]), run["whole"])
+    row(f"{recipe.name} | **whole**", total([e.seconds for e in estimates]), run["whole"])
 
 
-def row(name: str, told: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
-    seconds = f"{told.likely:.1f} | {told.least:.1f} to {told.most:.1f} | {took:.1f} | {told.likely / took - 1:+.0%}"
-    held = (
+def row(name: str, expected: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
+    seconds = (
+        f"{expected.likely:.1f} | {expected.least:.1f} to {expected.most:.1f} | {took:.1f} | "
+        f"{expected.likely / took - 1:+.0%}"
+    )
+    mebibytes = (
         f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}"
         if memory[0]
         else " | | "
     )
-    print(f"| {name} | {seconds} | {held} |", flush=True)
+    print(f"| {name} | {seconds} | {mebibytes} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -97,7 +101,8 @@ if __name__ == "__main__":
         ran(sys.argv[2])
     else:
         print(
-            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) | took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
+            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) "
+            "| took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
         )
         for word in sys.argv[1:]:
             compared(word)

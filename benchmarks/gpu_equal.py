@@ -1,4 +1,4 @@
-"""The parts of gpu.py that say whether a GPU computes what the CPU does."""
+"""The parts of gpu.py that compare a GPU's results with the CPU's; run by gpu.py."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -83,10 +83,10 @@ def attention(setup: Setup) -> Iterator[Line]:
     starts = torch.tensor([0, *lengths]).cumsum(0)
     reads = ((37, 328, 0, 37), (458, 657, 328, 458))
     sizes = (c.heads, c.kv_heads, c.kv_heads, c.heads)
-    *given, weigh = (
+    *heads, weigh = (
         torch.randn(sum(lengths), h, c.head_dim, generator=rng).to(setup.dtype) for h in sizes
     )
-    kernel = kernel_for(given[0].to(setup.device), c.head_dim) or Plain()
+    kernel = kernel_for(heads[0].to(setup.device), c.head_dim) or Plain()
     yield Line(
         "flash kernels are there",
         float(not isinstance(kernel, Plain)),
@@ -95,29 +95,29 @@ def attention(setup: Setup) -> Iterator[Line]:
     )
     bound = "<= 1e-2" if setup.cuda else "<= 1e-5"
 
-    def told(
+    def gradients(
         attend: Callable[..., torch.Tensor], device: str, dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        q, k, v = (x.to(device, dtype).requires_grad_() for x in given)
+        q, k, v = (x.to(device, dtype).requires_grad_() for x in heads)
         out = attend(0, q, k, v)
         return [out, *torch.autograd.grad((out * weigh.to(device, dtype)).sum(), (q, k, v))]
 
     for name, seen in (("segments", ()), ("segments and beginnings in common", reads)):
-        exact = told(Packed(starts, reads=seen), "cpu", torch.float64)
+        exact = gradients(Packed(starts, reads=seen), "cpu", torch.float64)
         ways: dict[str, Callable[..., torch.Tensor]] = {
             "ragged": Ragged(starts, kernel, seen, setup.device)
         }
         if not seen:
             ways["padded"] = Packed(starts.to(setup.device))
         for way, attend in ways.items():
-            found = told(attend, setup.device, setup.dtype)
+            ours_all = gradients(attend, setup.device, setup.dtype)
             for what, ours, theirs in zip(
-                ("values", "by queries", "by keys", "by values"), found, exact, strict=True
+                ("values", "by queries", "by keys", "by values"), ours_all, exact, strict=True
             ):
                 yield Line(f"{name}, {way}: {what}", apart(ours, theirs), "", bound, True)
     used = torch.tensor([5, 130], dtype=torch.int32)
     spans = [torch.tensor(x, dtype=torch.int32) for x in ([0, 3, 9], [0, 200, 400])]
-    q, k, v = given[0][:9], given[1][:400], given[2][:400]
+    q, k, v = heads[0][:9], heads[1][:400], heads[2][:400]
     exact = Plain().forward(
         (q.double(), k.double(), v.double()), Spans(*spans, (6, 200), used=used)
     )
@@ -154,10 +154,10 @@ def replays(setup: Setup) -> Iterator[Line]:
     """What is sampled from graphs, without them, and what the trainer says of it."""
     model, caught = copied(small(setup), setup.device, setup.dtype), list[int]()
     asked, s = prompts(6, 30, model.config.vocab), Sampling(GROUP, 1.0, 200, seed=4)
-    held = cuda_graph.Graphs.captured
+    captured = cuda_graph.Graphs.captured
 
     def counted(self: cuda_graph.Graphs, run: cuda_graph.Run) -> cuda_graph.Run:
-        made = held(self, run)
+        made = captured(self, run)
         caught.append(1)
         return made
 

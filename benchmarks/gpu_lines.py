@@ -1,6 +1,4 @@
-"""What the parts of gpu.py are made of: the setup, a line of the table, models and answers of
-random numbers.
-"""
+"""The setup of gpu.py, a line of its table, and models and answers of random numbers."""
 
 import platform
 import statistics
@@ -133,12 +131,12 @@ def timed(call: Callable[[], object], times: int = 3) -> float:
 
 @contextmanager
 def patched(where: object, name: str, value: object) -> Iterator[None]:
-    held = getattr(where, name)
+    original = getattr(where, name)
     setattr(where, name, value)
     try:
         yield
     finally:
-        setattr(where, name, held)
+        setattr(where, name, original)
 
 
 def model_of(shape: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
@@ -149,7 +147,7 @@ def model_of(shape: ModelConfig, device: str, dtype: torch.dtype) -> Transformer
 
 def answers(c: ModelConfig, count: int, tokens: int, prompt: int = PROMPT) -> list[Sample]:
     """`count` answers to prompts that GROUP of them have in common."""
-    rng, found, told = (
+    rng, samples, chosen = (
         np.random.default_rng(1),
         list[Sample](),
         np.arange(prompt + tokens) >= prompt,
@@ -157,5 +155,7 @@ def answers(c: ModelConfig, count: int, tokens: int, prompt: int = PROMPT) -> li
     for i in range(count):
         asked = rng.integers(0, c.vocab, prompt) if i % GROUP == 0 else asked  # noqa: F821
         whole = np.concatenate([asked, rng.integers(0, c.vocab, tokens)])
-        found.append(Sample(whole, told, np.where(told, -1, 0).astype(np.float32), "", "length"))
-    return found
+        samples.append(
+            Sample(whole, chosen, np.where(chosen, -1, 0).astype(np.float32), "", "length")
+        )
+    return samples

@@ -1,9 +1,10 @@
-"""What rewards withstand and what they cost: fuzzed answers, functions that hang or die in a
-running recipe, answers a second.
+"""Measures how rewards withstand bad answers and bad functions, and how fast they are.
 
-python benchmarks/rewards.py fuzz --answers 10000
-python benchmarks/rewards.py broken --answers 500
-python benchmarks/rewards.py speed
+    python benchmarks/rewards.py fuzz --answers 10000   # fuzzed answers to the maths verifier
+    python benchmarks/rewards.py broken --answers 500   # functions that hang or die, in a run
+    python benchmarks/rewards.py speed                  # answers a second
+
+`broken` takes about 3 minutes on 2 cores, the others about 1 each.
 """
 
 import argparse
@@ -26,19 +27,30 @@ from whet.rewards.known_answers import Case, trial
 from whet.types import Problem
 
 CANARY = "/tmp/whet-canary"
-GOLDS = ["18", "-3/4", "1,234.5", "\\frac{\\sqrt{3}}{2}", "x^2+2x+1", "\\{1,2,3\\}", "(0,\\infty)", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+GOLDS = ["18", "-3/4", "1,234.5", "\\frac{\\sqrt{3}}{2}", "x^2+2x+1", "\\{1,2,3\\}", "(0,\\infty)",
+"\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
          "50\\%", "x=3", "2^{100}", "\\text{blue}", "7 \\text{ cm}", "10!", "e^{i\\pi}"]  # fmt: skip
-PIECES = [*"0123456789.,/-+*^(){}[]$%\\ =xe!_&|<>;:'\"\n\t\0", "\\frac", "\\boxed{", "}", "<answer>", "</answer>", "####", "answer is ", "\\text{",
-          "\\sqrt", "\\left(", "\\right)", "\\begin{pmatrix}", "\\end{pmatrix}", "\\cup", "\\int", "\\sum_{i=1}^{", "\\lim", "\\infty", "10^", "!", "9**9**9",
-          "million", "kg", "</think>", "°", "−", "²", "٣", "１", "½", "Ⅷ", "∞", "\u202e", "\ud83d", "🦜", "é"]  # fmt: skip
+PIECES = [*"0123456789.,/-+*^(){}[]$%\\ =xe!_&|<>;:'\"\n\t\0", "\\frac", "\\boxed{", "}",
+"<answer>", "</answer>", "####", "answer is ", "\\text{",
+          "\\sqrt", "\\left(", "\\right)", "\\begin{pmatrix}", "\\end{pmatrix}", "\\cup", "\\int",
+          "\\sum_{i=1}^{", "\\lim", "\\infty", "10^", "!", "9**9**9",
+          "million", "kg", "</think>", "°", "−", "²", "٣", "１", "½", "Ⅷ", "∞", "\u202e", "\ud83d",
+          "🦜", "é"]  # fmt: skip
 BOMBS = [
-    "9**9**9**9", "10^{10^{10^{10}}}", "\\boxed{" * 5000, "{" * 20000 + "}" * 20000, "(" * 3000 + "1" + ")" * 3000, "1" * 100_000, "1/" * 40_000 + "1",
-    "\\frac{1}{" * 800 + "2" + "}" * 800, "99999999!", "((((3!)!)!)!)!", "\\sqrt{" * 900 + "2" + "}" * 900, "(x+1)^{99999}", "x" + "^x" * 500,
-    f"__import__('os').system('touch {CANARY}')", f"\\boxed{{open('{CANARY}','w')}}", f"{{{{''.__class__.__mro__[1].__subclasses__()}}}} {CANARY}",
-    f"\\input{{{CANARY}}}", "\\def\\a{\\a\\a}\\a", "<answer>" * 20000, "####" * 20000, "\\boxed{1}" * 10000, "\0" * 1000, "0x" + "f" * 5000, "1e999999999",
-    "\\int_0^{\\infty} e^{-x^{100}} \\sin(x^{50}) dx", "\\sum_{i=1}^{10^{12}} \\frac{1}{i^i}", "\\prod_{i=1}^{99999} i", "\\lim_{x\\to 0} x^{x^{x^x}}",
-    "\\binom{99999999}{4999999}", "x^5+x+1=0, x^7-3x+2=0, y^9=x", "\\{" + ",".join(map(str, range(5000))) + "\\}", "1,000," * 10000, "a" * 50_000 + "!",
-    "\\begin{pmatrix}" + "1&" * 3000 + "\\end{pmatrix}", "[" * 9999 + "1,2" + "]" * 9999, "-" * 50_000 + "1", "+-" * 30_000 + "5", "0." + "3" * 30_000,
+    "9**9**9**9", "10^{10^{10^{10}}}", "\\boxed{" * 5000, "{" * 20000 + "}" * 20000,
+    "(" * 3000 + "1" + ")" * 3000, "1" * 100_000, "1/" * 40_000 + "1",
+    "\\frac{1}{" * 800 + "2" + "}" * 800, "99999999!", "((((3!)!)!)!)!",
+    "\\sqrt{" * 900 + "2" + "}" * 900, "(x+1)^{99999}", "x" + "^x" * 500,
+    f"__import__('os').system('touch {CANARY}')", f"\\boxed{{open('{CANARY}','w')}}",
+    f"{{{{''.__class__.__mro__[1].__subclasses__()}}}} {CANARY}",
+    f"\\input{{{CANARY}}}", "\\def\\a{\\a\\a}\\a", "<answer>" * 20000, "####" * 20000,
+    "\\boxed{1}" * 10000, "\0" * 1000, "0x" + "f" * 5000, "1e999999999",
+    "\\int_0^{\\infty} e^{-x^{100}} \\sin(x^{50}) dx", "\\sum_{i=1}^{10^{12}} \\frac{1}{i^i}",
+    "\\prod_{i=1}^{99999} i", "\\lim_{x\\to 0} x^{x^{x^x}}",
+    "\\binom{99999999}{4999999}", "x^5+x+1=0, x^7-3x+2=0, y^9=x", "\\{" + ",".join(map(str,
+    range(5000))) + "\\}", "1,000," * 10000, "a" * 50_000 + "!",
+    "\\begin{pmatrix}" + "1&" * 3000 + "\\end{pmatrix}", "[" * 9999 + "1,2" + "]" * 9999,
+    "-" * 50_000 + "1", "+-" * 30_000 + "5", "0." + "3" * 30_000,
 ]  # fmt: skip
 
 
@@ -97,7 +109,8 @@ def fuzz(answers: int, seed: int = 0) -> dict[str, Any]:
 BROKEN = '''"""A reward that fails in every way on a share of the answers, by a hash of the answer."""
 import ctypes, hashlib, os, re, signal, subprocess, sys, threading, time
 
-WAYS = ("sleep", "loop", "locked", "signals", "exit", "abort", "kill", "memory", "children", "closes", "raise", "recursion", "nan", "deadlock")
+WAYS = ("sleep", "loop", "locked", "signals", "exit", "abort", "kill", "memory", "children",
+        "closes", "raise", "recursion", "nan", "deadlock")
 
 def way(problem_id, text, share):
     number = int(hashlib.sha256(f"{problem_id}|{text}".encode()).hexdigest(), 16)
@@ -124,7 +137,7 @@ def reward(prompt, sample, *, share=0.5):
     elif how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "memory":
-        held = [bytearray(1 << 28) for _ in range(1000)]
+        hoard = [bytearray(1 << 28) for _ in range(1000)]
     elif how == "children":
         for _ in range(3):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
@@ -179,14 +192,14 @@ evaluate = false
 
 def alive(token: str) -> list[str]:
     """Command lines of the processes that carry the token in their environment."""
-    found = []
+    commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if token.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " ")[:80])
+                commands.append((process / "cmdline").read_text().replace("\0", " ")[:80])
         except OSError:
             continue
-    return found
+    return commands
 
 
 def broken(answers: int, limit: float = 0.5, share: float = 0.5) -> dict[str, Any]:
@@ -279,7 +292,7 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
         ],
         "own function": [(str(n), f"it is {n}") for n in rng.sample(range(10**6), answers)],
     }
-    found = []
+    rates = []
     for kind, pairs in kinds.items():
         problems = [
             Problem(str(i), ({"role": "user", "content": "?"},), gold)
@@ -297,8 +310,8 @@ def speed(answers: int = 2000) -> list[tuple[str, int, float]]:
                 reward.score(problems[:8], texts[:8])
             began = time.perf_counter()
             reward.score(problems, texts)
-            found.append((kind, workers, len(texts) / (time.perf_counter() - began)))
-    return found + programs(answers // 20)
+            rates.append((kind, workers, len(texts) / (time.perf_counter() - began)))
+    return rates + programs(answers // 20)
 
 
 def programs(answers: int) -> list[tuple[str, int, float]]:
@@ -308,7 +321,7 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
         "kind": "stdio",
         "tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "3 4\n", "output": "7\n"}],
     }
-    found = []
+    rates = []
     for workers in (1, 2):
         try:
             reward = load("code", processes=workers)
@@ -327,24 +340,30 @@ def programs(answers: int) -> list[tuple[str, int, float]]:
         began = time.perf_counter()
         scores = reward.score(problems, texts)
         assert all(s.correct for s in scores), scores[0]
-        found.append(
+        rates.append(
             ("code, two inputs a program", workers, answers / (time.perf_counter() - began))
         )
-    return found
+    return rates
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("fuzz", "broken", "speed"))
     parser.add_argument("--answers", type=int)
-    given = parser.parse_args()
-    if given.what == "speed":
+    arguments = parser.parse_args()
+    if arguments.what == "speed":
         print("| reward | workers | answers a second |\n|---|---|---|")
-        for kind, workers, rate in speed(given.answers or 2000):
+        for kind, workers, rate in speed(arguments.answers or 2000):
             print(f"| {kind} | {workers} | {rate:,.0f} |")
         return
-    told = fuzz(given.answers or 10_000) if given.what == "fuzz" else broken(given.answers or 500)
-    print(json.dumps(told, indent=1))
+    report = (
+        fuzz(arguments.answers or 10_000)
+        if arguments.what == "fuzz"
+        else broken(arguments.answers or 500)
+    )
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ def test_both_sides_compute_the_same_gradient(model, tmp_path, beta):
     left out and prompts shared.
     """
     pytest.importorskip("trl")
-    given = replace(TINY, beta=beta)
-    trainer = peers.trainer(given, model, 1, tmp_path)
-    peers.timed_generate(trainer.model, given, trainer.processing_class.eos_token_id)
+    work = replace(TINY, beta=beta)
+    trainer = peers.trainer(work, model, 1, tmp_path)
+    peers.timed_generate(trainer.model, work, trainer.processing_class.eos_token_id)
     if beta:
         with torch.no_grad():
             for p in trainer.ref_model.parameters():
@@ -135,22 +135,22 @@ def test_both_sides_compute_the_same_gradient(model, tmp_path, beta):
     trainer.optimizer.step = step
     trainer.args.max_grad_norm = 0.0
     trainer.train()
-    ours = whets(given, model, seen, trainer.ref_model if beta else None)
+    ours = whets(work, model, seen, trainer.ref_model if beta else None)
     assert set(ours) <= set(theirs)
     assert max(float(g.abs().max()) for g in ours.values()) > 1e-4
     for name, gradient in ours.items():
         assert (gradient - theirs[name]).abs().max() < 1e-6 + 1e-4 * theirs[name].abs().max(), name
 
 
-def whets(given, directory, seen, reference):
+def whets(work, directory, seen, reference):
     """Gradients under Hugging Face's names."""
     policy, chat = pretrained.load(directory), Chat.load(directory)
-    stage = whet_side.stage(given, 1)
+    stage = whet_side.stage(work, 1)
     stage = stage.model_copy(
         update={"optimizer": stage.optimizer.model_copy(update={"max_grad_norm": 1e9})}
     )
     context = whet_side.context(
-        given, chat, whet_side.Clock(directory.parent / f"log{given.beta}"), policy
+        work, chat, whet_side.Clock(directory.parent / f"log{work.beta}"), policy
     )
     trainer = rl.prepared(policy, stage, algorithm(stage.algorithm, stage.override), context)
     if reference is not None:
@@ -167,7 +167,7 @@ def whets(given, directory, seen, reference):
         chosen = np.arange(len(tokens)) >= len(prompt)
         samples.append(Sample(tokens, chosen, np.zeros(len(tokens), np.float32), "", "stop"))
     order = order_of(seen["advantages"].tolist(), samples)
-    for i in range(given.prompts):
+    for i in range(work.prompts):
         some = [samples[j] for j in order[i]]
         rewards = [1.0] * 4 if all(seen["advantages"][j] == 0 for j in order[i]) else None
         scores = [
@@ -190,12 +190,12 @@ def whets(given, directory, seen, reference):
             at += sample.length
     trainer.learner.forget = lambda: None
     trainer.update(groups)
-    found = {}
+    gradients = {}
     for name, stacked in parts(policy.config).items():
         gradient = dict(policy.named_parameters())[name].grad
         pieces = gradient.split([p.shape[0] for p in stacked])
-        found |= {p.name: g for p, g in zip(stacked, pieces, strict=True)}
-    return found
+        gradients |= {p.name: g for p, g in zip(stacked, pieces, strict=True)}
+    return gradients
 
 
 def order_of(advantages, samples):
@@ -237,16 +237,16 @@ def test_the_command_prints_every_side_and_its_json_the_ratios(monkeypatch, caps
         )
         == 0
     )
-    found = json.loads(capsys.readouterr().out)
-    assert found["ratios"] == {"worst": None} and found["missing"] == ["trl", "generate"]
-    told = found["works"]["worst"]
-    assert told["tokens"] == int(tiny.lengths(0).sum())
+    report = json.loads(capsys.readouterr().out)
+    assert report["ratios"] == {"worst": None} and report["missing"] == ["trl", "generate"]
+    summary = report["works"]["worst"]
+    assert summary["tokens"] == int(tiny.lengths(0).sum())
     assert (
-        told["sides"]["whet"]["step"]["median"] > 0
-        and told["sides"]["whet"]["memory"]["median"] > 0
+        summary["sides"]["whet"]["step"]["median"] > 0
+        and summary["sides"]["whet"]["memory"]["median"] > 0
     )
-    assert 0 < told["sampling_share"] < 1 and 0 < told["update_share"] < 1
-    assert found["machine"]["threads"] == 1 and found["versions"]["torch"] == torch.__version__
+    assert 0 < summary["sampling_share"] < 1 and 0 < summary["update_share"] < 1
+    assert report["machine"]["threads"] == 1 and report["versions"]["torch"] == torch.__version__
     assert (
         main(
             ["bench", "worst", "--size", "0.2M", "--rounds", "1", "--steps", "1", "--threads", "1"]
@@ -268,8 +268,12 @@ def test_ratios_are_the_peer_s_seconds_over_whet_s():
         "whet-sample": report(1.0, 1.0),
         "generate": report(3.0, 1.0),
     }
-    told = compare.summarised(WORKLOADS["worst"], "5M", reports, {"flops": 1e11, "bytes": 1e10})
-    assert (told["ratio"], told["memory_ratio"], told["sampling_ratio"]) == (3.5, 0.25, 3.0)
+    summary = compare.summarised(WORKLOADS["worst"], "5M", reports, {"flops": 1e11, "bytes": 1e10})
+    assert (summary["ratio"], summary["memory_ratio"], summary["sampling_ratio"]) == (
+        3.5,
+        0.25,
+        3.0,
+    )
     assert asdict(WORKLOADS["worst"])["vocab"] == 1024
 
 

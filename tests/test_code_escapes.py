@@ -57,29 +57,39 @@ print("ESCAPED" if escaped else "HELD")
 # name: (body, whether it gets out where nothing isolates)
 SEEING = {
     "reads a file of the host": ("return open('{canary}').read() == '{secret}'", True),
-    "follows a symlink to it": ("os.symlink('{canary}', '{folder}/link'); return open('{folder}/link').read() == '{secret}'", True),
+    "follows a symlink to it": ("os.symlink('{canary}', '{folder}/link'); return "
+    "open('{folder}/link').read() == '{secret}'", True),
     "reads it through /proc/self/root": ("return open('/proc/self/root{canary}').read() == '{secret}'", True),
     "reads it through /proc/1/root": ("return open('/proc/1/root{canary}').read() == '{secret}'", False),
-    "reads it through its own working folder": ("return open('/proc/self/cwd/../../../../..{canary}').read() == '{secret}'", True),
+    "reads it through its own working folder": ("return "
+    "open('/proc/self/cwd/../../../../..{canary}').read() == '{secret}'", True),
     "reads the users": ("return 'root' in open('/etc/passwd').read()", True),
     "reads the passwords": ("return bool(open('/etc/shadow').read())", False),
     "lists the home of root": ("return bool(set(os.listdir('/root')) - {{'.pyenv', '.local'}})", False),
     "sees this repository": ("return os.path.exists('{repository}')", True),
-    "sees homes, logs, mounts, sys": ("return any(map(os.path.exists, ('/home', '/var', '/mnt', '/sys', '/run', '/srv', '/opt')))", True),
+    "sees homes, logs, mounts, sys": ("return any(map(os.path.exists, ('/home', '/var', '/mnt', "
+    "'/sys', '/run', '/srv', '/opt')))", True),
     "finds the old root": ("return any(map(os.path.exists, ('/oldroot', '/newroot', '/.pivot')))", False),
     "finds a shell": ("return any(map(os.path.exists, ('/bin/sh', '/usr/bin/env', '/bin/true')))", True),
     "reads the environment": ("return '{secret}' in str(dict(os.environ))", True),
-    "reads the parent's environment": ("return '{secret}' in open('/proc/%d/environ' % os.getppid()).read()", False),
+    "reads the parent's environment": ("return '{secret}' in open('/proc/%d/environ' % "
+    "os.getppid()).read()", False),
     "reads every environment": (
-        "found = 0\n    for pid in filter(str.isdigit, os.listdir('/proc')):\n        try: found += '{secret}' in open('/proc/%s/environ' % pid).read()\n"
+        "found = 0\n    for pid in filter(str.isdigit, os.listdir('/proc')):\n        try: found += "
+        "'{secret}' in open('/proc/%s/environ' % pid).read()\n"
         "        except OSError: pass\n    return found", True),
     "sees the host's processes": ("return len(list(filter(str.isdigit, os.listdir('/proc')))) > 4", True),
     "signals a process of the host": ("os.kill({canary_pid}, 0); return True", True),
-    "finds the secret in the memory of others": ("return any(b'{terces}'[::-1] in memory(pid) for pid in (1, os.getppid()))", False),
-    "reads the kernel's memory or log": ("return any(os.access(p, os.R_OK) for p in ('/proc/kcore', '/proc/kmsg', '/dev/kmsg', '/dev/mem'))", False),
-    "sees disks": ("return any(n.startswith(('sd', 'vd', 'nvme', 'loop', 'dm')) for n in os.listdir('/dev'))", False),
-    "connects to a server of the host": ("socket.create_connection(('127.0.0.1', {port}), 1); return True", True),
-    "connects to the host's abstract socket": ("s = socket.socket(socket.AF_UNIX); s.connect('\\0whet-canary-{port}'); return True", True),
+    "finds the secret in the memory of others": ("return any(b'{terces}'[::-1] in memory(pid) for "
+    "pid in (1, os.getppid()))", False),
+    "reads the kernel's memory or log": ("return any(os.access(p, os.R_OK) for p in ('/proc/kcore', "
+    "'/proc/kmsg', '/dev/kmsg', '/dev/mem'))", False),
+    "sees disks": ("return any(n.startswith(('sd', 'vd', 'nvme', 'loop', 'dm')) for n in "
+    "os.listdir('/dev'))", False),
+    "connects to a server of the host": ("socket.create_connection(('127.0.0.1', {port}), 1); "
+    "return True", True),
+    "connects to the host's abstract socket": ("s = socket.socket(socket.AF_UNIX); "
+    "s.connect('\\0whet-canary-{port}'); return True", True),
     "opens an internet socket": ("return bool(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))", True),
     "opens an IPv6 socket": ("return bool(socket.socket(socket.AF_INET6))", False),
     "opens a raw socket": ("return bool(socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))", False),
@@ -97,9 +107,11 @@ WRITING = {
     "writes to the interpreter": "open(sys.executable, 'ab'); return True",
     "writes to the device folder": "open('/dev/x', 'w'); return True",
     "writes to shared memory": "open('/dev/shm/x', 'w'); return True",
-    "has a writable sysctl": "return [p for p, _, names in os.walk('/proc/sys') for n in names if os.access(p + '/' + n, os.W_OK)]",
+    "has a writable sysctl": "return [p for p, _, names in os.walk('/proc/sys') for n in names if "
+    "os.access(p + '/' + n, os.W_OK)]",
     "may trigger sysrq": "return os.access('/proc/sysrq-trigger', os.W_OK)",
-    "protects itself from the memory killer": "return os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000')",
+    "protects itself from the memory killer": "return os.write(os.open('/proc/self/oom_score_adj', "
+    "os.O_WRONLY), b'-1000')",
     "writes to its parent's memory": "return os.open(f'/proc/{os.getppid()}/mem', os.O_RDWR)",
     "maps another uid": "return os.write(os.open('/proc/self/uid_map', os.O_WRONLY), b'0 0 1')",
     "makes a device": "os.mknod('/tmp/disk', 0o60600, os.makedev(8, 0)); return True",
@@ -108,7 +120,8 @@ WRITING = {
     "becomes root's group": "os.setgid(0); return True",
     "joins groups": "os.setgroups([0]); return True",
     "is root": "return 0 in (os.getuid(), os.geteuid(), os.getgid())",
-    "has capabilities": "return any(l.split()[1].strip('0') for l in open('/proc/self/status') if l.startswith('Cap'))",
+    "has capabilities": "return any(l.split()[1].strip('0') for l in open('/proc/self/status') if "
+    "l.startswith('Cap'))",
     "may gain privileges": "return 'NoNewPrivs:\\t1' not in open('/proc/self/status').read()",
     "has no filter": "return 'Seccomp:\\t2' not in open('/proc/self/status').read()",
     "raises its limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); return True",
@@ -117,44 +130,68 @@ WRITING = {
 }  # fmt: skip
 # with arguments that do nothing where they are allowed: then the answer is neither EPERM nor ENOSYS
 SYSCALLS = {
-    "ptrace": "101, 0, 0, 0, 0", "ptrace of process 1": "101, 16, 1, 0, 0", "process_vm_readv": "310, 1, 0, 0, 0, 0, 0",
-    "process_vm_writev": "311, 1, 0, 0, 0, 0, 0", "pidfd_getfd": "438, -1, 0, 0", "unshare a user namespace": "272, 0x10000000",
-    "unshare a mount namespace": "272, 0x20000", "clone a user namespace": "56, 0x10000011, 0, 0, 0, 0", "clone3": "435, 0, 0",
-    "setns": "308, -1, 0", "mount": "165, 0, 0, 0, 0, 0", "umount2": "166, 0, 0", "pivot_root": "155, 0, 0", "chroot": "161, b'/'",
-    "open_tree": "428, -1, 0, 1", "fsopen": "430, 0, 0", "mount_setattr": "442, -1, 0, 0, 0, 0", "bpf": "321, 0, 0, 0",
-    "perf_event_open": "298, 0, 0, 0, 0, 0", "userfaultfd": "323, 1", "io_uring_setup": "425, 1, 0", "keyctl": "250, 0, -3, 0",
-    "add_key": "248, 0, 0, 0, 0, 0", "kexec_load": "246, 0, 0, 0, -1", "init_module": "175, 0, 0, 0", "reboot": "169, 0, 0, 0, 0",
-    "swapon": "167, 0, 0", "settimeofday": "164, 0, 0", "sethostname": "170, b'x', 1", "personality": "135, 0xffffffff",
-    "open_by_handle_at": "304, -1, 0, 0", "memfd_create": "319, b'x', 0", "shmget": "29, 0, 4096, 0o1600", "iopl": "172, 0",
+    "ptrace": "101, 0, 0, 0, 0", "ptrace of process 1": "101, 16, 1, 0, 0",
+    "process_vm_readv": "310, 1, 0, 0, 0, 0, 0",
+    "process_vm_writev": "311, 1, 0, 0, 0, 0, 0", "pidfd_getfd": "438, -1, 0, 0",
+    "unshare a user namespace": "272, 0x10000000",
+    "unshare a mount namespace": "272, 0x20000", "clone a user namespace": "56, 0x10000011, 0, 0, "
+    "0, 0", "clone3": "435, 0, 0",
+    "setns": "308, -1, 0", "mount": "165, 0, 0, 0, 0, 0", "umount2": "166, 0, 0",
+    "pivot_root": "155, 0, 0", "chroot": "161, b'/'",
+    "open_tree": "428, -1, 0, 1", "fsopen": "430, 0, 0", "mount_setattr": "442, -1, 0, 0, 0, 0",
+    "bpf": "321, 0, 0, 0",
+    "perf_event_open": "298, 0, 0, 0, 0, 0", "userfaultfd": "323, 1",
+    "io_uring_setup": "425, 1, 0", "keyctl": "250, 0, -3, 0",
+    "add_key": "248, 0, 0, 0, 0, 0", "kexec_load": "246, 0, 0, 0, -1",
+    "init_module": "175, 0, 0, 0", "reboot": "169, 0, 0, 0, 0",
+    "swapon": "167, 0, 0", "settimeofday": "164, 0, 0", "sethostname": "170, b'x', 1",
+    "personality": "135, 0xffffffff",
+    "open_by_handle_at": "304, -1, 0, 0", "memfd_create": "319, b'x', 0",
+    "shmget": "29, 0, 4096, 0o1600", "iopl": "172, 0",
     "syslog": "103, 3, 0, 0", "quotactl": "179, 0, 0, 0, 0", "acct": "163, 0", "modify_ldt": "154, 0, 0, 0",
 }  # fmt: skip
 # name: (program, what its end must be)
 HARMING = {
-    "fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"time", "signal 9"}),
-    "fork bomb that ends": ("import os, time\nn = 0\ntry:\n    while n < 500:\n        if os.fork() == 0: time.sleep(60)\n        n += 1\nexcept OSError: pass\nassert n < 80", {"exit 0"}),
-    "threads without end": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()", {"exit 1", "time", "signal 9"}),
+    "fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"time",
+    "signal 9"}),
+    "fork bomb that ends": ("import os, time\nn = 0\ntry:\n    while n < 500:\n        if os.fork() "
+    "== 0: time.sleep(60)\n        n += 1\nexcept OSError: pass\nassert n < 80", {"exit 0"}),
+    "threads without end": ("import threading, time\nwhile True: "
+    "threading.Thread(target=time.sleep, args=(60,)).start()", {"exit 1", "time", "signal 9"}),
     "memory": ("x = bytearray(4 << 30)", {"exit 1"}),
     "memory bit by bit": ("x = []\nwhile True: x.append(bytearray(1 << 20))", {"exit 1", "signal 9", "time"}),
-    "memory of many processes": ("import os, time\nfor _ in range(12):\n    if os.fork() == 0:\n        x = bytearray(b'x') * (200 << 20)\n        time.sleep(60)\ntime.sleep(60)", {"time", "signal 9", "died"}),
-    "full temporary folder": ("import os\nn = 0\ntry:\n    while n < 200:\n        open(f'/tmp/{n}', 'wb').write(bytes(1 << 20)); n += 1\nexcept OSError: pass\nassert n <= 32, n", {"exit 0"}),
-    "one large file": ("import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ntry:\n    open('/tmp/x', 'wb').truncate(1 << 30); print('large')\nexcept OSError: pass", {"exit 0"}),
-    "descriptors": ("import os\nn = 0\ntry:\n    while n < 1000: os.dup(0); n += 1\nexcept OSError: pass\nassert n < 64", {"exit 0"}),
+    "memory of many processes": ("import os, time\nfor _ in range(12):\n    if os.fork() == 0:\n    "
+    "    x = bytearray(b'x') * (200 << 20)\n        time.sleep(60)\ntime.sleep(60)", {"time",
+    "signal 9", "died"}),
+    "full temporary folder": ("import os\nn = 0\ntry:\n    while n < 200:\n        "
+    "open(f'/tmp/{n}', 'wb').write(bytes(1 << 20)); n += 1\nexcept OSError: pass\nassert n <= 32, "
+    "n", {"exit 0"}),
+    "one large file": ("import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ntry:\n    "
+    "open('/tmp/x', 'wb').truncate(1 << 30); print('large')\nexcept OSError: pass", {"exit 0"}),
+    "descriptors": ("import os\nn = 0\ntry:\n    while n < 1000: os.dup(0); n += 1\nexcept OSError: "
+    "pass\nassert n < 64", {"exit 0"}),
     "flood of output": ("while True: print('x' * 100000)", {"flood"}),
     "flood without a newline": ("import os\nwhile True: os.write(1, b'x' * 65536)", {"flood"}),
     "flood of errors": ("import sys\nfor _ in range(2000): sys.stderr.write('x' * 10000)", {"exit 0"}),
     "endless loop": ("while True: pass", {"time"}),
     "endless sleep": ("import time\ntime.sleep(1000)", {"time"}),
-    "sleep with every signal ignored": ("import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(1000)", {"time"}),
+    "sleep with every signal ignored": ("import signal, time\nfor n in range(1, 65):\n    try: "
+    "signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(1000)", {"time"}),
     "stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", {"time"}),
-    "stops its parent": ("import os, signal, time\nos.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(1000)", {"time"}),
+    "stops its parent": ("import os, signal, time\nos.kill(os.getppid(), "
+    "signal.SIGSTOP)\ntime.sleep(1000)", {"time"}),
     "kills its parent": ("import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(1000)", {"died"}),
     "kills everything": ("import os\nos.kill(-1, 9)\nprint('alone')", {"died"}),
-    "leaves a daemon": ("import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(1000)\n    os._exit(0)", {"exit 0"}),
-    "leaves a daemon that holds the output": ("import os, time\nif os.fork() == 0: time.sleep(1000)\nos._exit(0)", {"exit 0"}),
-    "recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return [f()]\nf()", {"signal 11", "exit 1", "time", "signal 9"}),
+    "leaves a daemon": ("import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == "
+    "0: time.sleep(1000)\n    os._exit(0)", {"exit 0"}),
+    "leaves a daemon that holds the output": ("import os, time\nif os.fork() == 0: "
+    "time.sleep(1000)\nos._exit(0)", {"exit 0"}),
+    "recursion in C": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return [f()]\nf()",
+    {"signal 11", "exit 1", "time", "signal 9"}),
     "a regular expression without end": ("import re\nre.match(r'(a+)+$', 'a' * 40 + 'b')", {"time"}),
     "a number without end": ("x = 9 ** 9 ** 9", {"time", "exit 1", "signal 9"}),
-    "removes its folder": ("import shutil, os\nshutil.rmtree('/tmp', ignore_errors=True)\nprint(os.listdir('/tmp'))", {"exit 0"}),
+    "removes its folder": ("import shutil, os\nshutil.rmtree('/tmp', "
+    "ignore_errors=True)\nprint(os.listdir('/tmp'))", {"exit 0"}),
     "an x32 system call": ("import ctypes\nctypes.CDLL(None).syscall(0x40000000 + 39)", {"signal 31"}),
 }  # fmt: skip
 
@@ -173,7 +210,7 @@ class Host:
 
     def leftovers(self) -> list[str]:
         """Command lines of processes that run under the sandbox's uid, but for the canary."""
-        found: list[str] = []
+        breaches: list[str] = []
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 text = status.read_text()
@@ -181,8 +218,8 @@ class Host:
             except OSError:
                 continue
             if f"\nUid:\t{self.isolation.uid}\t" in text and f"\nPid:\t{self.pid}\n" not in text:
-                found.append(name)
-        return found if self.isolation.root else []
+                breaches.append(name)
+        return breaches if self.isolation.root else []
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +239,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     user = isolation.uid if isolation.root else None
     canary = subprocess.Popen(["sleep", "600"], user=user)
     facts: dict[str, object] = {
-        "canary": folder / "canary", "folder": folder, "secret": SECRET, "terces": SECRET[::-1], "canary_pid": canary.pid, "port": port,
+        "canary": folder / "canary", "folder": folder, "secret": SECRET, "terces": SECRET[::-1],
+        "canary_pid": canary.pid, "port": port,
         "repository": Path(__file__).parents[1], "host": os.uname().nodename,
     }  # fmt: skip
     yield Host(isolation, facts, canary.pid)
@@ -223,7 +261,7 @@ def attack(body: str, facts: dict[str, object] | None = None) -> str:
 
 
 def verdict(ran: GuestRun) -> str:
-    """What an attack said of itself: it must have run to its end."""
+    """The verdict that an attack printed; it must have run to its end."""
     assert ran.began and ran.ended == "done", ran
     reply = json.loads(ran.replies[0])
     assert reply["ended"] == "exit 0", reply

@@ -20,7 +20,7 @@ from whet.errors import RewardError
 from whet.rewards.code.verifier import CodeReward
 from whet.rewards.registry import Reward
 from whet.sandbox import exchange, runners
-from whet.sandbox.runners import Docker, Endpoint, runner
+from whet.sandbox.runners import Docker, SandboxFusion, runner
 from whet.types import Problem
 
 ORDER: dict[str, Any] = {
@@ -56,7 +56,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_docker_gets_one_closed_container_an_order(docker: Path, monkeypatch: pytest.MonkeyPatch):
     assert runner("docker:py:3", 256).run(ORDER).replies == ANSWER
-    said = docker.read_text()
+    notes = docker.read_text()
     for option in (
         "--network none",
         "--read-only",
@@ -70,8 +70,8 @@ def test_docker_gets_one_closed_container_an_order(docker: Path, monkeypatch: py
         "--rm",
         "py:3 -sSB",
     ):
-        assert option in said, option
-    assert "--privileged" not in said and "--volume" not in said
+        assert option in notes, option
+    assert "--privileged" not in notes and "--volume" not in notes
     monkeypatch.setattr(runners, "DOCKER_START", 0.5 - exchange.GRACE)
     hung = runner("docker", 256).run(
         {
@@ -150,7 +150,7 @@ def test_an_endpoint_that_misbehaves_is_an_error(
     endpoint: str, path: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(runners, "PATIENCE", -1.6)
-    ran = Endpoint(endpoint + path, 512).run({**ORDER, "total": 2.0})
+    ran = SandboxFusion(endpoint + path, 512).run({**ORDER, "total": 2.0})
     assert (
         not ran.began
         and "does not answer as SandboxFusion does" in ran.message

@@ -153,12 +153,12 @@ def test_forged_data_is_not_read(data: Any):
 
 
 def test_only_whole_lines_after_the_first_count():
-    assert parse_output(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "", 0.0) == GuestRun(
+    assert parse_output(b'{"began": true}\n1\n2\n{"done": true}\n', "died", "") == GuestRun(
         ["1", "2"], True, "done"
     )
-    assert parse_output(b'{"began": true}\n1\n2', "died", "", 0.0) == GuestRun(["1"], True, "died")
-    assert parse_output(b'1\n{"began": true}\n', "died", "no", 0.0).began is False
-    assert parse_output(b"", "died", "no", 0.0) == GuestRun([], False, "died", "no")
+    assert parse_output(b'{"began": true}\n1\n2', "died", "") == GuestRun(["1"], True, "died")
+    assert parse_output(b'1\n{"began": true}\n', "died", "no").began is False
+    assert parse_output(b"", "died", "no") == GuestRun([], False, "died", "no")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -216,7 +216,8 @@ def test_a_missing_or_old_bubblewrap_is_said_in_one_line(
     with pytest.raises(RewardError, match=r"bubblewrap 0\.6 is older than 0.8"):
         Bubblewrap()
     fake.write_text(
-        "#!/bin/sh\n[ $1 = --version ] && echo bubblewrap 0.9.0 && exit\necho No permissions to create new namespace >&2\nexit 1\n"
+        "#!/bin/sh\n[ $1 = --version ] && echo bubblewrap 0.9.0 && exit\necho No permissions to "
+        "create new namespace >&2\nexit 1\n"
     )
     with pytest.raises(
         RewardError, match=r"cannot isolate here \(.*No permissions.*user namespaces"
@@ -232,12 +233,15 @@ def test_nobody_special_can_isolate_too(open_folder: str):
 
     def nobody() -> None:
         if ours.closed is not None:
-            bubblewrap._uncover(ours.closed, ours.shown)
+            bubblewrap._cover(ours.closed, ours.visible)
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
 
-    code = f"import json\nfrom whet.sandbox.bubblewrap import Bubblewrap\ni = Bubblewrap(128)\nprint(i.root, *i.run(json.loads({json.dumps(ORDER)!r})).replies)"
+    code = (
+        f"import json\nfrom whet.sandbox.bubblewrap import Bubblewrap\ni = "
+        f"Bubblewrap(128)\nprint(i.root, *i.run(json.loads({json.dumps(ORDER)!r})).replies)"
+    )
     package = Path(bubblewrap.__file__).parents[1]
     shutil.copytree(package / "sandbox", f"{open_folder}/whet/sandbox")
     shutil.copy(package / "errors.py", f"{open_folder}/whet/errors.py")
@@ -259,7 +263,10 @@ def test_parallel_sandboxes_share_nothing():
         ours = Bubblewrap(128)
     except RewardError as error:
         pytest.skip(str(error))
-    code = "from whet.sandbox.bubblewrap import Bubblewrap\nimport json, sys\ni = Bubblewrap(128)\nprint(i.uid)"
+    code = (
+        "from whet.sandbox.bubblewrap import Bubblewrap\nimport json, sys\ni = "
+        "Bubblewrap(128)\nprint(i.uid)"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (int(other.stdout) != ours.uid) == ours.root
     order = {

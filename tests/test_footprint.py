@@ -25,14 +25,14 @@ import json, sys
 from pathlib import Path
 import torch
 from whet.bench import whet_side
-from whet.bench.side import held
+from whet.bench.side import memory
 from whet.bench.workload import Workload
 torch.set_num_threads(1)
 plain, tokens = whet_side.stage, int(sys.argv[3])
 whet_side.stage = lambda work, steps: plain(work, steps).model_copy(update={"micro_tokens": tokens})
-before = held()
+before = memory()
 whet_side.run(Workload(**json.loads(sys.argv[1])), Path(sys.argv[2]), 1)
-print(held("VmHWM") - before)
+print(memory("VmHWM") - before)
 """
 
 

@@ -27,7 +27,7 @@ def gpu(monkeypatch):
 
 
 def test_every_part_runs_on_a_cpu(tmp_path):
-    given = [
+    arguments = [
         "--device",
         "cpu",
         "--shape",
@@ -37,16 +37,16 @@ def test_every_part_runs_on_a_cpu(tmp_path):
         "--tokens",
         "8",
         "--json",
-        str(tmp_path / "told.json"),
+        str(tmp_path / "lines.json"),
     ]
     ran = subprocess.run(
-        [sys.executable, str(FOLDER / "gpu.py"), *given, "--only", ",".join(PARTS)],
+        [sys.executable, str(FOLDER / "gpu.py"), *arguments, "--only", ",".join(PARTS)],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))["parts"]
-    assert tuple(told) == PARTS
-    lines = [line for part in told.values() for line in part]
+    parts = json.loads((tmp_path / "lines.json").read_text(encoding="utf-8"))["parts"]
+    assert tuple(parts) == PARTS
+    lines = [line for part in parts.values() for line in part]
     assert (
         not [line for line in lines if "error" in line]
         and sum(line["equality"] for line in lines) > 15
@@ -54,7 +54,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert all(line["holds"] for line in lines if line["equality"] and line["goal"])
 
 
-def test_what_fails_is_told_and_the_rest_runs(gpu, monkeypatch, capsys):
+def test_a_failing_part_is_named_and_the_rest_runs(gpu, monkeypatch, capsys):
     def attention(setup):
         yield gpu.Line("this holds", 1.0, "", ">= 1", True)
         raise ValueError("no such kernel")
@@ -74,7 +74,7 @@ def test_what_fails_is_told_and_the_rest_runs(gpu, monkeypatch, capsys):
     )
     with pytest.raises(SystemExit, match=r"does not hold: attention; this does not$"):
         gpu.main()
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in (
         "ERROR ValueError: no such kernel",
         "FAIL",
@@ -82,7 +82,7 @@ def test_what_fails_is_told_and_the_rest_runs(gpu, monkeypatch, capsys):
         "this is slow",
         "ERROR RuntimeError: out of memory",
     ):
-        assert words in told
+        assert words in printed
 
 
 def test_nothing_that_is_not_a_number_passes(gpu):

@@ -56,11 +56,11 @@ def plain(text: str) -> str:
 
 def test_headline_says_whether_intervals_overlap():
     stages = [stage("base", 0.5, 0.4, 0.6), stage("rl", 0.58, 0.48, 0.68)]
-    said = plain(headline({"task": "gym:gcd", "result": "rl", "stages": stages}))
-    assert said.startswith(
+    sentence = plain(headline({"task": "gym:gcd", "result": "rl", "stages": stages}))
+    assert sentence.startswith(
         "Accuracy on gym:gcd rose from 50.0 % [40.0, 60.0] (base) to 58.0 % [48.0, 68.0] (rl); "
     )
-    assert "overlap, so these figures alone do not settle" in said
+    assert "overlap, so these figures alone do not settle" in sentence
     stages[1] |= {"low": 0.61, "high": 0.8}
     assert "do not overlap" in plain(headline({"task": "t", "result": "rl", "stages": stages}))
 
@@ -92,10 +92,10 @@ def test_gain_decides_what_is_compared():
         stage("rl", 0.9, 0.8, 1.0),
         stage("student", 0.8, 0.7, 0.9),
     ]
-    said = headline(
+    sentence = headline(
         {"result": "rl", "stages": stages, "gain": {"before": "base", "after": "rl", "total": 0.6}}
     )
-    assert "(base)" in said and "(rl)" in said and "student" not in said
+    assert "(base)" in sentence and "(rl)" in sentence and "student" not in sentence
 
 
 def test_details_name_unlike_conditions_and_unfinished_runs():
@@ -173,7 +173,8 @@ def test_policy_lets_only_the_page_s_own_code_run(html: str):
 def test_scripts_insert_text_only(name: str):
     source = (ASSETS / name).read_text(encoding="utf-8")
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|DOMParser|fetch\(|import\(|</script",
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new "
+        r"Function|DOMParser|fetch\(|import\(|</script",
         source,
     )
     assert len(source.splitlines()) <= 300
@@ -200,9 +201,9 @@ def test_cut_off_and_broken_lines_are_left_out_and_said(tmp_path: Path):
     path.write_text(
         json.dumps(line) + "\n" + json.dumps(line | {"step": 2, "values": {"reward": 0.7}})[:30]
     )
-    found = read(tmp_path)
-    assert found.curves[0].values == {"reward": [0.5]}
-    assert any("its last line (2) is cut off" in n for n in found.notices)
+    run = read(tmp_path)
+    assert run.curves[0].values == {"reward": [0.5]}
+    assert any("its last line (2) is cut off" in n for n in run.notices)
     path.write_text('[1]\n{"stage": "rl", "step": true}\n\n' + json.dumps(line) + "\n")
     assert any("3 of 4 lines cannot be read" in n and "line 1" in n for n in read(tmp_path).notices)
 
@@ -237,7 +238,8 @@ def test_bare_runs_make_a_page(tmp_path: Path):
     page = report.write(tmp_path).read_text()
     assert "summary.json is missing" in page and "no stage of this run has been evaluated" in page
     (tmp_path / "summary.json").write_text(
-        '{"stages": [{}, 3, {"accuracy": "high", "modes": []}], "gain": [], "warnings": [7], "versions": null}'
+        '{"stages": [{}, 3, {"accuracy": "high", "modes": []}], "gain": [], "warnings": [7], '
+        '"versions": null}'
     )
     (tmp_path / "metrics.jsonl").unlink()
     assert "metrics.jsonl is missing" in report.write(tmp_path).read_text()

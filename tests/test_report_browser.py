@@ -3,6 +3,7 @@ stays text.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def page(window: Browser, run: Path) -> Iterator[Browser]:
     window.log("browser")
     window.requests()
     window.open(run / "report.html")
+    window.find("#samples .panes")  # unpacked
     yield window
     asked = {address.split("#")[0] for address in window.requests()} - {"about:blank"}
     assert {a for a in asked if not a.startswith("data:")} == {
@@ -47,7 +49,8 @@ def page(window: Browser, run: Path) -> Iterator[Browser]:
 
 def to_step(page: Browser, at: int) -> None:
     page.run(
-        "const s = document.getElementById('step'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
+        "const s = document.getElementById('step'); s.value = arguments[0]; s.dispatchEvent(new "
+        "Event('input'))",
         at,
     )
 
@@ -77,7 +80,8 @@ def test_curves_are_drawn(page: Browser):
     assert page.count("[data-panel=loss]") == 4  # rl and three supervised stages
     broken = page.run(
         "const odd = /NaN|undefined|Infinity/;"
-        "return [...document.querySelectorAll('svg *')].filter(n => [...n.attributes].some(a => odd.test(a.value))).length"
+        "return [...document.querySelectorAll('svg *')].filter(n => [...n.attributes].some(a => "
+        "odd.test(a.value))).length"
     )
     assert broken == 0
 
@@ -145,8 +149,8 @@ def test_model_output_is_text_and_does_not_run(page: Browser):
     page.click("#groups .row:first-child")
     assert report_run.ATTACKS[0] in page.text("#group-samples .sample:first-child .tokens")
     assert "<img src=x onerror=" in page.text(
-        "#detail .prompt .said"
-    ) and "</script><b>bold</b>" in page.text("#detail .prompt .said")
+        "#detail .prompt .content"
+    ) and "</script><b>bold</b>" in page.text("#detail .prompt .content")
     assert "\\u202eevil\\u2028\\u0000" in page.text("#group-samples .sample:first-child .tokens")
     assert page.count("main img, main script, main b b, .tokens > :not(span)") == 0
     for css in ("#tab-across", "#tab-here"):
@@ -163,13 +167,19 @@ def test_tokens_are_coloured_and_described(page: Browser):
     classes = page.run(
         "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
     )
-    assert classes == ["t p1", "t given", "t p2", "t p4", "t p5"]  # logp −0.5, none, −1.5, −3, −9.9
+    assert classes == [
+        "t p1",
+        "t unchosen",
+        "t p2",
+        "t p4",
+        "t p5",
+    ]  # logp −0.5, none, −1.5, −3, −9.9
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
-    told = page.text("#tip")
+    tip = page.text("#tip")
     assert (
-        "−0.50 (p = 0.61)" in told
-        and str(report_run.IDS[report_run.ATTACKS[0]]) in told
-        and "chosen by the policy" in told
+        "−0.50 (p = 0.61)" in tip
+        and str(report_run.IDS[report_run.ATTACKS[0]]) in tip
+        and "chosen by the policy" in tip
     )
     page.type("#group-samples .sample:first-child .tokens", RIGHT)
     assert "0, not chosen by the policy" in page.text(
@@ -179,7 +189,7 @@ def test_tokens_are_coloured_and_described(page: Browser):
     classes = page.run(
         "return [...document.querySelectorAll(arguments[0])].map(n => n.className)", tokens
     )
-    assert classes[1] == "t given" and classes[0].startswith("t up")
+    assert classes[1] == "t unchosen" and classes[0].startswith("t up")
     assert page.run(
         "return document.querySelector('#group-samples .sample:last-child .t').className"
     ).startswith("t down")
@@ -204,7 +214,8 @@ def test_the_same_prompt_across_steps(page: Browser):
 
 def test_a_test_problem_before_and_after(page: Browser):
     page.run(
-        "const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new Event('change'))"
+        "const m = document.getElementById('stage'); m.value = 'base-test'; m.dispatchEvent(new "
+        "Event('change'))"
     )
     page.click("#tab-across")
     assert page.texts("#across h4 button") == [
@@ -230,7 +241,7 @@ def test_keys_walk_the_list(page: Browser):
         "return document.activeElement === document.querySelector('#groups .row:nth-child(2)')"
     )
     assert (
-        page.text("#detail .said")
+        page.text("#detail .content")
         == page.text("#groups .row[aria-current] .ask")
         == page.texts("#groups .ask")[1]
     )
@@ -249,7 +260,8 @@ def test_nothing_is_wider_than_the_window(page: Browser, run: Path, width: int):
     page.open(run / "report.html", width=width)
     assert page.run("return document.documentElement.scrollWidth") <= width
     assert page.run(
-        "return [...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().right <= innerWidth)"
+        "return [...document.querySelectorAll('.chart svg')].every(s => "
+        "s.getBoundingClientRect().right <= innerWidth)"
     )
 
 
@@ -265,10 +277,23 @@ def test_bare_runs_open_without_an_error(window: Browser, tmp_path: Path):
     assert window.log("browser") == []
 
 
+def test_samples_that_cannot_be_unpacked_are_named(window: Browser, run: Path, tmp_path: Path):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = tmp_path / "torn.html"
+    page.write_text(re.sub(r'"samples":"[^"]+"', '"samples":"H4sI"', text), encoding="utf-8")
+    window.log("browser")
+    window.open(page)
+    assert "cannot unpack the samples" in window.text("#samples .empty")
+    assert window.count("[data-panel=reward]") == 1 and window.log("browser") == []
+
+
 def test_the_watch_for_errors_and_requests_works(window: Browser, tmp_path: Path):
     """What the other tests rely on: a violation of the policy, an error and a request are all seen."""
     page = tmp_path / "bad.html"
-    policy = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; script-src 'sha256-x'\">"
+    policy = (
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; script-src "
+        "'sha256-x'\">"
+    )
     page.write_text(
         f"<!doctype html>{policy}<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'>"
     )

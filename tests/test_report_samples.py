@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from whet import report
-from whet.report.samples import DIGITS, Packer
+from whet.report.samples import BUDGET, Samples
 
 from .helpers import report_run
-from .helpers.report_run import data_of
+from .helpers.report_run import data_of, unpack
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +23,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(run: Path) -> dict[str, Any]:
     return data_of(report.write(run).read_text(encoding="utf-8"))["samples"]
-
-
-def numbers(text: str) -> list[int]:
-    found, value, place = [], 0, 1
-    for c in text:
-        digit = DIGITS.index(c)
-        value, place = value + digit % 32 * place, place * 32
-        if digit < 32:
-            found.append(value)
-            value, place = 0, 1
-    return found
 
 
 def rl_of(packed: dict[str, Any]) -> dict[str, Any]:
@@ -49,23 +38,28 @@ def test_samples_come_back_as_they_were(run: Path, packed: dict[str, Any]):
     for step, groups in rl["steps"]:
         lines = (run / "samples" / "rl" / f"{step:06d}.jsonl").read_text().splitlines()
         assert len(groups) == len(lines)
-        for (prompt, rows), line in zip(groups, map(json.loads, lines), strict=True):
-            assert packed["prompts"][prompt][:2] == [line["prompt"]["id"], line["prompt"]["answer"]]
-            for row, sample in zip(rows, line["samples"], strict=True):
+        for group, line in zip(groups, map(json.loads, lines), strict=True):
+            prompt = group["prompt"]
+            assert [prompt["id"], prompt["answer"]] == [
+                line["prompt"]["id"],
+                line["prompt"]["answer"],
+            ]
+            assert [packed["tokens"][n] for n in prompt["tokens"]] == [
+                [None, piece] for piece in line["prompt_tokens"]
+            ]
+            for row, sample in zip(group["samples"], line["samples"], strict=True):
                 tokens = [list(t) for t in zip(sample["ids"], sample["pieces"], strict=True)]
-                assert [packed["tokens"][n] for n in numbers(row[0])] == tokens
-                assert [-(n - 1) / 100 for n in numbers(row[1])] == pytest.approx(
-                    sample["logp"], abs=0.005001
-                )
-                assert row[2] == sample["reward"] and row[5] == int(sample["correct"])
-                assert row[7] == pytest.approx(sample["advantage"], abs=1e-4)
-                assert packed["modes"][row[6]] == sample["mode"]
+                assert [packed["tokens"][n] for n in row["tokens"]] == tokens
+                assert [n / 100 for n in row["logp"]] == pytest.approx(sample["logp"], abs=0.005001)
+                assert row["reward"] == sample["reward"] and row["right"] == sample["correct"]
+                assert row["advantage"] == pytest.approx(sample["advantage"], abs=1e-4)
+                assert row["mode"] == sample["mode"]
 
 
 def test_tokens_not_chosen_are_kept_apart(packed: dict[str, Any]):
     attacked = rl_of(packed)["steps"][0][1][0]
-    assert attacked[1][0][10] == "10111"
-    assert len(attacked[1][1]) < 11  # all chosen: nothing is written
+    assert attacked["samples"][0]["mask"] == [1, 0, 1, 1, 1]
+    assert "mask" not in attacked["samples"][1]  # all chosen: nothing is written
 
 
 BROKEN = [
@@ -90,13 +84,13 @@ def test_broken_groups_are_left_out_and_counted(tmp_path: Path, change: dict[str
 
 def test_a_log_probability_that_is_no_number_is_not_known(tmp_path: Path):
     (tmp_path / "rl").mkdir()
-    given = [float("nan"), None, "x", float("-inf"), 0, -1, 0.25]
-    one = {"ids": [5] * 7, "pieces": ["a"] * 7, "mask": [1] * 7, "logp": given}
+    logp = [float("nan"), None, "x", float("-inf"), 0, -1, 0.25]
+    one = {"ids": [5] * 7, "pieces": ["a"] * 7, "mask": [1] * 7, "logp": logp}
     line = {"prompt": {"id": "p"}, "prompt_tokens": [], "samples": [one]}
     (tmp_path / "rl" / "000001.jsonl").write_text(json.dumps(line) + "\n")
-    packer = Packer()
-    text = json.loads(packer.text(packer.pack(tmp_path)))
-    assert numbers(text["stages"][0]["steps"][0][1][0][1][0][1]) == [0, 0, 0, 0, 1, 101, 1]
+    packed = unpack(Samples(tmp_path).encode())
+    (((_, (group,)),),) = (stage["steps"] for stage in packed["stages"])
+    assert group["samples"][0]["logp"] == [None, None, None, None, 0, -100, 0]
 
 
 def many(directory: Path, steps: int) -> Path:
@@ -113,21 +107,23 @@ def many(directory: Path, steps: int) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("budget,every", [(1_000_000, 1), (60_000, 2), (34_000, 4)])
+@pytest.mark.parametrize("budget,every", [(1_000_000, 1), (200_000, 2), (100_000, 4)])
 def test_steps_are_thinned_to_the_budget(tmp_path: Path, budget: int, every: int):
-    packer = Packer(budget)
-    (shelf,) = packer.pack(many(tmp_path / "samples", 50))
-    assert shelf.every == every and sorted(shelf.steps) == sorted({*range(1, 51, every), 50})
-    assert len(packer.text([shelf])) <= budget and all(s.whole for s in shelf.steps.values())
+    samples = Samples(many(tmp_path / "samples", 50), budget=budget)
+    (stage,) = samples.stages
+    assert stage.every == every and sorted(stage.steps) == sorted({*range(1, 51, every), 50})
+    assert len(json.dumps(unpack(samples.encode()), separators=(",", ":"))) <= budget
+    assert all(s.whole for s in stage.steps.values())
 
 
 def test_groups_are_cut_where_few_steps_do_not_fit(tmp_path: Path):
-    packer = Packer(12_000)
-    (shelf,) = packer.pack(many(tmp_path / "samples", 50))
-    assert shelf.every == 4 and sorted(shelf.steps)[-1] == 50
-    assert all(s.groups != "[]" and not s.whole for s in shelf.steps.values())
-    text = packer.text([shelf])
-    assert json.loads(text)["stages"][0]["whole"] is False and len(text) < 13_000
+    samples = Samples(many(tmp_path / "samples", 50), budget=12_000)
+    (stage,) = samples.stages
+    assert stage.every == 4 and sorted(stage.steps)[-1] == 50
+    assert all(s.groups and not s.whole for s in stage.steps.values())
+    packed = unpack(samples.encode())
+    assert packed["stages"][0]["whole"] is False
+    assert len(json.dumps(packed, separators=(",", ":"))) < 13_000
 
 
 def test_a_run_of_the_demo_s_size_stays_below_8_mb(tmp_path: Path):
@@ -145,8 +141,8 @@ def test_a_run_of_the_demo_s_size_stays_below_8_mb(tmp_path: Path):
     for step in range(1, 8):
         groups = []
         for g in range(32):
-            given = [tokens[(step * 977 + g * 131 + t * t) % 3000] for t in range(40)]
-            ids, pieces = zip(*given, strict=True)
+            drawn = [tokens[(step * 977 + g * 131 + t * t) % 3000] for t in range(40)]
+            ids, pieces = zip(*drawn, strict=True)
             logp = [-(t % 7) / 3 for t in range(40)]
             one = {
                 "ids": ids,
@@ -159,5 +155,6 @@ def test_a_run_of_the_demo_s_size_stays_below_8_mb(tmp_path: Path):
             prompt = {"id": f"{step}-{g}", "messages": [], "answer": "1"}
             groups.append({"prompt": prompt, "prompt_tokens": ["q"] * 30, "samples": [one] * 8})
         report_run.write_samples(tmp_path, "rl", step, groups)
-    packer = Packer()
-    assert 10 * len(packer.text(packer.pack(tmp_path / "samples"))) < 7_500_000
+    samples = Samples(tmp_path / "samples")
+    assert 10 * sum(step.size for step in samples.stages[0].steps.values()) < BUDGET
+    assert 10 * len(samples.encode()) < 7_500_000

@@ -2,6 +2,8 @@
 guesses, RL, a student.
 """
 
+import base64
+import gzip
 import json
 import math
 import random
@@ -291,10 +293,15 @@ def make(
 
 
 def data_of(html: str) -> dict[str, Any]:
-    """The data embedded in a report."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert found
-    return json.loads(found[1])
+    """The data embedded in a report, its samples unpacked."""
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert match
+    data = json.loads(match[1])
+    return data | {"samples": unpack(data["samples"])}
+
+
+def unpack(text: str) -> dict[str, Any]:
+    return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 if __name__ == "__main__":

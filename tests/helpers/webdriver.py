@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
@@ -41,9 +42,11 @@ class Browser:
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
+            "timeouts": {"implicit": 10_000},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        self.session = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
+        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{session['sessionId']}"
 
     def __enter__(self) -> "Browser":
         return self
@@ -96,6 +99,7 @@ class Browser:
         )
 
     def find(self, css: str) -> str:
+        """The first element that matches, as soon as there is one."""
         return next(
             iter(
                 self.call(

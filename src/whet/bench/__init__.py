@@ -1,3 +1,4 @@
-"""Speed beside the peers: the same work, done by each side in a process of its own
-(docs/performance.md).
+"""`whet bench`: times whet beside its peers on the same workloads (docs/performance.md).
+
+Holds the workloads, the sides and their comparison; nothing outside the command uses it.
 """

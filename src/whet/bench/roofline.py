@@ -1,5 +1,7 @@
-"""The machine's limit: the FLOPs and bytes of a work over the rate of large matrix products and of
-reading memory, both measured.
+"""The roofline: the least seconds of a workload on this machine.
+
+They are its FLOPs over the rate of large matrix products, or its bytes over the rate of reading
+memory; both rates are measured.
 """
 
 import statistics
@@ -12,12 +14,13 @@ import torch
 from whet.bench.workload import Workload
 from whet.model.config import ModelConfig
 
-SIDE, NUMBERS = 2048, 1 << 26  # of the square matrices, and read from memory: float32
+SIDE = 2048  # of the square matrices
+NUMBERS = 1 << 26  # float32 numbers that are read from memory
 WIDTH = 4  # bytes of a number
 
 
 def measured() -> dict[str, float]:
-    """FLOP/s of a large float32 product, and bytes/s of reading more than a cache holds; medians."""
+    """FLOP/s of a large float32 product, bytes/s of reading more than a cache holds; medians."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     long = torch.ones(NUMBERS)
     return {
@@ -43,9 +46,10 @@ def layers(shape: ModelConfig) -> int:
 
 
 def sampling(work: Workload, size: str, step: int, rate: dict[str, float]) -> float:
-    """Seconds that a step's answers take at least: every token through every matrix, weights read
-    once a token index, each token's keys and values read by all later ones of its answer, a
-    prompt's once for its group.
+    """The least seconds of sampling a step's answers.
+
+    Counted are: every token through every matrix; the weights, read once for each token index; keys
+    and values, a token's read by all later tokens of its answer, a prompt's once for its group.
     """
     shape = work.shape(size)
     matrices = layers(shape) + shape.hidden * shape.vocab
@@ -63,9 +67,10 @@ def sampling(work: Workload, size: str, step: int, rate: dict[str, float]) -> fl
 
 
 def update(work: Workload, size: str, step: int, rate: dict[str, float]) -> float:
-    """Seconds that a step's training takes at least: forward and twice that backward over what has
-    signal, a prompt once for its group; the reference forward only; attention's products; AdamW's
-    seven numbers a weight.
+    """The least seconds of training on a step's answers.
+
+    Counted are: forward, and twice that backward, over the groups with signal, a prompt once for its
+    group; the reference, forward only; attention's products; AdamW's seven numbers a weight.
     """
     shape = work.shape(size)
     lengths = work.lengths(step).reshape(work.prompts, work.samples)

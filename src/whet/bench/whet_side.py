@@ -1,6 +1,4 @@
-"""whet's own side: the RL stage as `whet run` runs it, log and samples included, with the work's
-lengths.
-"""
+"""whet's side: the RL stage as `whet run` runs it, log and samples included, with fixed lengths."""
 
 import tempfile
 import time
@@ -25,7 +23,7 @@ from whet.types import Problem, Prompt, Sample, Sampling, Score, Update
 
 
 class Fixed(NativeEngine):
-    """The native engine, but answers end where the work says; no token ends one before."""
+    """The native engine, but every answer has the workload's length; no token ends it before."""
 
     def __init__(self, model: Transformer, chat: Chat, work: Workload) -> None:
         super().__init__(model, chat, ())
@@ -39,7 +37,7 @@ class Fixed(NativeEngine):
 
 
 class Words:
-    """The work as a task: its questions, and rewards that do not read the answer."""
+    """The workload as a task: its questions, and rewards that do not read the answer."""
 
     name, modes = "words", ()
 
@@ -75,7 +73,7 @@ class Words:
 
 
 class Clock(RunLog):
-    """A log that also notes when each step was over."""
+    """A log that also measures the seconds of each step."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -96,7 +94,8 @@ def stage(work: Workload, steps: int, lr: float = 1e-6) -> config.RL:
     if work.beta:
         override |= {"beta": work.beta, "kl": "k3"}
     return config.RL(
-        name="rl", kind="rl", algorithm="dr_grpo", override=override, steps=steps, prompts=work.prompts, samples=work.samples,
+        name="rl", kind="rl", algorithm="dr_grpo", override=override, steps=steps,
+        prompts=work.prompts, samples=work.samples,
         max_tokens=work.cap, temperature=1.0, probe=0, optimizer=config.Optimizer(lr=lr, max_grad_norm=1.0),
     )  # fmt: skip
 
@@ -111,15 +110,15 @@ def context(work: Workload, chat: Chat, log: RunLog, policy: Policy) -> Context:
 
 
 def loaded(directory: Path) -> Policy:
-    """On a GPU in bfloat16 where one is seen (`whet bench` hides it from a comparison on the CPU)."""
-    there = torch.cuda.is_available()
-    return pretrained.load(
-        directory, torch.bfloat16 if there else torch.float32, "cuda" if there else "cpu"
+    """The model, on a GPU in bfloat16 if there is one (`whet bench` hides it from a CPU's bench)."""
+    device, dtype = (
+        ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     )
+    return pretrained.load(directory, dtype, device)
 
 
 def run(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
-    """Seconds of each step: all of it, sampling, update."""
+    """Seconds of each step: the whole, sampling, update."""
     policy, chat = loaded(directory), Chat.load(directory)
     with tempfile.TemporaryDirectory() as scratch:
         log = Clock(Path(scratch))
@@ -128,10 +127,10 @@ def run(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
 
 
 def sample(work: Workload, directory: Path, steps: int) -> list[dict[str, float]]:
-    """Seconds of drawing a step's answers, and no more."""
+    """Seconds of sampling each step's answers."""
     policy, chat = loaded(directory), Chat.load(directory)
     assert isinstance(policy, Transformer)
-    engine, told = Fixed(policy, chat, work), list[dict[str, float]]()
+    engine, seconds = Fixed(policy, chat, work), list[dict[str, float]]()
     for step in range(steps):
         prompts = [
             chat.prompt(Problem(f"{i}", ({"role": "user", "content": q},)))
@@ -139,6 +138,6 @@ def sample(work: Workload, directory: Path, steps: int) -> list[dict[str, float]
         ]
         began = time.perf_counter()
         drawn = engine.generate(prompts, Sampling(work.samples, 1.0, work.cap, seed=step))
-        told.append({"sample": time.perf_counter() - began})
+        seconds.append({"sample": time.perf_counter() - began})
         assert [s.length for group in drawn for s in group] == work.lengths(step).tolist()
-    return told
+    return seconds

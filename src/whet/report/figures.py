@@ -1,6 +1,4 @@
-"""Two small pictures beside the summary's numbers, as static SVG: an interval, and a gain taken
-apart.
-"""
+"""Two small pictures beside the summary's numbers, as static SVG: an interval, and a gain's parts."""
 
 from whet.report.markup import Markup, tag
 from whet.report.verdict import percent, points
@@ -30,7 +28,7 @@ def interval_bar(accuracy: float | None, low: float | None, high: float | None) 
 
 
 def waterfall(names: tuple[str, str], start: float, choosing: float, reasoning: float) -> Markup:
-    """From the accuracy before to the one after: a row each for what choosing and reasoning add."""
+    """Four rows: the accuracy before, the parts that choosing and reasoning add, the one after."""
     middle, end = start + choosing, start + choosing + reasoning
     rows = [
         (names[0], percent(start), 0.0, start, "before"),

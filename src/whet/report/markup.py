@@ -1,4 +1,4 @@
-"""HTML in which text cannot become markup: every string is escaped unless `tag` made it."""
+"""Builds HTML in which text cannot become markup: only `tag` makes markup, all else is escaped."""
 
 import html
 import re
@@ -15,7 +15,7 @@ Child = str | Markup | None
 
 
 def escape(text: str) -> Markup:
-    """Text as HTML shows it; characters that a page may not hold become U+FFFD.
+    """Escapes text for HTML; characters that a page may not hold become U+FFFD.
 
     >>> escape("<b> & \\x00")
     '&lt;b&gt; &amp; \ufffd'
@@ -24,20 +24,20 @@ def escape(text: str) -> Markup:
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """One element; children and attributes that are None are left out.
+    """An element; children and attributes that are None are left out.
 
     `class_` is class, and `_` within an attribute's name is `-`.
 
     >>> tag("td", "a < b", class_="number", data_label="n")
     '<td class="number" data-label="n">a &lt; b</td>'
     """
-    given = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
     inside = "".join(escape(child) for child in children if child is not None)
-    return Markup(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{inside}</{name}>")
+    return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{inside}</{name}>")
 
 
 def join(parts: list[Markup]) -> Markup:

@@ -1,17 +1,18 @@
-"""The page: what a run is about as static HTML, its curves and samples as data beside the scripts
-that draw them.
+"""Composes the page: the summary as static HTML, curves and samples as data, the scripts that draw
+them.
 """
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from whet.report.figures import interval_bar, waterfall
 from whet.report.markup import Markup, escape, join, tag
-from whet.report.read import Curve, Run, listed, mapped, number
-from whet.report.samples import dump
+from whet.report.read import Run, listed, mapped, number
 from whet.report.verdict import compared, count, details, headline, interval, percent, split
 
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
@@ -25,6 +26,17 @@ SCRIPTS = (
     "group.js",
     "browser.js",
 )
+# Columns of the table of stages, and what the pointer shows on their heads.
+COLUMNS = {
+    "accuracy": None,
+    "95 % interval": None,
+    "problems": None,
+    "length": "mean tokens of an answer",
+    "right / wrong": "mean tokens of right and of wrong answers",
+    "cut off": "share of answers that ran into the token limit",
+    "seconds": None,
+    "parameters": None,
+}
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M2 13 L14 3' stroke='%230b6bb8' stroke-width='3'/%3E%3C/svg%3E"
@@ -32,7 +44,7 @@ ICON = (
 
 
 def page(run: Run, samples: str) -> str:
-    """The whole document; `samples` is their JSON."""
+    """The whole document; `samples` is the text that `samples.encode` returns."""
     style = "\n".join(_asset(name) for name in STYLES)
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "\n})();"
     name = str(run.summary.get("name") or run.directory.name)
@@ -47,14 +59,25 @@ def page(run: Run, samples: str) -> str:
         tag("title", f"{name} · whet report"),
         tag("style", Markup(style)),
     )
-    data = f'{{"curves":{dump([_curve(c) for c in run.curves if c.kind not in ("reject", "rank")])},"samples":{samples}}}'
+    curves = [asdict(curve) for curve in run.curves if curve.kind not in ("reject", "rank")]
     body = tag(
         "body",
         tag("main", *_top(run, name), *_drawn()),
-        tag("script", Markup(data), type="application/json", id="data"),
+        tag(
+            "script",
+            _json({"curves": curves, "samples": samples}),
+            type="application/json",
+            id="data",
+        ),
         tag("script", Markup(script)),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _json(value: Any) -> Markup:
+    """JSON that can stand inside <script>: ASCII only, and no `<`, `>` or `&`."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _asset(name: str) -> str:
@@ -62,46 +85,37 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing may load, and nothing may run or style but what this page brings."""
+    """The content security policy: nothing loads; only this page's own script and style count."""
     hashes = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
     ]
     return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        f"img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
-    return {
-        "stage": curve.stage,
-        "kind": curve.kind,
-        "every": curve.every,
-        "steps": curve.steps,
-        "values": curve.values,
-        "seconds": curve.seconds,
-    }
-
-
 def _top(run: Run, name: str) -> list[Markup | None]:
-    """Title, verdict, stages, gain, warnings, settings: all that can be read without a script."""
+    """Title, verdict, stages, gain, warnings and settings: the part that needs no script."""
     summary = run.summary
-    facts = [
-        ("task", summary.get("task")),
-        ("seed", summary.get("seed")),
-        ("device", summary.get("device")),
-    ]
     seconds = number(summary.get("seconds"))
-    line = [f"{key} {value}" for key, value in facts if value is not None]
-    line += [duration(seconds)] if seconds is not None else []
-    told = details(summary)
+    facts = [
+        f"{key} {summary[key]}"
+        for key in ("task", "seed", "device")
+        if summary.get(key) is not None
+    ]
+    facts += [duration(seconds)] if seconds is not None else []
+    more = details(summary)
     return [
         tag(
-            "header", tag("h1", name), tag("p", " · ".join(line), class_="facts") if line else None
+            "header",
+            tag("h1", name),
+            tag("p", " · ".join(facts), class_="facts") if facts else None,
         ),
         tag("p", headline(summary), class_="verdict", id="verdict"),
-        tag("p", " ".join(told), class_="details") if told else None,
+        tag("p", " ".join(more), class_="details") if more else None,
         _stages(run),
         _gain(run),
         _warnings(run),
@@ -133,39 +147,16 @@ def _warnings(run: Run) -> Markup | None:
     items += [tag("li", notice) for notice in run.notices]
     if not items:
         return None
-    return tag(
-        "section", tag("h2", "Warnings"), tag("ul", *items), class_="warnings", id="warnings"
-    )
+    return _section("Warnings", tag("ul", *items), class_="warnings", id="warnings")
 
 
 def _stages(run: Run) -> Markup | None:
     if not run.stages:
         return None
-    names = (
-        "stage",
-        "accuracy",
-        "95 % interval",
-        "problems",
-        "length",
-        "right / wrong",
-        "cut off",
-        "seconds",
-        "parameters",
-    )
-    titles = {
-        "length": "mean tokens of an answer",
-        "right / wrong": "mean tokens of right and of wrong answers",
-    }
-    titles |= {"cut off": "share of answers that ran into the token limit"}
-    heads = [
-        tag(
-            "th",
-            name,
-            scope="col",
-            title=titles.get(name),
-            class_=None if name == "stage" else "number",
-        )
-        for name in names
+    heads = [tag("th", "stage", scope="col")]
+    heads += [
+        tag("th", name, scope="col", title=title, class_="number")
+        for name, title in COLUMNS.items()
     ]
     rows = [
         _stage_row(s, str(run.summary.get("result")), switch)
@@ -173,54 +164,47 @@ def _stages(run: Run) -> Markup | None:
         for switch in _switches(s)
     ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stages")
-    return tag("section", tag("h2", "Stages"), table, id="stages")
+    return _section("Stages", table, id="stages")
 
 
 def _switches(stage: Mapping[str, Any]) -> list[str]:
-    """How the thinking switch stood when a stage was measured; "" where it was left alone."""
+    """The settings of the thinking switch that a stage was measured with; [""] where it has none."""
     return [str(switch) for switch in mapped(stage.get("thinking"))] or [""]
 
 
 def _stage_row(stage: Mapping[str, Any], result: str, switch: str) -> Markup:
     figures = mapped(mapped(stage.get("thinking")).get(switch)) or stage
-    told = mapped(stage.get("pairs")) or figures  # a reward model is measured on pairs of responses
-    accuracy = number(told.get("accuracy"))
+    measure = mapped(stage.get("pairs")) or figures  # of a reward model: on pairs of responses
+    accuracy = number(measure.get("accuracy"))
     right, wrong = number(figures.get("length_right")), number(figures.get("length_wrong"))
     lengths = "–" if right is None and wrong is None else f"{_tokens(right)} / {_tokens(wrong)}"
-    ends = tag("span", interval(told) or "–")
-    bar = interval_bar(accuracy, number(told.get("low")), number(told.get("high")))
+    ends = tag("span", interval(measure) or "–")
+    bar = interval_bar(accuracy, number(measure.get("low")), number(measure.get("high")))
     name = str(stage.get("name", ""))
     cells = [
         tag("b", percent(accuracy)) if accuracy is not None else escape("–"),
         join([ends, bar]) if bar else ends,
-        escape(count(number(told.get("n"))) + " pairs" * ("pairs" in stage)),
+        escape(count(number(measure.get("n"))) + " pairs" * ("pairs" in stage)),
         _tokens(number(figures.get("length"))),
         lengths,
         percent(number(figures.get("truncated"))),
         _seconds(number(stage.get("seconds"))),
         count(number(stage.get("parameters"))),
     ]
-    labels = (
-        "accuracy",
-        "95 % interval",
-        "problems",
-        "length",
-        "right / wrong",
-        "cut off",
-        "seconds",
-        "parameters",
+    kind = None if stage.get("kind") == stage.get("name") else str(stage.get("kind", ""))
+    note = f"thinking {switch}" if switch else kind
+    first = tag(
+        "th",
+        tag("span", name),
+        " ",
+        None if note is None else tag("span", note, class_="kind"),
+        " ",
+        tag("span", "result", class_="mark") if name == result else None,
+        scope="row",
     )
-    kind = (
-        tag("span", str(stage.get("kind", "")), class_="kind")
-        if stage.get("kind") != stage.get("name")
-        else None
-    )
-    mark = tag("span", "result", class_="mark") if name == result else None
-    thinking = tag("span", f"thinking {switch}", class_="kind") if switch else None
-    first = tag("th", tag("span", name), " ", thinking or kind, " ", mark, scope="row")
     rest = [
         tag("td", cell, class_="number", data_label=label)
-        for label, cell in zip(labels, cells, strict=True)
+        for label, cell in zip(COLUMNS, cells, strict=True)
     ]
     return tag(
         "tr",
@@ -239,27 +223,23 @@ def _seconds(value: float | None) -> str:
 
 
 def _gain(run: Run) -> Markup | None:
-    """What the gain is made of, and each mode's share and accuracy."""
-    told = mapped(run.summary.get("gain"))
+    """The parts of the gain, and each mode's share and accuracy."""
+    gain = mapped(run.summary.get("gain"))
     before, after = compared(run.summary)
-    choosing, reasoning = number(told.get("choosing")), number(told.get("reasoning"))
+    choosing, reasoning = number(gain.get("choosing")), number(gain.get("reasoning"))
     if before is None or after is None:
         return None
     table = _modes(before, after)
     if table is None and choosing is None:
         return None
     parts = None
-    start, total = number(before.get("accuracy")), number(told.get("total"))
+    start, total = number(before.get("accuracy")), number(gain.get("total"))
     if choosing is not None and reasoning is not None and start is not None and total is not None:
         names = str(before.get("name")), str(after.get("name"))
         text = tag("p", split(total, choosing, reasoning), id="gain-text")
         parts = join([text, waterfall(names, start, choosing, reasoning)])
-    return tag(
-        "section",
-        tag("h2", "What the gain is made of"),
-        tag("div", parts, table, class_="split"),
-        id="gain",
-    )
+    columns = tag("div", parts, table, class_="split")
+    return _section("What the gain is made of", columns, id="gain")
 
 
 def _modes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Markup | None:
@@ -295,13 +275,11 @@ def _of(side: Mapping[str, Any]) -> Markup | None:
 
 
 def _drawn() -> list[Markup]:
-    """Where the scripts draw."""
-    plain = (
-        "This part is drawn by a script that the page carries; it needs nothing from the network."
-    )
+    """The sections that the scripts fill."""
+    plain = "A script of this page draws this part; it needs nothing from the network."
     return [
-        tag("section", tag("h2", "Curves"), tag("noscript", plain), id="curves"),
-        tag("section", tag("h2", "Samples"), tag("noscript", plain), id="samples"),
+        _section("Curves", tag("noscript", plain), id="curves"),
+        _section("Samples", tag("noscript", plain), id="samples"),
     ]
 
 
@@ -315,34 +293,27 @@ def _settings(run: Run) -> Markup | None:
     ]
     for stage in run.stages:
         if sampling := mapped(stage.get("sampling")):
-            rows.append(
-                (
-                    f"{stage.get('name')} measured with",
-                    ", ".join(f"{k} {v}" for k, v in sampling.items()),
-                )
-            )
+            settings = ", ".join(f"{k} {v}" for k, v in sampling.items())
+            rows.append((f"{stage.get('name')} measured with", settings))
         if passes := _passes(stage):
             rows.append((f"{stage.get('name')} pass@k", passes))
-    items: Sequence[Markup] = [
-        part for key, value in rows for part in (tag("dt", key), tag("dd", value))
-    ]
-    recipe = (
-        tag("details", tag("summary", "Recipe, resolved"), tag("pre", run.recipe))
-        if run.recipe
-        else None
-    )
-    facts = (
-        tag("details", tag("summary", "Versions and sampling"), tag("dl", *items))
-        if items
-        else None
-    )
-    return (
-        tag("section", tag("h2", "Settings"), facts, recipe, id="settings")
-        if facts or recipe
-        else None
-    )
+    items = [part for key, value in rows for part in (tag("dt", key), tag("dd", value))]
+    folds: list[Markup] = []
+    if items:
+        folds.append(_fold("Versions and sampling", tag("dl", *items)))
+    if run.recipe:
+        folds.append(_fold("Recipe, resolved", tag("pre", run.recipe)))
+    return _section("Settings", *folds, id="settings") if folds else None
+
+
+def _section(title: str, *children: Markup | None, **attributes: str) -> Markup:
+    return tag("section", tag("h2", title), *children, **attributes)
+
+
+def _fold(title: str, inside: Markup) -> Markup:
+    return tag("details", tag("summary", title), inside)
 
 
 def _passes(stage: Mapping[str, Any]) -> str:
-    found = {k: number(v) for k, v in mapped(stage.get("pass_at")).items()}
-    return ", ".join(f"{k}: {percent(v)}" for k, v in found.items()) if len(found) > 1 else ""
+    shares = {k: number(v) for k, v in mapped(stage.get("pass_at")).items()}
+    return ", ".join(f"{k}: {percent(v)}" for k, v in shares.items()) if len(shares) > 1 else ""

@@ -1,6 +1,4 @@
-"""Reads a run directory as runlog leaves it, finished or not. What is missing or broken becomes a
-notice.
-"""
+"""Reads a run directory, finished or not. A missing or broken part becomes a notice."""
 
 import json
 import math
@@ -16,7 +14,7 @@ MOST_POINTS = 2000  # of one stage's curves; beyond, every k-th update is drawn
 
 @dataclass(frozen=True)
 class Curve:
-    """One stage's updates, column by column; None where an update has no such value."""
+    """The updates of one stage, column by column; None where an update lacks the value."""
 
     stage: str
     kind: str
@@ -36,7 +34,7 @@ class Run:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The summary's stages, those that are no records left out."""
+        """The summary's stages; entries that are no tables are left out."""
         return [s for s in listed(self.summary.get("stages")) if isinstance(s, dict)]
 
 
@@ -62,7 +60,7 @@ def number(value: Any) -> float | None:
 
 
 def compact(value: float | None, digits: int = 5) -> float | int | None:
-    """Rounded to significant digits; whole numbers without a point."""
+    """The value to so many significant digits; a whole number becomes an int."""
     if value is None:
         return None
     short = float(f"{value:.{digits}g}")
@@ -70,8 +68,9 @@ def compact(value: float | None, digits: int = 5) -> float | int | None:
 
 
 def read(directory: Path) -> Run:
-    """The run in `directory`, without its samples. Raises DataError where there is no run, or its
-    summary is broken.
+    """The run in `directory`, without its samples.
+
+    Raises DataError where there is no run or its summary is broken.
     """
     if not directory.is_dir():
         raise DataError(
@@ -80,7 +79,8 @@ def read(directory: Path) -> Run:
     summary, metrics = directory / "summary.json", directory / "metrics.jsonl"
     if not summary.is_file() and not metrics.is_file():
         raise DataError(
-            f"{directory} holds no run (neither summary.json nor metrics.jsonl); give one that `whet run` wrote"
+            f"{directory} holds no run (neither summary.json nor metrics.jsonl); give one that "
+            f"`whet run` wrote"
         )
     notices: list[str] = []
     figures = _summary(summary, notices)
@@ -97,19 +97,20 @@ def _summary(path: Path, notices: list[str]) -> dict[str, Any]:
         )
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"{path} is not valid JSON ({error}); run the recipe again, or mend the file"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(summary, dict):
         raise DataError(f"{path} is not a JSON object; run the recipe again, or mend the file")
-    return found
+    return summary
 
 
 def read_curves(path: Path, notices: list[str]) -> list[Curve]:
-    """metrics.jsonl by stage, in order of appearance. Of a step written twice the later line
-    counts.
+    """The lines of metrics.jsonl by stage, in order of appearance.
+
+    If a step has two lines, the later one counts.
     """
     if not path.is_file():
         notices.append("metrics.jsonl is missing, so there are no curves.")
@@ -135,7 +136,10 @@ def read_curves(path: Path, notices: list[str]) -> list[Curve]:
 def _left_out(broken: list[int], count: int) -> str:
     if broken == [count]:
         return f"metrics.jsonl: its last line ({count}) is cut off and is left out."
-    return f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the first is line {broken[0]}."
+    return (
+        f"metrics.jsonl: {len(broken)} of {count} lines cannot be read and are left out, the "
+        f"first is line {broken[0]}."
+    )
 
 
 def parsed(text: str) -> dict[str, Any]:

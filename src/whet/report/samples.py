@@ -1,269 +1,219 @@
-"""Packs a run's samples for the page: shared tables of tokens and prompts, and short strings of
-numbers.
+"""Chooses which of a run's samples the page holds, and packs them: JSON, gzip, base64.
 
-A list of whole numbers is written in base 32, least digit first, over 64 letters: the upper half of
-the alphabet says that more digits follow. Tokens are numbers in the table of (id, piece); a
-log-probability l is round(-100 l) + 1, and 0 where it is not known.
+The page's script unpacks them with the browser's `DecompressionStream`. A token is a place in one
+table of (id, piece).
 """
 
+import base64
+import gzip
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whet.report.read import compact, listed, mapped, number, parsed
 
-DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-STATUSES = ("scored", "wrong", "unparsed", "timeout", "error")
-FINISHES = ("stop", "length", "error")
 FEWEST_STEPS = 16  # of a stage, rather than all groups of fewer steps
-BUDGET = 7_000_000  # bytes of packed samples; the page around them stays below 1 MB
-
-
-def write_number(value: int) -> str:
-    """
-    >>> write_number(0), write_number(31), write_number(32)
-    ('A', 'f', 'gB')
-    """
-    text = ""
-    while value >= 32:
-        text += DIGITS[32 + value % 32]
-        value //= 32
-    return text + DIGITS[value]
-
-
-class _Words(dict[int, str]):
-    def __missing__(self, value: int) -> str:
-        self[value] = write_number(value)
-        return self[value]
-
-
-class Table:
-    """Numbers for things, in order of first appearance."""
-
-    def __init__(self) -> None:
-        self.rows: dict[Any, int] = {}
-
-    def __call__(self, row: Any) -> int:
-        return self.rows.setdefault(row, len(self.rows))
-
-    def cut(self, length: int) -> None:
-        """Forgets all rows but the first `length`."""
-        self.rows = dict(list(self.rows.items())[:length])
+BUDGET = (
+    30_000_000  # bytes of JSON before compression; gzip and base64 make a sixth of them or less
+)
 
 
 @dataclass(frozen=True)
 class Step:
-    step: int
-    groups: str  # packed JSON
-    size: int
-    whole: bool  # no group was left out
+    """One step's groups, or the first of them."""
+
+    groups: list[str]  # JSON of each
+    whole: bool  # no group was left out to keep the budget
+    broken: int  # groups that cannot be read
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.groups)) + len(self.groups)
 
 
 @dataclass
-class Shelf:
-    """One stage's sample files, and what of them is on the page."""
+class StageSamples:
+    """One stage's sample files, and which steps of them are on the page."""
 
     stage: str
     files: list[tuple[int, Path]]  # (step, path), rising
     steps: dict[int, Step] = field(default_factory=dict)
     every: int = 1  # every k-th step is on the page, and the first and last
 
-    def wanted(self, every: int) -> list[tuple[int, Path]]:
+    def missing(self, every: int) -> list[tuple[int, Path]]:
+        """The files of the steps that `every` asks for and that are not here yet."""
         last = len(self.files) - 1
-        return [f for i, f in enumerate(self.files) if i % every == 0 or i == last]
+        return [
+            (step, path)
+            for i, (step, path) in enumerate(self.files)
+            if (i % every == 0 or i == last) and step not in self.steps
+        ]
+
+    @property
+    def whole(self) -> bool:
+        return all(step.whole for step in self.steps.values())
 
 
-class Packer:
-    """All of a run's samples if they fit into `budget` bytes, else each stage's first, last and
-    every k-th step.
+class Samples:
+    """A run's samples from `directory`/STAGE/STEP.jsonl: all that fit into `budget` bytes of JSON.
 
-    k is the smallest power of two that fits. Where no more than FEWEST_STEPS steps are left and
-    they still do not fit, each keeps its first groups, at least one.
+    Where not all fit, each stage keeps its first, its last and every k-th step; k is the smallest
+    power of two that fits. Where FEWEST_STEPS steps of a stage do not fit either, each step keeps
+    its first groups, at least one. `order` names the stages as they ran.
     """
 
-    def __init__(self, budget: int = BUDGET) -> None:
-        self.budget = budget
-        self.words = _Words()
-        self.tokens, self.prompts, self.modes, self.parts = Table(), Table(), Table(), Table()
-        self.broken = 0  # groups that cannot be read
-        self.used = 0
-
-    def pack(self, directory: Path, order: Sequence[str] = ()) -> list[Shelf]:
-        """Reads `directory`/STAGE/STEP.jsonl, stages in the order given."""
-        shelves = (
-            [Shelf(d.name, _files(d)) for d in sorted(directory.iterdir(), key=_place_of(order))]
-            if directory.is_dir()
-            else []
-        )
-        shelves = [s for s in shelves if s.files]
-        longest = max((len(s.files) for s in shelves), default=1)
+    def __init__(self, directory: Path, order: Sequence[str] = (), budget: int = BUDGET) -> None:
+        self.tokens: dict[tuple[int | None, str], int] = {}  # (id, piece): its place in the table
+        folders = sorted(directory.iterdir(), key=_place_of(order)) if directory.is_dir() else []
+        stages = [StageSamples(folder.name, _files(folder)) for folder in folders]
+        self.stages = [stage for stage in stages if stage.files]
+        longest = max((len(stage.files) for stage in self.stages), default=1)
         every = 1 << (-(-longest // FEWEST_STEPS) - 1).bit_length()
-        if shelves and self._level(shelves, every, cut=True):
-            while every > 1 and self._level(shelves, every // 2, cut=False):
-                every //= 2
-        return shelves
+        self._add_first_groups(every, budget)
+        while every > 1 and self.whole and self._add_whole(every // 2, budget):
+            every //= 2
+        for stage in self.stages:
+            stage.every = every
 
-    def _level(self, shelves: Sequence[Shelf], every: int, cut: bool) -> bool:
-        """Adds the steps that `every` asks for. Where they do not fit: the first groups of each if
-        `cut`, else none.
-        """
-        missing = [(s, f) for s in shelves for f in s.wanted(every) if f[0] not in s.steps]
-        share = (self.budget - self.used) // max(1, len(missing)) if cut else self.budget
-        marks = [len(t.rows) for t in (self.tokens, self.prompts)]
-        before = self.used
-        added: list[tuple[Shelf, Step]] = []
-        for shelf, (number_of, path) in missing:
-            step = self._step(number_of, path, share if cut else self.budget - self.used)
-            if not cut and not step.whole:
-                self.used = before
-                for table, mark in zip((self.tokens, self.prompts), marks, strict=True):
-                    table.cut(mark)
-                return False
-            added.append((shelf, step))
-        for shelf, step in added:
-            shelf.steps[step.step] = step
-        for shelf in shelves:
-            shelf.every = every
-        return all(step.whole for _, step in added)
+    @property
+    def whole(self) -> bool:
+        return all(stage.whole for stage in self.stages)
 
-    def _step(self, step: int, path: Path, allowance: int) -> Step:
-        rows: list[str] = []
-        begun = self.used
+    @property
+    def broken(self) -> int:
+        """Groups of the page's steps that cannot be read."""
+        return sum(step.broken for stage in self.stages for step in stage.steps.values())
+
+    def encode(self) -> str:
+        """The page's samples: JSON, compressed by gzip, in base64."""
+        stages = ",".join(map(_stage, self.stages))
+        text = f'{{"tokens":{_json(list(self.tokens))},"stages":[{stages}]}}'
+        return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
+
+    def _add_first_groups(self, every: int, budget: int) -> None:
+        """Adds every k-th step; each has an equal share of the budget."""
+        files = [(stage, *file) for stage in self.stages for file in stage.missing(every)]
+        for stage, step, path in files:
+            stage.steps[step] = self._step(path, budget // len(files))
+
+    def _add_whole(self, every: int, budget: int) -> bool:
+        """Adds every k-th step if all of them fit; returns whether they do."""
+        left = budget - sum(step.size for stage in self.stages for step in stage.steps.values())
+        added: list[tuple[StageSamples, int, Step]] = []
+        for stage in self.stages:
+            for step, path in stage.missing(every):
+                groups = self._step(path, left)
+                left -= groups.size
+                if left < 0 or not groups.whole:
+                    return False
+                added.append((stage, step, groups))
+        for stage, step, groups in added:
+            stage.steps[step] = groups
+        return True
+
+    def _step(self, path: Path, allowance: int) -> Step:
+        """The groups of a file, as many as `allowance` bytes hold, and at least one."""
+        groups: list[str] = []
+        broken = size = 0
         for line in _lines(path):
             text = self._group(line)
             if text is None:
-                self.broken += 1
-            elif rows and self.used - begun + len(text) > allowance:
-                return Step(step, f"[{','.join(rows)}]", self.used - begun, whole=False)
-            else:
-                rows.append(text)
-                self.used += len(text) + 1
-        return Step(step, f"[{','.join(rows)}]", self.used - begun, whole=True)
+                broken += 1
+                continue
+            size += len(text) + 1
+            if groups and size > allowance:
+                return Step(groups, False, broken)
+            groups.append(text)
+        return Step(groups, True, broken)
 
     def _group(self, line: dict[str, Any]) -> str | None:
-        """`[prompt, [sample, …]]`; None where the line is broken."""
+        """A line of a sample file as the page's JSON; None where the line is broken."""
         prompt, samples = mapped(line.get("prompt")), listed(line.get("samples"))
         if not prompt or not samples:
             return None
+        answer, pieces = prompt.get("answer"), listed(line.get("prompt_tokens"))
+        messages = [m for m in listed(prompt.get("messages")) if isinstance(m, dict)]
         try:
-            rows = [self._sample(mapped(s)) for s in samples]
-            pieces = self._sequence(
-                [None] * len(listed(line.get("prompt_tokens"))), listed(line.get("prompt_tokens"))
-            )
-        except (TypeError, ValueError, AttributeError, OverflowError):
+            shown = {
+                "id": str(prompt.get("id", "")),
+                "answer": None if answer is None else str(answer),
+                "messages": [[str(m.get("role")), str(m.get("content"))] for m in messages],
+                "tokens": self._places([None] * len(pieces), pieces),
+            }
+            return _json({"prompt": shown, "samples": [self._sample(mapped(s)) for s in samples]})
+        except (TypeError, ValueError):
             return None
-        messages = [
-            f"{m.get('role')}\n{m.get('content')}"
-            for m in listed(prompt.get("messages"))
-            if isinstance(m, dict)
-        ]
-        answer = prompt.get("answer")
-        row = (
-            str(prompt.get("id", "")),
-            None if answer is None else str(answer),
-            pieces,
-            *messages,
-        )
-        if row not in self.prompts.rows:
-            self.used += len(dump(row)) + 1
-        return dump([self.prompts(row), rows])
 
-    def _sample(self, sample: dict[str, Any]) -> list[Any]:
-        """[tokens, logp, reward, status, finish, right, mode, advantage, version, parts, mask,
-        text].
+    def _sample(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a sample that the page shows; log-probabilities in hundredths of a nat.
 
-        `mask` is 0 where the policy chose all tokens, `text` 0 where the pieces say it; trailing
-        zeros are left out.
+        `mask` is there if the policy did not choose all tokens, `text` if there are no tokens.
+        Raises ValueError or TypeError where the tokens are broken.
         """
         ids, pieces, logp, mask = (listed(sample.get(k)) for k in ("ids", "pieces", "logp", "mask"))
         if len({len(ids), len(pieces), len(logp), len(mask)}) > 1:
             raise ValueError("lengths disagree")
-        chosen = "".join("1" if m else "0" for m in mask)
         mode = sample.get("mode")
-        parts = [
-            [self.parts(str(k)), compact(number(v))] for k, v in mapped(sample.get("parts")).items()
-        ]
-        row = [
-            self._sequence(ids, pieces),
-            "".join([self.words[_hundredths(x)] for x in logp]),
-            compact(number(sample.get("reward"))),
-            _place(STATUSES, sample.get("status")),
-            _place(FINISHES, sample.get("finish")),
-            int(sample.get("correct") is True),
-            -1 if mode is None else self.modes(str(mode)),
-            compact(number(sample.get("advantage")), 4),
-            compact(number(sample.get("version"))),
-            parts or 0,
-            chosen if "0" in chosen else 0,
-            0 if ids else str(sample.get("text", "")),
-        ]
-        while row[-1] == 0 and len(row) > 9:
-            row.pop()
-        return row
-
-    def _sequence(self, ids: Sequence[Any], pieces: Sequence[Any]) -> str:
-        rows, known, words = self.tokens.rows, [], self.words
-        for token in zip(ids, pieces, strict=True):
-            place = rows.get(token)
-            if place is None:
-                if not isinstance(token[1], str) or not (token[0] is None or type(token[0]) is int):
-                    raise TypeError("a token is a number and its piece")
-                place = self.tokens(token)
-                self.used += len(dump(token)) + 1
-            known.append(words[place])
-        return "".join(known)
-
-    def text(self, shelves: Sequence[Shelf]) -> str:
-        """The page's `samples` as JSON."""
-        stages = [_shelf(s) for s in shelves]
-        tables = {
-            "tokens": self.tokens,
-            "prompts": self.prompts,
-            "modes": self.modes,
-            "parts": self.parts,
+        fields = {
+            "tokens": self._places(ids, pieces),
+            "logp": [_hundredths(x) for x in logp],
+            "reward": compact(number(sample.get("reward"))),
+            "status": str(sample.get("status", "unknown")),
+            "finish": str(sample.get("finish", "unknown")),
+            "right": sample.get("correct") is True,
+            "mode": None if mode is None else str(mode),
+            "advantage": compact(number(sample.get("advantage")), 4),
+            "version": compact(number(sample.get("version"))),
+            "parts": [[str(k), compact(number(v))] for k, v in mapped(sample.get("parts")).items()],
         }
-        fields = [f'"{name}":{dump(list(table.rows))}' for name, table in tables.items()]
-        fields.append(f'"broken":{self.broken}')
-        return "{" + ",".join([*fields, f'"stages":[{",".join(stages)}]']) + "}"
+        if not all(mask):
+            fields["mask"] = [int(bool(chosen)) for chosen in mask]
+        if not ids:
+            fields["text"] = str(sample.get("text", ""))
+        return fields
+
+    def _places(self, ids: Sequence[Any], pieces: Sequence[Any]) -> list[int]:
+        """The places of tokens in the table; new ones are added."""
+        table, places = self.tokens, []
+        for token in zip(ids, pieces, strict=True):
+            place = table.get(token)
+            if place is None:
+                if type(token[1]) is not str or not (token[0] is None or type(token[0]) is int):
+                    raise TypeError("a token is a number and its piece")
+                place = table[token] = len(table)
+            places.append(place)
+        return places
 
 
-def _shelf(shelf: Shelf) -> str:
-    steps = ",".join(f"[{n},{shelf.steps[n].groups}]" for n in sorted(shelf.steps))
-    whole = all(step.whole for step in shelf.steps.values())
-    facts = dump(
-        {"name": shelf.stage, "every": shelf.every, "held": len(shelf.files), "whole": whole}
-    )
-    return f'{facts[:-1]},"steps":[{steps}]}}'
+def _hundredths(logp: Any) -> int | None:
+    """
+    >>> _hundredths(-0.128), _hundredths(0.25), _hundredths(float("-inf")), _hundredths("x")
+    (-13, 0, None, None)
+    """
+    value = number(logp)
+    return None if value is None else round(100 * min(value, 0))
 
 
-def dump(value: Any) -> str:
-    """JSON that can stand inside <script>: ASCII only, and no `<`, `>` or `&`."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def _stage(stage: StageSamples) -> str:
+    steps = ",".join(f"[{n},[{','.join(stage.steps[n].groups)}]]" for n in sorted(stage.steps))
+    facts = {
+        "name": stage.stage,
+        "every": stage.every,
+        "written": len(stage.files),
+        "whole": stage.whole,
+    }
+    return f'{_json(facts)[:-1]},"steps":[{steps}]}}'
 
 
-def _hundredths(logp: Any) -> int:
-    if type(logp) is float and math.isfinite(logp):
-        return 1 if logp > 0 else int(0.5 - 100 * logp) + 1
-    return (
-        1
-        if type(logp) is int and logp == 0
-        else 0
-        if number(logp) is None
-        else int(0.5 - 100 * min(logp, 0)) + 1
-    )
-
-
-def _place(known: Sequence[str], word: Any) -> int:
-    return known.index(word) if word in known else -1
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:
-    found = folder.glob("*.jsonl") if folder.is_dir() else iter(())
-    return sorted((int(p.stem), p) for p in found if p.stem.isdecimal())
+    files = folder.glob("*.jsonl") if folder.is_dir() else iter(())
+    return sorted((int(p.stem), p) for p in files if p.stem.isdecimal())
 
 
 def _place_of(order: Sequence[str]) -> Callable[[Path], tuple[int, bool, str]]:
@@ -286,8 +236,4 @@ def _place_of(order: Sequence[str]) -> Callable[[Path], tuple[int, bool, str]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
-        yield from _objects(file)
-
-
-def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    return (parsed(line) for line in lines if line.strip())
+        yield from (parsed(line) for line in file if line.strip())

@@ -1,4 +1,4 @@
-"""A run's outcome in plain words. Pure: the summary in, sentences out."""
+"""Turns a run's summary into sentences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Stage = Mapping[str, Any]
 
 
 def percent(value: float | None) -> str:
-    """In per cent, the sign held to its number by a space that does not break.
+    """A share in per cent; the space before the sign does not break.
 
     >>> percent(0.8714), percent(None)
     ('87.1\xa0%', '–')
@@ -45,13 +45,14 @@ def measured(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def compared(summary: Mapping[str, Any]) -> tuple[Stage | None, Stage | None]:
-    """The measured stages that the verdict compares: the gain's where there is one, else the first
-    and the result.
+    """The two measured stages that the verdict compares.
+
+    They are those of the gain where the summary has one, else the first stage and the result.
     """
     stages = measured([s for s in listed(summary.get("stages")) if isinstance(s, dict)])
     by_name = {str(s.get("name")): s for s in stages}
-    told = mapped(summary.get("gain"))
-    before, after = by_name.get(str(told.get("before"))), by_name.get(str(told.get("after")))
+    gain = mapped(summary.get("gain"))
+    before, after = by_name.get(str(gain.get("before"))), by_name.get(str(gain.get("after")))
     if before and after:
         return before, after
     after = by_name.get(str(summary.get("result"))) or (stages[-1] if stages else None)
@@ -64,26 +65,28 @@ def compared(summary: Mapping[str, Any]) -> tuple[Stage | None, Stage | None]:
 
 
 def split(total: float, choosing: float, reasoning: float) -> str:
-    """What a gain is made of, all in shares.
+    """The parts of a gain in one sentence; the arguments are shares.
 
     >>> split(0.711, 0.655, 0.056)[:76]
     'Of the 71.1 points gained, 65.5 come from choosing another way of answering '
     """
     if total > 0 and choosing >= 0 and reasoning >= 0:
         return (
-            f"Of the {100 * total:.1f} points gained, {100 * choosing:.1f} come from choosing another way of answering "
+            f"Of the {100 * total:.1f} points gained, {100 * choosing:.1f} come from choosing "
+            f"another way of answering "
             f"and {100 * reasoning:.1f} from answering better within a way."
         )
     what = "gain" if total >= 0 else "loss"
     parts = [f"{100 * part:+.1f}".replace("-", "−") for part in (choosing, reasoning)]
     return (
-        f"The {what} of {abs(100 * total):.1f} points is made of {parts[0]} from choosing another way of answering "
+        f"The {what} of {abs(100 * total):.1f} points is made of {parts[0]} from choosing another "
+        f"way of answering "
         f"and {parts[1]} from how well each way is answered."
     )
 
 
 def settings(stage: Stage) -> str:
-    """On what the accuracy was measured: '1,000 test problems, temperature 1'."""
+    """How a stage's accuracy was measured, such as '1,000 test problems, temperature 1'."""
     sampling = mapped(stage.get("sampling"))
     n, temperature = number(stage.get("n")), number(sampling.get("temperature"))
     words = [f"{count(n)} test problem{'' if n == 1 else 's'}"] if n is not None else []
@@ -109,13 +112,22 @@ def headline(summary: Mapping[str, Any]) -> str:
     if after is None:
         return f"No accuracy was measured on {task}: no stage of this run has been evaluated."
     if before is None:
-        return f"Accuracy of {after.get('name')} on {task} is {_figure(after)}; no earlier model was measured."
+        return (
+            f"Accuracy of {after.get('name')} on {task} is {_figure(after)}; no earlier model "
+            f"was measured."
+        )
     a, b = number(before.get("accuracy")) or 0.0, number(after.get("accuracy")) or 0.0
     if a == b:
-        moved = f"is {_figure(before)} before ({before.get('name')}) and {_figure(after)} after ({after.get('name')})"
+        moved = (
+            f"is {_figure(before)} before ({before.get('name')}) and {_figure(after)} after "
+            f"({after.get('name')})"
+        )
     else:
         verb = "rose" if b > a else "fell"
-        moved = f"{verb} from {_figure(before)} ({before.get('name')}) to {_figure(after)} ({after.get('name')})"
+        moved = (
+            f"{verb} from {_figure(before)} ({before.get('name')}) to {_figure(after)} "
+            f"({after.get('name')})"
+        )
     return f"Accuracy on {task} {moved}; {_overlap(before, after)}."
 
 
@@ -133,10 +145,10 @@ def overlapping(one: Stage, other: Stage) -> bool | None:
 
 
 def _overlap(before: Stage, after: Stage) -> str:
-    found = overlapping(before, after)
-    if found is None:
+    overlap = overlapping(before, after)
+    if overlap is None:
         return "the 95\u00a0% intervals are not known"
-    if found:
+    if overlap:
         return (
             "the 95\u00a0% intervals overlap, so these figures alone do not settle which is better"
         )
@@ -144,22 +156,21 @@ def _overlap(before: Stage, after: Stage) -> str:
 
 
 def details(summary: Mapping[str, Any]) -> list[str]:
-    """What else belongs beside the headline: how it was measured, the paired test, what would
-    mislead.
-    """
+    """Sentences beside the headline: how it was measured, the paired test, what would mislead."""
     before, after = compared(summary)
-    told: list[str] = []
+    sentences: list[str] = []
     if after is not None and (how := settings(after)):
-        told.append(f"Measured on {how}.")
+        sentences.append(f"Measured on {how}.")
     if before is not None and after is not None:
         if _conditions(before) != _conditions(after):
-            told.append(
-                "The two were not measured with the same sampling settings: do not read the difference as a gain."
+            sentences.append(
+                "The two were not measured with the same sampling settings: do not read the "
+                "difference as a gain."
             )
-        told += _paired(mapped(mapped(summary.get("gain")).get("paired")))
+        sentences += _paired(mapped(mapped(summary.get("gain")).get("paired")))
     if summary and not summary.get("result"):
-        told.append("The run has not finished: it has no result yet.")
-    return told
+        sentences.append("The run has not finished: it has no result yet.")
+    return sentences
 
 
 def _conditions(stage: Stage) -> tuple[Any, ...]:

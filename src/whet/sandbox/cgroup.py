@@ -1,5 +1,5 @@
-"""A memory and process limit for a whole tree of processes, where the machine lets us make one:
-cgroup v1, v2, or neither.
+"""Limits the memory and the number of a whole tree of processes by a cgroup, v1 or v2, where the
+machine lets us make one.
 """
 
 import os
@@ -12,38 +12,33 @@ PREFIX = "whet-"
 
 
 class Group:
-    """One cgroup with limits; falsy where none could be made. Named after its owner, so that those
-    of dead owners can be removed.
+    """A cgroup with limits; falsy where none could be made.
 
-    `join` runs in the child that is to be limited, before it gives up its rights; `kill` ends all
-    that is left inside.
+    It is named after its owner's pid, so that the cgroups of dead owners can be removed. `join` runs
+    in the child before it gives up its rights; `kill` ends all processes of the group.
     """
 
     def __init__(
         self, memory: int, processes: int, root: Path = ROOT, own: Path = Path("/proc/self/cgroup")
     ) -> None:
-        limits = {"memory": str(memory), "pids": str(processes)}
         self.folders: list[Path] = []
         v2 = (root / "cgroup.controllers").is_file()
-        parents = (
-            _v2(root, own)
-            if v2
-            else {name: root / name for name in limits if (root / name).is_dir()}
-        )
-        for controller, parent in parents.items():
+        if v2:
+            parent = _v2_parent(root, own)
+            limits = {parent: {"memory.max": memory, "pids.max": processes}} if parent else {}
+        else:
+            v1 = {"memory": {"memory.limit_in_bytes": memory}, "pids": {"pids.max": processes}}
+            limits = {root / name: files for name, files in v1.items() if (root / name).is_dir()}
+        for parent, files in limits.items():
             _sweep(parent)
             folder = parent / f"{PREFIX}{os.getpid()}"
             with suppress(OSError):
                 folder.mkdir(exist_ok=True)
-                files = {
-                    "memory": "memory.max" if v2 else "memory.limit_in_bytes",
-                    "pids": "pids.max",
-                }
-                for name in limits if v2 else (controller,):
-                    (folder / files[name]).write_text(limits[name])
-                for swap in ("memory.swap.max",) if v2 else ():
+                for name, limit in files.items():
+                    (folder / name).write_text(str(limit))
+                if v2:
                     with suppress(OSError):
-                        (folder / swap).write_text("0")
+                        (folder / "memory.swap.max").write_text("0")
                 self.folders.append(folder)
 
     def __bool__(self) -> bool:
@@ -61,7 +56,7 @@ class Group:
         }
 
     def kill(self, seconds: float = 2.0) -> bool:
-        """Kill what is inside until nothing is. False where something outlives it."""
+        """Kills the group's processes until none is left. False if some are after `seconds`."""
         deadline = time.monotonic() + seconds
         while left := self.pids():
             for pid in left:
@@ -79,20 +74,20 @@ class Group:
         self.folders.clear()
 
 
-def _v2(root: Path, own: Path) -> dict[str, Path]:
-    """The one parent in which a group with both limits can be made; empty where there is none."""
+def _v2_parent(root: Path, own: Path) -> Path | None:
+    """The folder in which a v2 group with both limits can be made; None where there is none."""
     with suppress(OSError):
         path = next((x[3:] for x in own.read_text().splitlines() if x.startswith("0::")), "/")
         parent = root / path.strip("/")
         control = parent / "cgroup.subtree_control"
         if {"memory", "pids"} - set(control.read_text().split()):
             control.write_text("+memory +pids")
-        return {"memory": parent}
-    return {}
+        return parent
+    return None
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the empty groups of owners that are gone."""
+    """Removes the groups of owners that no longer run."""
     for folder in parent.glob(f"{PREFIX}*"):
         owner = folder.name.removeprefix(PREFIX)
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():

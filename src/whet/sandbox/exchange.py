@@ -1,6 +1,7 @@
-"""The host's side of the guest: sends an order and reads the replies.
+"""The host's side of the exchange with the guest: builds its program, encodes an order, reads its
+replies.
 
-The guest is the program made of the `guest_*` files; runners start it, each in its own isolation.
+The guest is the program inside the isolation, made of the `guest_*` files. The runners start it.
 """
 
 import json
@@ -17,38 +18,40 @@ from typing import Any
 
 GRACE = 3.0  # seconds beyond an order's own for starting and cleaning up
 MAX_REPLY = 3 << 20  # bytes of all replies to one order
-PROCESSES = 64
-CURE = 'install it (apt-get install bubblewrap), or name sandbox = "docker" or the URL of a SandboxFusion endpoint'
+PROCESSES = 64  # that a program may have at once
+CURE = (
+    'install it (apt-get install bubblewrap), or name sandbox = "docker" or the URL of a '
+    "SandboxFusion endpoint"
+)
 _FILES = ("plain_data.py", "guest_child.py", "guest_tests.py", "guest_main.py")
 
 
 @dataclass(frozen=True, slots=True)
 class GuestRun:
-    """What came back: one JSON line a reply. `began` is False where the guest never spoke: the
-    sandbox's fault, in `message`.
+    """The replies of a guest to one order, and how it ended.
+
+    `began` is False where the guest wrote nothing: the sandbox failed, and `message` says why.
     """
 
-    replies: list[str]
+    replies: list[str]  # JSON of each
     began: bool
     ended: str  # done, time, flood, died
     message: str = ""
-    seconds: float = 0.0
 
 
 @lru_cache(maxsize=1)
 def source() -> str:
-    """The guest's program in one text: its files in order, without their imports of one another and
-    without `typing`'s 5 ms.
+    """The guest's program as one text: its files in order, without imports of whet and of `typing`.
+
+    The files need nothing of `typing` at run time, and importing it takes 5 ms.
     """
     texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES]
-    plain = re.sub(r"^from (?:whet\.|typing ).*\n", "", "\n".join(texts), flags=re.MULTILINE)
-    return f"from __future__ import annotations\nAny = object\n{plain}"
+    program = re.sub(r"^from (?:whet\.|typing ).*\n", "", "\n".join(texts), flags=re.MULTILINE)
+    return f"from __future__ import annotations\nAny = object\n{program}"
 
 
 def encode_order(order: Mapping[str, Any], memory_mb: int, alone: bool = True) -> bytes:
-    """An order as the guest reads it, with its limits. Without `alone`, other processes may share
-    its uid.
-    """
+    """An order with its limits, as JSON. `alone`: no other process shares the guest's uid."""
     limits = {
         "AS": memory_mb << 20, "FSIZE": 16 << 20, "NOFILE": 64, "CORE": 0, "STACK": 64 << 20,
         "CPU": int(order["total"] + GRACE) + 2, **({"NPROC": PROCESSES} if alone else {}),
@@ -57,8 +60,9 @@ def encode_order(order: Mapping[str, Any], memory_mb: int, alone: bool = True) -
 
 
 def memory_file(data: bytes) -> int:
-    """A descriptor from which a process can read the data; in memory, so that nobody need write
-    while somebody reads.
+    """A descriptor of a file in memory that holds the data, at its start.
+
+    A child reads a file at its own pace; a pipe would need a writer meanwhile.
     """
     descriptor = os.memfd_create("whet")
     with open(descriptor, "wb", closefd=False) as file:
@@ -67,20 +71,21 @@ def memory_file(data: bytes) -> int:
     return descriptor
 
 
-def parse_output(raw: bytes, ended: str, message: str, seconds: float) -> GuestRun:
-    """The guest's output, read: only whole lines count."""
+def parse_output(raw: bytes, ended: str, message: str) -> GuestRun:
+    """The guest's output as replies; an unfinished last line does not count."""
     first, *lines = raw.decode("utf-8", "replace").split("\n")
     began = first == '{"began": true}'
     done = '{"done": true}'
     replies = [line for line in lines[:-1] if line != done]
-    return GuestRun(
-        replies, began, "done" if done in lines and ended == "died" else ended, message, seconds
-    )
+    if done in lines and ended == "died":
+        ended = "done"
+    return GuestRun(replies, began, ended, message)
 
 
 def read_output(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, str, str]:
-    """(output, the last line of what bubblewrap complained of, how it ended), never more than the
-    caps.
+    """(standard output, last line of standard error, how it ended), cut off at the caps.
+
+    `ended` is "died" where the output ended, "time" past the deadline, "flood" past MAX_REPLY.
     """
     assert process.stdout is not None and process.stderr is not None
     out, errors = process.stdout.fileno(), process.stderr.fileno()
@@ -99,5 +104,5 @@ def read_output(process: subprocess.Popen[bytes], deadline: float) -> tuple[byte
                 complaints += chunk
         if len(data) > MAX_REPLY:
             return bytes(data[:MAX_REPLY]), "", "flood"
-    said = complaints.decode("utf-8", "replace").strip().splitlines()
-    return bytes(data), said[-1][:300] if said else "", "died"
+    lines = complaints.decode("utf-8", "replace").strip().splitlines()
+    return bytes(data), lines[-1][:300] if lines else "", "died"

@@ -1,6 +1,4 @@
-"""Inside the isolation: one forked process that runs the program, watched and killed from outside
-it.
-"""
+"""Inside the isolation: a forked process that runs the program; its parent watches and kills it."""
 
 import os
 import select
@@ -18,18 +16,16 @@ def write(descriptor: int, line: bytes) -> None:
 
 
 class Child:
-    """A forked process that runs `body(descriptor)`, and what it writes there, read until it ends
-    or breaks a limit.
-    """
+    """A forked process that runs `body(descriptor)` and writes its output to the descriptor."""
 
     def __init__(self, body: Callable[[int], int], order: Order, stdin: bytes = b"") -> None:
         self.seconds, self.cap, self.alone = order["seconds"], order["bytes"], order["alone"]
         self.source, target = os.pipe()
-        given = self._given(stdin)
+        input_file = self._input_file(stdin)
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
-            os.dup2(given, 0)
+            os.dup2(input_file, 0)
             os.closerange(3, target)
             os.closerange(target + 1, 256)
             code = 1
@@ -38,21 +34,23 @@ class Child:
             finally:
                 os._exit(code)
         os.close(target)
-        os.close(given)
+        os.close(input_file)
 
-    def _given(self, stdin: bytes) -> int:
+    def _input_file(self, stdin: bytes) -> int:
         if not stdin:
             return os.open(os.devnull, os.O_RDONLY)
         path = f"{os.getcwd()}/.input-{os.getpid()}-{time.monotonic_ns()}"
-        given = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        input_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(path)
-        write(given, stdin)
-        os.lseek(given, 0, os.SEEK_SET)
-        return given
+        write(input_file, stdin)
+        os.lseek(input_file, 0, os.SEEK_SET)
+        return input_file
 
     def read(self, until: float, renew: bool) -> tuple[bytes, str]:
-        """What it wrote, and how it ended: exit 0, exit N, signal N, time, flood. With renew, each
-        line restarts the clock.
+        """Its output until it ends or breaks a limit, and how it ended.
+
+        The end is "exit N", "signal N", "time" or "flood". With `renew`, each line restarts the
+        clock of its seconds; `until` is the last moment in any case.
         """
         data, ended = bytearray(), ""
         handle = os.pidfd_open(self.pid)
@@ -77,14 +75,14 @@ class Child:
         if not ended:
             ended = "time" if time.monotonic() >= deadline else ""
         os.close(handle)
-        return self.end(data, ended)
+        return self._end(data, ended)
 
-    def end(self, data: bytearray, ended: str) -> tuple[bytes, str]:
+    def _end(self, data: bytearray, ended: str) -> tuple[bytes, str]:
         if not ended:
             _, status = os.waitpid(self.pid, 0)
             code = os.waitstatus_to_exitcode(status)
             ended = f"exit {code}" if code >= 0 else f"signal {-code}"
-        self.sweep()
+        self._sweep()
         os.set_blocking(self.source, False)
         try:
             while len(data) <= self.cap and (chunk := os.read(self.source, 1 << 16)):
@@ -94,9 +92,9 @@ class Child:
         os.close(self.source)
         return bytes(data), "flood" if len(data) > self.cap else ended
 
-    def sweep(self) -> None:
-        """Kill what is left of it: everything but ourselves where we are alone, its session
-        elsewhere.
+    def _sweep(self) -> None:
+        """Kills the processes that the program left: all of our uid if we are alone, else its
+        session.
         """
         for _ in range(200):
             try:

@@ -1,9 +1,9 @@
-"""What runs inside the isolation: it reads one order, runs the program on the order's inputs and
-sends back plain data.
+"""The guest: reads one order inside the isolation, runs the program on its inputs, replies with plain
+data.
 
-Sent as text to a bare interpreter (`source`), so it needs nothing but the standard library. The
-program shares its process and may break anything here: all that it can forge is its own output, for
-no expected value, test or verdict is ever inside.
+`exchange.source` joins the guest's files for a bare interpreter, so they import the standard library
+only. The program shares this process and may break anything in it. It can forge its own output and
+nothing else, because no expected value, test or verdict is inside the isolation.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 from whet.sandbox.guest_child import Child, Order, write
-from whet.sandbox.guest_tests import check, described, found, record, replied, run
+from whet.sandbox.guest_tests import call_reply, check, described, find_entry, record, run
 from whet.sandbox.plain_data import decode
 
 
@@ -27,7 +27,7 @@ def limit(limits: dict[str, int]) -> None:
 
 
 def finish() -> None:
-    """What an interpreter does at its end: wait for threads, run what was registered, flush."""
+    """Ends as an interpreter does: waits for threads, runs the functions of `atexit`, flushes."""
     threading = sys.modules.get("threading")
     if threading is not None:
         threading._shutdown()
@@ -38,7 +38,7 @@ def finish() -> None:
 
 
 def as_script(text: str, target: int) -> int:
-    """Run a program that reads standard input and writes standard output. Returns its exit code."""
+    """Runs a program that reads standard input and writes to `target`. Returns its exit code."""
     os.dup2(target, 1)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
@@ -57,7 +57,7 @@ def as_script(text: str, target: int) -> int:
 
 
 def stdio(order: Order) -> Iterator[object]:
-    """One reply a test: {"output", "ended"}."""
+    """Runs the program once on each input. Yields one reply an input: {"output", "ended"}."""
     until = time.monotonic() + order["total"]
     try:
         compile(order["program"], "program.py", "exec", dont_inherit=True)
@@ -80,7 +80,7 @@ def stdio(order: Order) -> Iterator[object]:
 
 
 def answer(order: Order, first: int, target: int) -> int:
-    """Load the program, then one line a call, from call `first` on."""
+    """Loads the program and writes one reply a call, a line each, from call `first` on."""
     main = type(sys)("__main__")
     sys.modules["__main__"] = main
     main.__dict__["__name__"] = "program"
@@ -91,9 +91,10 @@ def answer(order: Order, first: int, target: int) -> int:
         return 1
     for args, kwargs in order["calls"][first:]:
         try:
-            given = decode(args), {name: decode(value) for name, value in kwargs.items()}
-            value = found(main.__dict__, order["entry"])(*given[0], **given[1])
-            line = json.dumps(replied(value, given[0], args)).encode()
+            positional = decode(args)
+            named = {name: decode(value) for name, value in kwargs.items()}
+            value = find_entry(main.__dict__, order["entry"])(*positional, **named)
+            line = json.dumps(call_reply(value, positional, args)).encode()
         except BaseException as error:
             line = json.dumps(described(error)).encode()
         write(target, line + b"\n")
@@ -101,8 +102,9 @@ def answer(order: Order, first: int, target: int) -> int:
 
 
 def calls(order: Order) -> Iterator[object]:
-    """One reply a call: {"value"}, {"raised"} or {"ended"}; a program that dies is loaded again for
-    the next call.
+    """Yields one reply a call: {"value"}, {"raised"} or {"ended"}.
+
+    A program that dies is loaded again for the next call.
     """
     until, first = time.monotonic() + order["total"], 0
     while first < len(order["calls"]) and time.monotonic() < until:

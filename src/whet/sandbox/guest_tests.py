@@ -1,7 +1,7 @@
-"""Inside the isolation: a data set's own test, run on the reference to record its calls and on
-returned data to judge them.
+"""Inside the isolation: a data set's own test.
 
-No program under test ever runs in the process of these functions.
+It runs on the reference, to record its calls, and on returned data, to judge a program. No program
+under test runs in the process of these functions.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from whet.sandbox.guest_child import Order
 from whet.sandbox.plain_data import Unplain, decode, encode
 
-_TELLABLE = (
+_EXPECTED = (
     ValueError,
     TypeError,
     KeyError,
@@ -22,11 +22,11 @@ _TELLABLE = (
     OverflowError,
     RuntimeError,
 )
-TELLABLE = {kind.__name__: kind for kind in _TELLABLE}  # what a test may expect to be raised
+EXPECTED = {kind.__name__: kind for kind in _EXPECTED}  # exceptions that a test may expect
 
 
-def found(namespace: dict[str, Any], entry: str) -> Callable[..., Any]:
-    """`f`, `Class.method` or `Class().method` of a program; an instance is made anew each time."""
+def find_entry(namespace: dict[str, Any], entry: str) -> Callable[..., Any]:
+    """`f`, `Class.method` or `Class().method` of a program; each time a new instance."""
     name, made, method = re.fullmatch(r"(\w+)(\(\))?(?:\.(\w+))?", entry).groups()  # type: ignore[union-attr]
     thing = namespace[name]
     if made:
@@ -35,14 +35,12 @@ def found(namespace: dict[str, Any], entry: str) -> Callable[..., Any]:
 
 
 def run(text: str, namespace: dict[str, Any]) -> None:
-    """Run a program. The one place in this project where text is executed; it is inside the
-    isolation.
-    """
+    """Runs a program. Only this file executes text, and it runs inside the isolation."""
     exec(compile(text, "program.py", "exec", dont_inherit=True), namespace)
 
 
-def replied(value: object, args: list[Any], before: object) -> dict[str, Any]:
-    """A call's reply: its value, and its arguments where it changed them."""
+def call_reply(value: object, args: list[Any], before: object) -> dict[str, Any]:
+    """The reply to a call: its value, and its arguments if they differ from `before`, encoded."""
     try:
         after = encode(args)
         return {"value": encode(value), **({} if after == before else {"args": after})}
@@ -59,10 +57,10 @@ def described(error: BaseException) -> dict[str, str]:
 
 
 def tallied(text: str) -> Any:
-    """A test's code in which every assert counts itself and a failed one ends nothing. `assert
-    True` counts for nothing.
+    """A test's syntax tree in which every assert counts itself and a failed one does not end the
+    test. An assert of a true constant does not count.
     """
-    import ast  # late: most orders do without
+    import ast  # here, because most orders do not need it
 
     class Tally(ast.NodeTransformer):
         def visit_Assert(self, node: ast.Assert) -> ast.AST:
@@ -72,16 +70,16 @@ def tallied(text: str) -> Any:
                 "try:\n    pass\nexcept Exception:\n    __failed__()\nelse:\n    __passed__()"
             ).body[0]
             assert isinstance(wrapped, ast.Try)
-            node.msg = None  # it may call the function once more
+            node.msg = None  # the message may call the function once more
             wrapped.body = [node]
             return ast.copy_location(wrapped, node)
 
     return ast.fix_missing_locations(Tally().visit(ast.parse(text)))
 
 
-def restored(given: list[Any], after: list[Any]) -> None:
-    """What a call did to its arguments, done to the test's own."""
-    for mine, other in zip(given, after, strict=True):
+def mutate(args: list[Any], after: list[Any]) -> None:
+    """Gives the test's own arguments the contents that the call left in them."""
+    for mine, other in zip(args, after, strict=True):
         if type(mine) is list and type(other) is list:
             mine[:] = other
         elif isinstance(mine, (dict, set)) and type(mine) is type(other):
@@ -90,14 +88,15 @@ def restored(given: list[Any], after: list[Any]) -> None:
 
 
 class Test:
-    """A data set's own test, run with a stand-in for the function under test; the reference is what
-    `setup` defines.
+    """A data set's own test, run with a stand-in for the function under test.
+
+    `setup` is a text that defines the reference.
     """
 
     def __init__(self, order: Order) -> None:
         import random
 
-        random.seed(0)  # some tests draw their inputs: the same for the reference and the program
+        random.seed(0)  # a test that draws its inputs draws the same for reference and program
         self.counts = {"passed": 0, "failed": 0}
         self.namespace: dict[str, Any] = {"__name__": "test"}
         self.entry = order["entry"]
@@ -128,10 +127,10 @@ class Test:
 
 
 def record(order: Order) -> Iterator[object]:
-    """Run the test on the reference: every call with its arguments and result, then the counts."""
+    """Runs the test on the reference. Yields every call with its reply, then the counts."""
     test, seen = Test(order), []
     try:
-        reference = found(test.namespace, order["entry"])
+        reference = find_entry(test.namespace, order["entry"])
     except (KeyError, AttributeError):
         reference = None
 
@@ -142,7 +141,7 @@ def record(order: Order) -> Iterator[object]:
         }
         seen.append(call)
         value = reference(*args, **kwargs) if reference is not None else None
-        call["reply"] = replied(value, list(args), call["args"])
+        call["reply"] = call_reply(value, list(args), call["args"])
         return value
 
     counts = test.run(candidate)
@@ -151,8 +150,10 @@ def record(order: Order) -> Iterator[object]:
 
 
 def check(order: Order) -> Iterator[object]:
-    """Run the test on results that another process returned: plain data, found by the arguments of
-    the recorded calls.
+    """Runs the test on the replies that a program's own process gave to the recorded calls.
+
+    The stand-in looks a reply up by the arguments. Yields the counts, and whether the test made a
+    call that was not recorded.
     """
     test, known, astray = Test(order), {}, []
     for call, reply in zip(order["calls"], order["replies"], strict=True):
@@ -169,9 +170,9 @@ def check(order: Order) -> Iterator[object]:
         )  # a test that stops early asks fewer times
         if isinstance(reply, dict) and "value" in reply:
             if "args" in reply:
-                restored(list(args), decode(reply["args"]))
+                mutate(list(args), decode(reply["args"]))
             return decode(reply["value"])
         raised = reply.get("raised") if isinstance(reply, dict) else None
-        raise TELLABLE.get(str(raised), RuntimeError)("the program failed")
+        raise EXPECTED.get(str(raised), RuntimeError)("the program failed")
 
     yield {"counts": test.run(candidate), "astray": bool(astray)}

@@ -1,6 +1,6 @@
-"""Plain data on its way out of the isolation and back: builtin values as JSON, by exact type.
+"""Encodes builtin values as JSON, by exact type, for the way into the isolation and out of it.
 
-Used on both sides. Reading back makes builtin values only, whatever was sent.
+Both sides use it. Decoding makes builtin values only, from any input.
 """
 
 from collections import Counter, OrderedDict, defaultdict
@@ -17,8 +17,9 @@ class Unplain(Exception):
 
 
 def encode(value: object, depth: int = 0) -> object:
-    """Plain data as JSON; by exact type, so that no object with methods of its own passes for a
-    number or a list.
+    """A builtin value as JSON data. Raises Unplain for any other.
+
+    The exact type counts, so that no object with methods of its own passes for a number or a list.
     """
     kind = type(value)
     if depth > DEPTH:
@@ -44,7 +45,7 @@ def encode(value: object, depth: int = 0) -> object:
 
 
 def decode(data: Any) -> Any:
-    """What `encode` wrote. Raises ValueError for anything else."""
+    """The value that `encode` encoded. Raises ValueError for data that is not from `encode`."""
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):

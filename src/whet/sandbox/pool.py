@@ -1,8 +1,8 @@
-"""A pool of worker processes whose every item can be killed from outside.
+"""A pool of worker processes that can kill any item.
 
-A verifier may hang while it holds the interpreter's lock, crash, or eat memory on text that a model
-wrote. So it runs in a process of its own; the parent watches the clock and kills the process group.
-No signals, no alarms: any thread may call.
+A verifier may hang while it holds the interpreter's lock, crash, or take all memory on a model's
+text. It runs in a process of its own; the parent watches the clock and kills the process group. The
+pool uses no signals and no alarms, so any thread may call it.
 """
 
 import json
@@ -20,14 +20,15 @@ from whet.errors import RewardError
 from whet.sandbox.worker import START_SECONDS, Worker, start
 
 WINDOW = 8  # items sent ahead to one worker, so that it never waits for the parent
-STARTS = 3  # deaths during start-up in a row that end a call
+STARTS = 3  # so many deaths during start-up, one after the other, end a call
 _INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one item. `value` is JSON, None unless the status is ok; `seconds` is
-    wall-clock.
+    """The outcome of an item: `value` is its JSON, None unless the status is ok.
+
+    `seconds` is wall-clock time.
     """
 
     status: Literal["ok", "timeout", "error"]
@@ -40,19 +41,18 @@ def _close(owner: int, workers: list[Worker]) -> None:
     for worker in workers:
         if owner == os.getpid():
             worker.kill()
-        else:  # a fork: they are the original's
+        else:  # we are a fork: the workers are our parent's
             worker.discard()
     workers.clear()
 
 
 class Pool:
-    """`processes` workers that each import `function` ("module:function") once and then answer item
-    after item.
+    """`processes` workers; each imports `function` ("module:function") once, then answers items.
 
-    `seconds` is the wall-clock limit of one item, `memory_mb` what one worker may take beyond its
-    imports. Items and results are JSON; a result has at most 4 MiB. A worker inherits no
-    environment but a few harmless variables and `env`. Closed by `with`, `close()` or the end of
-    the program; no worker outlives its parent, however that ends.
+    `seconds` is the wall-clock limit of an item, `memory_mb` the memory of a worker beyond its
+    imports. Items and results are JSON; a result has at most 4 MiB. A worker inherits a few harmless
+    variables of the environment, and `env`. `with`, `close()` or the end of the program closes the
+    pool; no worker outlives its parent, however the parent ends.
 
     Raises RewardError for limits that are not above 0 and for a name that is not module:function.
 
@@ -71,25 +71,22 @@ class Pool:
     ) -> None:
         if processes < 1 or seconds <= 0 or memory_mb < 1:
             raise RewardError(
-                f"worker pool: processes {processes}, seconds {seconds} and memory_mb {memory_mb} must be above 0"
+                f"worker pool: processes {processes}, seconds {seconds} and memory_mb {memory_mb} "
+                f"must be above 0"
             )
         if function.count(":") != 1 or not all(
             part.isidentifier() for part in function.replace(":", ".").split(".")
         ):
             raise RewardError(f"worker pool: {function!r} is not of the form module:function")
-        self.function, self.processes, self.seconds, self.memory_mb = (
-            function,
-            processes,
-            seconds,
-            memory_mb,
-        )
+        self.function, self.processes = function, processes
+        self.seconds, self.memory_mb = seconds, memory_mb
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self.env = {**inherited, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", **(env or {})}
         self._lock = threading.Lock()
         self._adopt()
 
     def _adopt(self) -> None:
-        """Own workers in this process, none yet."""
+        """Makes this process the owner of the workers to come."""
         self._owner: int = os.getpid()
         self.workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _close, self._owner, self.workers)
@@ -101,12 +98,12 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Kill the workers. A later `map` starts new ones."""
+        """Kills the workers. A later `map` starts new ones."""
         with self._lock:
             _close(self._owner, self.workers)
 
     def start(self) -> None:
-        """Begin the workers' imports now, without waiting for them."""
+        """Starts the workers' imports, without waiting for them."""
         with self._lock:
             self._prepare(self.processes)
 
@@ -126,7 +123,7 @@ class Pool:
             try:
                 return _Call(self, lines).run()
             finally:
-                # After an interruption: their answers would be taken for the next call's.
+                # After an interruption, their answers would count as the next call's.
                 for worker in [w for w in self.workers if w.pending]:
                     self.drop(worker)
 
@@ -145,15 +142,13 @@ class Pool:
             self.workers.append(start(self.function, self.memory_mb, self.env))
 
     def drop(self, worker: Worker) -> int:
-        """Kill the worker and forget it. Returns its exit code."""
+        """Kills the worker and forgets it. Returns its exit code."""
         self.workers.remove(worker)
         return worker.kill()
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """A worker's line; one that cannot be read back (nesting, digits without end) becomes an
-    error's.
-    """
+    """A worker's reply; a line that cannot be read (nesting, endless digits) becomes an error."""
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -162,7 +157,7 @@ def parsed(line: bytes) -> dict[str, Any]:
 
 
 class _Call:
-    """One call of `map`. An item's clock runs while it is the first of its worker's pending ones."""
+    """One call of `map`. An item's clock runs while it is the first pending one of its worker."""
 
     def __init__(self, pool: Pool, lines: list[bytes]) -> None:
         self.pool, self.lines = pool, lines
@@ -178,9 +173,8 @@ class _Call:
             self.wait()
             for worker in list(self.pool.workers):
                 self.watch(worker)
-            self.pool.fill_up(
-                self.wanted
-            )  # also after the last item, so that the next call finds them ready
+            # Also after the last item, so that the next call has workers ready.
+            self.pool.fill_up(self.wanted)
         return [self.results[number] for number in range(len(self.lines))]
 
     def feed(self, worker: Worker) -> None:
@@ -194,13 +188,13 @@ class _Call:
         worker.write()
 
     def limit(self, worker: Worker) -> float:
-        """Seconds that the worker may take for what it does now."""
+        """Seconds that the worker may take for its start-up or its first pending item."""
         if worker.ready:
             return self.pool.seconds if worker.pending else float("inf")
         return START_SECONDS
 
     def wait(self) -> None:
-        """Until a worker has something to say, can be told more, or has run out of time."""
+        """Waits until a worker has output, can take input, or has run out of time."""
         poll = select.poll()
         for worker in self.pool.workers:
             poll.register(worker.stdout, select.POLLIN)
@@ -213,7 +207,7 @@ class _Call:
         poll.poll(min(max(0.0, left), 3600.0) * 1000 + 1)
 
     def watch(self, worker: Worker) -> None:
-        """Take what the worker has answered; replace it if it has ended or its time is over."""
+        """Takes the worker's answers; replaces it if it has ended or its time is over."""
         lines, ended = worker.read()
         for line in lines:
             if not self.take(worker, line):
@@ -233,14 +227,14 @@ class _Call:
             self.retire(worker)
 
     def take(self, worker: Worker, line: bytes) -> bool:
-        """Read one line of the worker's. False where the worker is gone after it."""
+        """Takes one line of the worker. Returns False if it retired the worker."""
         reply = parsed(line)
         if not worker.ready:
             if "failed" in reply:
                 raise RewardError(f"worker function {self.pool.function}: {reply['failed']}")
             worker.ready, self.failed_starts = True, 0
             return True
-        if not worker.pending:  # it speaks unasked
+        if not worker.pending:  # a line that nobody asked for
             self.retire(worker)
             return False
         number = worker.pending.popleft()
@@ -272,7 +266,7 @@ class _Call:
                 )
 
     def retire(self, worker: Worker) -> int:
-        """Kill the worker; what it had been sent but not begun goes to the next free one."""
+        """Kills the worker; the items that it had not begun go to the next free worker."""
         self.waiting.extendleft(reversed(worker.pending))
         worker.pending.clear()
         return self.pool.drop(worker)

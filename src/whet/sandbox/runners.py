@@ -1,5 +1,6 @@
-"""The same guest elsewhere: in a Docker container, or behind a SandboxFusion endpoint. Only inputs
-go there, only outputs come back.
+"""The runners of the guest: bubblewrap on this machine, a Docker container, a SandboxFusion endpoint.
+
+Only inputs go to a runner, only outputs come from it.
 """
 
 import http.client
@@ -35,14 +36,15 @@ PATIENCE = 30.0  # seconds for a service to answer beyond what it was asked to r
 
 
 class Runner(Protocol):
-    """Whatever runs an order of the guest's."""
+    """Runs an order of the guest, isolated."""
 
     def run(self, order: Mapping[str, Any]) -> GuestRun: ...
 
 
 def runner(sandbox: str, memory_mb: int) -> Runner:
-    """By name: "bubblewrap", "docker", "docker:IMAGE" or the URL of an endpoint. Raises RewardError
-    for anything else, and where it is not here.
+    """The runner of a name: "bubblewrap", "docker", "docker:IMAGE" or the URL of an endpoint.
+
+    Raises RewardError for any other name, and where the runner is not installed.
 
     >>> runner("chroot", 512)
     Traceback (most recent call last):
@@ -54,7 +56,7 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
     if name == "docker":
         return Docker(image or IMAGE, memory_mb)
     if name in ("http", "https") and urlsplit(sandbox).hostname:
-        return Endpoint(sandbox, memory_mb)
+        return SandboxFusion(sandbox, memory_mb)
     raise RewardError(
         f"code sandbox: {sandbox!r} is none of bubblewrap, docker, docker:IMAGE and http(s)://…"
     )
@@ -62,8 +64,9 @@ def runner(sandbox: str, memory_mb: int) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """`docker run`, one fresh container an order: no network, read-only, no capability, nobody's
-    uid, limits on memory and processes.
+    """`docker run`: one new container an order, without network, capabilities or a writable disk.
+
+    It has nobody's uid and limits on memory and processes.
     """
 
     image: str
@@ -77,95 +80,56 @@ class Docker:
 
     def command(self, name: str) -> list[str]:
         memory = f"{self.memory_mb + 128}m"
-        options = [
-            "--rm",
-            "--interactive",
-            "--name",
-            name,
-            "--network",
-            "none",
-            "--read-only",
-            "--pull",
-            "never",
-        ]
-        options += [
-            "--tmpfs",
-            "/tmp:rw,nosuid,nodev,size=32m",
-            "--workdir",
-            "/tmp",
-            "--cap-drop",
-            "ALL",
-        ]
-        options += [
-            "--security-opt",
-            "no-new-privileges",
-            "--user",
-            "65534:65534",
-            "--ipc",
-            "none",
-            "--log-driver",
-            "none",
-        ]
-        options += [
-            "--memory",
-            memory,
-            "--memory-swap",
-            memory,
-            "--pids-limit",
-            str(PROCESSES),
-            "--cpus",
-            "1",
-        ]
-        options += ["--env", "PYTHONHASHSEED=0", "--entrypoint", "python3"]
-        return ["docker", "run", *options, self.image, "-sSB", "-c", source()]
+        options = (
+            f"--rm --interactive --name {name} --network none --read-only --pull never "
+            "--tmpfs /tmp:rw,nosuid,nodev,size=32m --workdir /tmp --cap-drop ALL "
+            "--security-opt no-new-privileges --user 65534:65534 --ipc none --log-driver none "
+            f"--memory {memory} --memory-swap {memory} --pids-limit {PROCESSES} --cpus 1 "
+            "--env PYTHONHASHSEED=0 --entrypoint python3"
+        )
+        return ["docker", "run", *options.split(), self.image, "-sSB", "-c", source()]
 
     def run(self, order: Mapping[str, Any]) -> GuestRun:
         start = time.monotonic()
         name = f"whet-{os.getpid()}-{time.monotonic_ns()}"
-        kept = {
-            key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ
-        }
-        given = memory_file(encode_order(order, self.memory_mb))
+        env = {key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ}
+        stdin = memory_file(encode_order(order, self.memory_mb))
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(
-                self.command(name), stdin=given, stdout=pipe, stderr=pipe, env=kept
+                self.command(name), stdin=stdin, stdout=pipe, stderr=pipe, env=env
             )
         except OSError as error:
             return GuestRun([], False, "died", f"docker does not start: {error}")
         finally:
-            os.close(given)
-        raw, errors, ended = read_output(process, start + order["total"] + GRACE + DOCKER_START)
-        if ended != "died":
-            with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
-                subprocess.run(
-                    ["docker", "rm", "--force", name],
-                    capture_output=True,
-                    env=kept,
-                    timeout=PATIENCE,
-                )
-            process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-        return parse_output(raw, ended, errors, time.monotonic() - start)
+            os.close(stdin)
+        with process:
+            raw, errors, ended = read_output(process, start + order["total"] + GRACE + DOCKER_START)
+            if ended != "died":
+                with suppress(subprocess.TimeoutExpired):  # the guest ends by itself at its total
+                    subprocess.run(
+                        ["docker", "rm", "--force", name],
+                        capture_output=True,
+                        env=env,
+                        timeout=PATIENCE,
+                    )
+                process.kill()
+        return parse_output(raw, ended, errors)
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """SandboxFusion's `POST /run_code` (github.com/bytedance/SandboxFusion): the guest is the code,
-    the order its standard input.
+class SandboxFusion:
+    """An endpoint's `POST /run_code` (github.com/bytedance/SandboxFusion) with the guest as the code
+    and the order as its standard input.
 
-    The service shares its processes' uid, so the guest kills only what the program started in its
-    own session.
+    Other processes of the service share the guest's uid, so the guest kills only the session of its
+    program.
     """
 
     url: str
     memory_mb: int
 
     def run(self, order: Mapping[str, Any]) -> GuestRun:
-        start = time.monotonic()
         body = {
             "code": source(),
             "language": "python",
@@ -186,18 +150,17 @@ class Endpoint:
             AttributeError,
             RecursionError,
         ) as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             return GuestRun(
-                [], False, "died", f"{self.url} does not answer as SandboxFusion does ({said})"
+                [], False, "died", f"{self.url} does not answer as SandboxFusion does ({reason})"
             )
         ended = "time" if status == "TimeLimitExceeded" else "died"
-        return parse_output(
-            raw, ended, str(reply.get("message", ""))[:200], time.monotonic() - start
-        )
+        return parse_output(raw, ended, str(reply.get("message", ""))[:200])
 
     def post(self, body: bytes, seconds: float) -> Any:
-        """The endpoint's JSON answer; ValueError for an answer that is none or too long, OSError
-        past `seconds`.
+        """The endpoint's JSON answer.
+
+        Raises ValueError for an answer that is no JSON or too long, OSError past `seconds`.
         """
         parts = urlsplit(self.url)
         kind = (

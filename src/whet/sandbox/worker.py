@@ -1,15 +1,14 @@
-"""The parent's side of one worker process: how it is started, spoken to and killed."""
+"""The parent's side of a worker process: starts it, writes to it, reads from it, kills it."""
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,61 +20,39 @@ START_SECONDS = 60.0  # imports; never charged to an item
 _MAIN = str(Path(__file__).with_name("worker_main.py"))
 
 
-class _Spawner:
-    """Starts every worker from one thread that lives as long as the process.
-
-    The kernel's parent-death signal fires when the *thread* that forked ends, so a worker started
-    from a short-lived thread would be killed with it.
-    """
-
-    def __init__(self) -> None:
-        self.pid, self.orders = (
-            os.getpid(),
-            queue.SimpleQueue[tuple[dict[str, str], Future[subprocess.Popen[bytes]]]](),
-        )
-        threading.Thread(target=self._run, name="whet-spawner", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            env, promise = self.orders.get()
-            try:
-                pipe = subprocess.PIPE
-                command = [sys.executable, "-P", _MAIN, str(os.getpid())]
-                promise.set_result(
-                    subprocess.Popen(
-                        command,
-                        stdin=pipe,
-                        stdout=pipe,
-                        stderr=subprocess.DEVNULL,
-                        bufsize=0,
-                        env=env,
-                        start_new_session=True,
-                    )
-                )
-            except OSError as error:
-                promise.set_exception(RewardError(f"cannot start a worker process: {error}"))
-
-    def start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
-        promise: Future[subprocess.Popen[bytes]] = Future()
-        self.orders.put((env, promise))
-        return promise.result()
-
-
 _lock = threading.Lock()
-_spawner: _Spawner | None = None
+_spawner: tuple[int, ThreadPoolExecutor] | None = None  # with the pid of its process
+
+
+def _spawn(env: dict[str, str]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-P", _MAIN, str(os.getpid())],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env=env,
+        start_new_session=True,
+    )
 
 
 def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
-    """A worker that begins to import `function`. Raises RewardError where the system starts no
-    process.
+    """Starts a worker that imports `function`. Raises RewardError where no process can start.
+
+    One thread, which lives as long as the process, starts all workers: the kernel's parent-death
+    signal fires when the *thread* that forked ends.
     """
     global _spawner
     with _lock:
-        if (
-            _spawner is None or _spawner.pid != os.getpid()
-        ):  # none yet, or this is a fork without its threads
-            _spawner = _Spawner()
-    worker = Worker(_spawner.start(env))
+        # None yet, or we are a fork, which has none of its parent's threads.
+        if _spawner is None or _spawner[0] != os.getpid():
+            _spawner = os.getpid(), ThreadPoolExecutor(1, "whet-spawner")
+        started = _spawner[1].submit(_spawn, env)
+    try:
+        worker = Worker(started.result())
+    except OSError as error:
+        raise RewardError(f"cannot start a worker process: {error}") from error
     path = [os.getcwd() if entry == "" else entry for entry in sys.path]
     setup = {"function": function, "path": path, "memory": memory_mb << 20, "max_bytes": MAX_BYTES}
     worker.unsent += json.dumps(setup).encode() + b"\n"
@@ -85,15 +62,12 @@ def start(function: str, memory_mb: int, env: dict[str, str]) -> "Worker":
 
 @dataclass(eq=False)
 class Worker:
-    """A started process, the pipes to it (never blocking) and what it has been sent and not
-    answered.
-    """
+    """A started process, the pipes to it, which never block, and its unanswered items."""
 
     process: subprocess.Popen[bytes]
     ready: bool = False
-    since: float = field(
-        default_factory=time.monotonic
-    )  # of the start-up, then when the first pending item became the first
+    # When it was started; later, when its first pending item became the first.
+    since: float = field(default_factory=time.monotonic)
     pending: deque[int] = field(default_factory=deque[int])  # sent, not answered, in order
     unsent: bytearray = field(default_factory=bytearray)
     unread: bytearray = field(default_factory=bytearray)
@@ -110,11 +84,11 @@ class Worker:
                 del self.unsent[: os.write(self.stdin, bytes(self.unsent[: 1 << 16]))]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it died: the end of its output tells
+        except BrokenPipeError:  # it died; `read` reports the end
             self.unsent.clear()
 
     def read(self) -> tuple[list[bytes], bool]:
-        """Complete lines so far, and whether the output has ended or a line is beyond all bounds."""
+        """The complete lines that have arrived; True if the output has ended or a line is too long."""
         ended = False
         try:
             while not ended and len(self.unread) < 2 * MAX_BYTES:
@@ -128,12 +102,9 @@ class Worker:
         return [bytes(line) for line in lines], ended or len(rest) > MAX_BYTES + 1024
 
     def kill(self) -> int:
-        """End the worker and what it started. Returns its exit code, negative for a signal's
-        number.
-        """
-        if (
-            self.process.returncode is None
-        ):  # once it has been waited for, its number may be another's
+        """Ends the worker and its processes. Returns its exit code, negative for a signal."""
+        # Once it has been waited for, its pid may be another process's.
+        if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()

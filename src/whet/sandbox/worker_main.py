@@ -1,9 +1,8 @@
-"""What one worker of `workers.Pool` runs: a function, item after item, until its input ends or its
-parent dies.
+"""The program of a worker of `pool.Pool`: calls a function on item after item, until its input ends
+or its parent dies.
 
-Started by path, not as a module of the package, so that it needs nothing but the standard library
-until it has been told where to import from. Input and output are JSON lines on private descriptors:
-what the function prints goes nowhere.
+It is started by path, not as a module of the package, because its first line of input says where to
+import from. Input and output are JSON lines on private descriptors; the function's prints are lost.
 """
 
 import ctypes
@@ -21,7 +20,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL from the kernel when the parent dies, even while the function holds the interpreter's
+    """Asks the kernel for SIGKILL when the parent dies, even if the function holds the interpreter's
     lock.
     """
     if sys.platform == "linux":
@@ -31,7 +30,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def private_channel() -> tuple[BinaryIO, int]:
-    """The pipes to the parent, moved away from descriptors 0 and 1, which then lead to /dev/null."""
+    """Moves the pipes to the parent to new descriptors; 0, 1 and 2 then lead to /dev/null."""
     requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -48,8 +47,8 @@ def address_space() -> int:
 
 
 def limit_memory(extra: int) -> int:
-    """Allow `extra` bytes beyond what the imports took. Returns the size at which a worker is old
-    enough to be replaced.
+    """Allows `extra` bytes beyond the size after the imports. Returns the size at which the worker
+    is to be replaced.
     """
     base = address_space()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -70,16 +69,16 @@ def describe(error: BaseException) -> str:
 
 
 def answer(function: Callable[[Any], Any], item: Any, max_bytes: int) -> tuple[bytes, bool]:
-    """The reply to one item as JSON fields, and whether it ran out of memory. The function is
-    foreign: all it raises is data.
+    """The reply to an item as JSON fields, and whether it ran out of memory.
+
+    The function is foreign, so any exception is a reply.
     """
     try:
         value = function(item)
     except MemoryError:
         return b'"error": "MemoryError: the item needs more memory than memory_mb allows"', True
-    except (
-        BaseException
-    ) as error:  # SystemExit and KeyboardInterrupt too: the item fails, not the worker
+    # SystemExit and KeyboardInterrupt too: the item fails, not the worker.
+    except BaseException as error:
         return b'"error": ' + json.dumps(describe(error)).encode(), False
     try:
         text = json.dumps(value).encode()

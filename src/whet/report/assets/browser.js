@@ -1,6 +1,6 @@
-// The browser of samples: which stage and step, which samples, how coloured; a list of groups beside the chosen one.
+// The browser of samples: controls for stage, step, filter and colour; a list of groups beside the chosen one.
 
-const ROWS = 300; // groups listed at once
+const ROWS = 300; // groups that the list shows at most
 
 class Browser {
   constructor(samples, host) {
@@ -84,13 +84,13 @@ class Browser {
     ]);
   }
 
-  // What of the run's samples is not on this page.
+  // Says which of the run's samples are not on this page.
   note() {
     const lines = this.samples.stages.flatMap((s) => {
       const name = titleOf(s.name);
       const steps =
-        s.steps.length < s.held
-          ? [`${name}: ${s.steps.length} of ${s.held} steps are here, the first, the last and every ${s.every}th.`]
+        s.steps.length < s.written
+          ? [`${name}: ${s.steps.length} of ${s.written} steps are here, the first, the last and every ${s.every}th.`]
           : [];
       return s.whole ? steps : [...steps, `${name}: of each step only the first groups are on this page.`];
     });
@@ -122,24 +122,20 @@ class Browser {
     this.list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   }
 
-  // The step on the page that is nearest to `step`, from a click on a curve.
+  // Shows the step of the page that is nearest to `step`; a click on a curve calls it.
   open(stage, step) {
-    const found = this.samples.stage(stage) || this.samples.stage(`${stage}-test`);
-    if (!found) return;
-    let at = 0;
-    found.steps.forEach(([n], i) => {
-      if (Math.abs(n - step) < Math.abs(found.steps[at][0] - step)) at = i;
-    });
-    this.set({ stage: found.name, at, id: null });
+    const shown = this.samples.stage(stage) || this.samples.stage(`${stage}-test`);
+    if (!shown) return;
+    this.set({ stage: shown.name, at: nearest(shown.steps.map(([n]) => n), step), id: null });
     document.getElementById("samples").scrollIntoView();
   }
 
   load() {
     const { view, samples } = this;
     const stage = samples.stage(view.stage);
-    const [step, packed] = stage.steps[view.at];
+    const [step, groups] = stage.steps[view.at];
     this.step = step;
-    this.groups = packed.map((group) => ({ stage: view.stage, step, group, ...samples.groupOf(group) }));
+    this.groups = groups;
     const all = this.groups.flatMap((g) => g.samples);
     view.largest = Math.max(0, ...all.map((s) => Math.abs(s.advantage ?? 0)));
     this.stageSelect.value = view.stage;
@@ -179,16 +175,14 @@ class Browser {
   }
 
   rows() {
-    const { view, samples } = this;
+    const { view } = this;
     const wanted = view.search.toLowerCase();
     const holds = (prompt) =>
-      !wanted ||
-      samples.question(prompt).toLowerCase().includes(wanted) ||
-      samples.prompts[prompt][0].toLowerCase().includes(wanted);
+      !wanted || question(prompt).toLowerCase().includes(wanted) || prompt.id.toLowerCase().includes(wanted);
     this.listed = this.groups.filter((g) => holds(g.prompt) && g.samples.some(this.keep));
-    const current = this.listed.find((g) => samples.prompts[g.prompt][0] === view.id) || this.listed[0] || null;
+    const current = this.listed.find((g) => g.prompt.id === view.id) || this.listed[0] || null;
     this.current = current;
-    view.id = current ? samples.prompts[current.prompt][0] : view.id;
+    view.id = current ? current.prompt.id : view.id;
     this.tally.textContent = `${this.listed.length} of ${this.groups.length} groups`;
     const rows = this.listed.slice(0, ROWS).map((g) => this.row(g, g === current));
     this.list.replaceChildren(...rows);
@@ -199,7 +193,6 @@ class Browser {
   }
 
   row(g, current) {
-    const right = g.samples.filter((s) => s.right).length;
     return el(
       "button",
       {
@@ -209,24 +202,24 @@ class Browser {
         tabindex: current ? 0 : -1,
         onclick: () => this.choose(g),
       },
-      el("span", { class: "ask" }, visible(this.samples.question(g.prompt)).slice(0, 300)),
+      el("span", { class: "ask" }, visible(question(g.prompt)).slice(0, 300)),
       el("span", { class: "strip" }, g.samples.slice(0, 32).map(mark)),
-      el("span", { class: "score" }, `${right} of ${g.samples.length} right · reward ${plain(g.reward)}`),
+      el("span", { class: "score" }, `${countRight(g)} of ${g.samples.length} right · reward ${plain(rewardOf(g))}`),
     );
   }
 
-  // Other steps at which the search finds a prompt.
+  // Links to the other steps at which the search finds a prompt.
   others(holds) {
-    const found = [];
+    const hits = [];
     for (const stage of this.samples.stages) {
       for (const [step, groups] of stage.steps) {
         if (stage.name === this.view.stage && step === this.step) continue;
-        const group = groups.find((g) => holds(g[0]));
-        if (group) found.push([stage.name, step, this.samples.prompts[group[0]][0]]);
+        const group = groups.find((g) => holds(g.prompt));
+        if (group) hits.push([stage.name, step, group.prompt.id]);
       }
     }
-    if (!found.length) return ["Found at no other step."];
-    const links = found
+    if (!hits.length) return ["Found at no other step."];
+    const links = hits
       .slice(0, 12)
       .flatMap(([stage, step, id]) => [
         el(
@@ -236,11 +229,11 @@ class Browser {
         ),
         " ",
       ]);
-    return ["Found also at: ", ...links, found.length > 12 ? `and ${found.length - 12} more steps` : ""];
+    return ["Found also at: ", ...links, hits.length > 12 ? `and ${hits.length - 12} more steps` : ""];
   }
 
   choose(group) {
-    this.view.id = this.samples.prompts[group.prompt][0];
+    this.view.id = group.prompt.id;
     this.current = group;
     this.listed.forEach((g, i) => {
       const row = this.list.children[i];
@@ -269,7 +262,7 @@ class Browser {
     this.pane.replaceChildren(...(this.current ? detail(this, this.current) : []));
   }
 
-  // The address names the group, so that it can be passed on.
+  // Writes the group into the page's address, so that a link to it can be passed on.
   save() {
     clearTimeout(this.saving);
     const address = `#${new URLSearchParams({ stage: this.view.stage, step: this.step, prompt: this.view.id ?? "" })}`;
@@ -286,8 +279,13 @@ class Browser {
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const HOST = document.getElementById("samples");
-const SAMPLES = new Samples(DATA.samples);
 let browser = null;
 drawCurves(DATA.curves, (stage, step) => browser?.open(stage, step));
-if (SAMPLES.stages.some((s) => s.steps.some(([, groups]) => groups.length))) browser = new Browser(SAMPLES, HOST);
-else HOST.append(el("p", { class: "empty" }, "This run has kept no samples."));
+unpack(DATA.samples).then(
+  (unpacked) => {
+    const samples = new Samples(unpacked);
+    if (samples.stages.some((s) => s.steps.some(([, groups]) => groups.length))) browser = new Browser(samples, HOST);
+    else HOST.append(el("p", { class: "empty" }, "This run has kept no samples."));
+  },
+  () => HOST.append(el("p", { class: "empty" }, "This browser cannot unpack the samples; one of 2023 or later can.")),
+);

@@ -1,4 +1,4 @@
-// One chart: a caption, a line that says the values under the pointer, and a drawing as wide as its place.
+// One chart: a caption, a readout of the values under the pointer, and a drawing as wide as its place.
 
 const HEIGHT = 168;
 const MARGIN = { top: 8, right: 14, bottom: 34, left: 46 };
@@ -64,10 +64,10 @@ function draw(state) {
   const dots = panel.series.map((s) => svg("circle", { class: `dot ${s.colour}`, r: 3.5 }));
   const marks = svg("g", { class: "marks", visibility: "hidden" }, cursor, dots);
   root.append(marks);
-  root.addEventListener("pointermove", (event) => state.group.show(nearest(event, root, steps, box, span)));
-  root.addEventListener("pointerdown", (event) => state.group.show(nearest(event, root, steps, box, span)));
+  root.addEventListener("pointermove", (event) => state.group.show(pointed(event, root, steps, box, span)));
+  root.addEventListener("pointerdown", (event) => state.group.show(pointed(event, root, steps, box, span)));
   root.addEventListener("pointerleave", () => state.group.show(null));
-  root.addEventListener("click", (event) => state.group.open(nearest(event, root, steps, box, span)));
+  root.addEventListener("click", (event) => state.group.open(pointed(event, root, steps, box, span)));
   state.marks = { marks, cursor, dots, x, y, layers };
   place.replaceChildren(root);
   show(state, null);
@@ -137,27 +137,24 @@ function endLabels(panel, ends, box) {
   );
 }
 
-function nearest(event, root, steps, box, span) {
+// The index of the update under the pointer.
+function pointed(event, root, steps, box, span) {
   const frame = root.getBoundingClientRect();
   const at = steps[0] + ((event.clientX - frame.left - box.left) / Math.max(1, box.right - box.left)) * span;
-  let best = 0;
-  steps.forEach((s, i) => {
-    if (Math.abs(s - at) < Math.abs(steps[best] - at)) best = i;
-  });
-  return best;
+  return nearest(steps, at);
 }
 
-// Marks update `index`, or none: then the readout says the last update.
+// Marks update `index`, or none where it is null; the readout then shows the last update.
 function show(state, index) {
   const { panel, curve, unit, readout, marks } = state;
   const i = index ?? curve.steps.length - 1;
-  const said = panel.series.map((s) => {
+  const values = panel.series.map((s) => {
     const key = panel.series.length > 1 ? [el("span", { class: `key ${s.colour}` }, s.label), " "] : null;
-    return [el("span", { class: "said-value" }, key, s.values[i] === null ? "no value" : unit.say(s.values[i])), "  "];
+    return [el("span", { class: "value" }, key, s.values[i] === null ? "no value" : unit.say(s.values[i])), "  "];
   });
   readout.replaceChildren(
     el("span", { class: "at" }, `${index === null ? "last, " : ""}step ${curve.steps[i].toLocaleString("en")}: `),
-    ...said.flat(),
+    ...values.flat(),
   );
   if (!marks) return;
   marks.marks.setAttribute("visibility", index === null ? "hidden" : "visible");

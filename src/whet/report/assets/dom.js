@@ -1,4 +1,4 @@
-// Elements are made here and nowhere else. Strings become text nodes: nothing that a model wrote is ever parsed.
+// Makes elements; no other file does. Strings become text nodes, so a model's text is never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -18,7 +18,7 @@ function fill(node, properties, children) {
 const el = (name, properties, ...children) => fill(document.createElement(name), properties, children);
 const svg = (name, properties, ...children) => fill(document.createElementNS(SVG, name), properties, children);
 
-// The first `size` of `count` things, and a button for the others. `draw(begin, end)` returns elements.
+// Adds the first `size` of `count` things, and a button for the others. `draw(begin, end)` returns elements.
 function paged(host, count, size, word, draw) {
   host.append(...draw(0, Math.min(size, count)));
   if (count <= size) return host;

@@ -1,4 +1,4 @@
-// One group: its prompt and its samples, or what became of the same prompt at other steps.
+// One group: its prompt and its samples, or the same prompt's samples at other steps.
 
 const MARKS = { right: "✓", wrong: "✗", unparsed: "?", failed: "!" };
 const verdictOf = (s) => (failed(s) ? "failed" : s.right ? "right" : s.status === "unparsed" ? "unparsed" : "wrong");
@@ -18,21 +18,20 @@ const titleOf = (name) => {
   return name.endsWith("-probe") ? `${name.slice(0, -6)}, the same problems as it learns` : name;
 };
 
-function promptBox(samples, index) {
-  const { id, answer, messages, pieces } = samples.prompt(index);
-  const said = messages.map((m) =>
+function promptBox(samples, { id, answer, messages, tokens }) {
+  const conversation = messages.map(([role, content]) =>
     el(
       "div",
       { class: "message" },
-      el("span", { class: "role" }, m.role),
-      el("div", { class: "said" }, visible(m.content)),
+      el("span", { class: "role" }, role),
+      el("div", { class: "content" }, visible(content)),
     ),
   );
-  const read = samples.pieces(pieces).map(([, piece]) => el("span", { class: "t plain" }, spaced(piece) || "·"));
+  const pieces = samples.pieces(tokens).map(([, piece]) => el("span", { class: "t plain" }, spaced(piece) || "·"));
   return el(
     "div",
     { class: "prompt" },
-    said.length ? said : el("div", { class: "said" }, visible(id)),
+    conversation.length ? conversation : el("div", { class: "content" }, visible(id)),
     el(
       "p",
       { class: "expected" },
@@ -40,24 +39,23 @@ function promptBox(samples, index) {
       answer === null ? el("i", {}, "none") : el("b", {}, visible(answer)),
       el("span", { class: "id" }, ` prompt ${visible(id)}`),
     ),
-    read.length
+    pieces.length
       ? el(
           "details",
           {},
-          el("summary", {}, `as the model reads it, ${read.length} tokens`),
-          el("div", { class: "tokens" }, read),
+          el("summary", {}, `as the model reads it, ${pieces.length} tokens`),
+          el("div", { class: "tokens" }, pieces),
         )
       : null,
   );
 }
 
 function sampleCard(samples, s, view) {
-  const count = numbers(s.tokens).length;
   const facts = [
     ["reward", plain(s.reward)],
     s.advantage === null ? null : ["advantage", signed(s.advantage)],
     s.mode === null ? null : ["mode", visible(s.mode)],
-    ["tokens", count.toLocaleString("en")],
+    ["tokens", s.tokens.length.toLocaleString("en")],
     ["end", s.finish === "length" ? "cut off" : s.finish],
     s.version === null ? null : ["weights", s.version],
     ...s.parts.map(([name, value]) => [visible(name), plain(value)]),
@@ -75,19 +73,17 @@ function sampleCard(samples, s, view) {
   return el("article", { class: "sample" }, head, tokenLine(samples, s, view));
 }
 
-const CARDS = 24; // samples of a group drawn at once
+const CARDS = 24; // samples of a group that are drawn at once
 
 const cards = (samples, list, view) =>
   paged(el("div", { class: "cards" }), list.length, CARDS, "samples", (begin, end) =>
     list.slice(begin, end).map((s) => sampleCard(samples, s, view)),
   );
 
-// Everything that is known of a group. `browser` gives samples, view, keep(sample), go(stage, step, id).
-function detail(browser, where) {
+// A group with all that the page knows of it. `browser` has samples, view, keep(sample), go(stage, step, id).
+function detail(browser, group) {
   const { samples, view } = browser;
-  const group = samples.groupOf(where.group);
-  const { id } = samples.prompt(group.prompt);
-  const places = samples.seen.get(id);
+  const places = samples.places.get(group.prompt.id);
   const tab = (name, text) =>
     el(
       "button",
@@ -107,7 +103,7 @@ function detail(browser, where) {
     tab("here", "this step"),
     tab("across", `same prompt elsewhere (${others})`),
   );
-  const body = view.tab === "here" ? here(browser, group) : across(browser, group, where, places);
+  const body = view.tab === "here" ? here(browser, group) : across(browser, group, places);
   return [promptBox(samples, group.prompt), tabs, legend(view), body];
 }
 
@@ -120,14 +116,14 @@ function here(browser, group) {
   return el("div", { id: "group-samples" }, note, cards(browser.samples, kept, browser.view));
 }
 
-const FEW = 3; // samples shown of each place in the view across steps
-const PLACES = 40; // places shown at once
+const FEW = 3; // samples of each place in the view across steps
+const PLACES = 40; // places that are drawn at once
 
-function across(browser, group, where, places) {
+function across(browser, group, places) {
   const host = el("div", { id: "across" });
   if (places.length === 1) return alike(browser, group, host);
   return paged(host, places.length, PLACES, "steps", (begin, end) =>
-    places.slice(begin, end).map((p) => onePlace(browser, p, p.group === where.group)),
+    places.slice(begin, end).map((p) => onePlace(browser, p, p.group === group)),
   );
 }
 
@@ -135,9 +131,8 @@ const nameOf = (place) => `${titleOf(place.stage)}${place.step ? `, step ${place
 
 function onePlace(browser, place, current) {
   const { samples, view } = browser;
-  const there = samples.groupOf(place.group);
-  const right = there.samples.filter((s) => s.right).length;
-  const open = () => browser.go(place.stage, place.step, samples.prompts[there.prompt][0]);
+  const { group } = place;
+  const open = () => browser.go(place.stage, place.step, group.prompt.id);
   return el(
     "section",
     { class: "place" },
@@ -145,26 +140,26 @@ function onePlace(browser, place, current) {
       "h4",
       {},
       el("button", { type: "button", class: "link", onclick: open }, nameOf(place)),
-      el("span", { class: "score" }, ` ${right} of ${there.samples.length} right`, current ? ", shown now" : ""),
+      el("span", { class: "score" }, ` ${countRight(group)} of ${group.samples.length} right`, current ? ", shown now" : ""),
     ),
-    there.samples.slice(0, FEW).map((s) => sampleCard(samples, s, view)),
-    there.samples.length > FEW ? el("p", { class: "hint" }, `and ${there.samples.length - FEW} more`) : null,
+    group.samples.slice(0, FEW).map((s) => sampleCard(samples, s, view)),
+    group.samples.length > FEW ? el("p", { class: "hint" }, `and ${group.samples.length - FEW} more`) : null,
   );
 }
 
-// For a prompt that was seen once: the prompts most like it.
+// For a prompt with one place only: the prompts most like it.
 function alike(browser, group, host) {
   const { samples } = browser;
   const near = samples.similar(group.prompt);
   if (!near.length)
     return fill(host, {}, [el("p", { class: "empty" }, "This prompt was seen only here, and no other is like it.")]);
-  const rows = near.map(([index, share]) => {
-    const place = samples.seen.get(samples.prompts[index][0])[0];
-    const open = () => browser.go(place.stage, place.step, samples.prompts[index][0]);
+  const rows = near.map(([prompt, share]) => {
+    const [place] = samples.places.get(prompt.id);
+    const open = () => browser.go(place.stage, place.step, prompt.id);
     return el(
       "li",
       {},
-      el("button", { type: "button", class: "link", onclick: open }, visible(samples.question(index)).slice(0, 200)),
+      el("button", { type: "button", class: "link", onclick: open }, visible(question(prompt)).slice(0, 200)),
       ` ${nameOf(place)}; ${percent(share)} alike`,
     );
   });

@@ -1,4 +1,4 @@
-// Which charts a stage gets, from the values its updates carry.
+// The charts of a stage, chosen by the values that its updates have.
 
 const single = (id, title, unit, more = {}) => ({ id, title, unit, keys: [[id, title, "blue"]], ...more });
 
@@ -56,7 +56,7 @@ const RL_PANELS = [
 const SFT_PANELS = [single("loss", "loss on the responses", "nats")];
 const SFT_MORE = [single("lr", "learning rate", "number"), single("grad_norm", "gradient norm", "number")];
 
-// A kind of stage that has no panels of its own: one a value.
+// The panels of a kind of stage that has no list of its own: one for each value.
 const anyPanels = (curve) => Object.keys(curve.values).map((key) => single(key, key.replaceAll("_", " "), "number"));
 
 const CYCLE = ["orange", "amber", "blue", "green", "purple", "sky"];
@@ -70,30 +70,30 @@ function seriesOf(panel, curve) {
   }
   if (panel.seconds)
     keys = Object.keys(table).map((k, i) => [k, k, ["sky", "green", "amber", "purple", "orange", "blue"][i % 6]]);
-  const found = keys
+  const series = keys
     .filter(([key]) => table[key])
     .map(([key, label, colour]) => ({ key, label, colour, values: table[key] }));
-  return panel.id === "cut" ? found.filter((s) => s.key !== "errors" || s.values.some((v) => v > 0)) : found;
+  return panel.id === "cut" ? series.filter((s) => s.key !== "errors" || s.values.some((v) => v > 0)) : series;
 }
 
-// Of `panels`, those that have something to draw.
+// Those of `panels` that have something to draw.
 function filled(panels, curve) {
-  const found = [];
+  const drawn = [];
   for (const panel of panels) {
     const series = seriesOf(panel, curve);
     if (series.length < (panel.least ?? 1)) continue;
-    if (panel.id === "reward") found.push(...rewardPanels(panel, series));
+    if (panel.id === "reward") drawn.push(...rewardPanels(panel, series));
     else
-      found.push({
+      drawn.push({
         ...panel,
         series,
         log: panel.log && series.every((s) => s.values.every((v) => v === null || v > 0)),
       });
   }
-  return found;
+  return drawn;
 }
 
-// Reward stands alone where it is no share; where it equals accuracy, the two are one line.
+// The reward has a panel of its own if it is no share; if it equals accuracy, one line shows both.
 function rewardPanels(panel, series) {
   const [reward, accuracy] = ["reward", "accuracy"].map((key) => series.find((s) => s.key === key));
   if (!reward || !accuracy)
@@ -107,7 +107,7 @@ function rewardPanels(panel, series) {
   ];
 }
 
-// Charts of one stage; they share the marked update. `open(stage, step)` shows that step's samples.
+// The charts of one stage; they share the marked update. `open(stage, step)` shows that step's samples.
 function linked(curve, panels, open) {
   const group = {
     at: null,
@@ -147,7 +147,7 @@ function stageSection(curve, open) {
   };
 }
 
-// All supervised stages side by side: their losses, and behind a fold what else they wrote.
+// All supervised stages side by side: their losses, and in a fold their learning rates and gradient norms.
 function supervised(curves, open) {
   const titled = (curve, panels) =>
     linked(

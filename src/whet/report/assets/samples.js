@@ -1,43 +1,31 @@
-// The samples as the page holds them: see whet/report/samples.py for how they are packed.
+// The samples of the page: unpacks what whet/report/samples.py packed, and finds prompts again.
 
-const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const VALUE = new Map([...DIGITS].map((c, i) => [c, i]));
-const STATUSES = ["scored", "wrong", "unparsed", "timeout", "error"];
-const FINISHES = ["stop", "length", "error"];
-
-function numbers(text) {
-  const found = [];
-  let value = 0;
-  let place = 1;
-  for (const c of text) {
-    const digit = VALUE.get(c);
-    value += (digit & 31) * place;
-    place *= 32;
-    if (digit < 32) {
-      found.push(value);
-      value = 0;
-      place = 1;
-    }
-  }
-  return found;
+// Text in base64 of JSON in gzip -> the value.
+async function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
-const logpOf = (n) => (n === 0 ? null : -(n - 1) / 100);
-
 class Samples {
-  constructor(packed) {
-    Object.assign(this, packed);
-    this.stages = packed.stages.filter((s) => s.steps.length);
-    this.seen = new Map(); // prompt's id -> [{stage, step, group}]
-    for (const stage of this.stages) {
-      for (const [step, groups] of stage.steps) {
+  // stages: [{name, every, written, whole, steps: [[step, [group, …]], …]}]
+  // group: {prompt: {id, answer, messages: [[role, content], …], tokens}, samples: [sample, …]}
+  // tokens: of the whole page, [[id, piece], …]; a sequence of tokens is a list of places in it.
+  constructor({ tokens, stages }) {
+    this.tokens = tokens;
+    this.stages = stages.filter((s) => s.steps.length);
+    this.places = new Map(); // prompt's id -> [{stage, step, group}]
+    const modes = new Set();
+    for (const { name, steps } of this.stages) {
+      for (const [step, groups] of steps) {
         for (const group of groups) {
-          const id = this.prompts[group[0]][0];
-          if (!this.seen.has(id)) this.seen.set(id, []);
-          this.seen.get(id).push({ stage: stage.name, step, group });
+          const { id } = group.prompt;
+          for (const { mode } of group.samples) modes.add(mode);
+          if (!this.places.has(id)) this.places.set(id, []);
+          this.places.get(id).push({ stage: name, step, group });
         }
       }
     }
+    this.modes = [...modes].filter((mode) => mode !== null);
     this.similarTo = new Map();
   }
 
@@ -45,69 +33,36 @@ class Samples {
     return this.stages.find((s) => s.name === name);
   }
 
-  prompt(index) {
-    const [id, answer, pieces, ...messages] = this.prompts[index];
-    const said = messages.map((m) => {
-      const cut = m.indexOf("\n");
-      return { role: m.slice(0, cut), content: m.slice(cut + 1) };
-    });
-    return { id, answer, messages: said, pieces };
+  // Places in the table of tokens -> [[id, piece], …]
+  pieces(tokens) {
+    return tokens.map((place) => this.tokens[place]);
   }
 
-  // What a list shows of a prompt: the last thing that was asked.
-  question(index) {
-    const { id, messages } = this.prompt(index);
-    return messages.length ? messages[messages.length - 1].content : id;
-  }
-
-  sample(row) {
-    const [tokens, logp, reward, status, finish, right, mode, advantage, version, parts, mask, text] = row;
-    return {
-      tokens,
-      logp,
-      reward,
-      advantage,
-      version,
-      status: STATUSES[status] ?? "unknown",
-      finish: FINISHES[finish] ?? "unknown",
-      right: right === 1,
-      mode: mode < 0 ? null : this.modes[mode],
-      parts: (parts || []).map(([name, value]) => [this.parts[name], value]),
-      mask: mask || null,
-      text: text || "",
-    };
-  }
-
-  groupOf(packed) {
-    const samples = packed[1].map((row) => this.sample(row));
-    const rewards = samples.filter((s) => !failed(s) && s.reward !== null).map((s) => s.reward);
-    return {
-      prompt: packed[0],
-      samples,
-      reward: rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null,
-    };
-  }
-
-  pieces(text) {
-    return numbers(text).map((n) => this.tokens[n]);
-  }
-
-  // The prompts that share most pairs of characters with this one: [[prompt, share]], best first.
-  similar(index, most = 5) {
-    if (this.similarTo.has(index)) return this.similarTo.get(index);
-    const own = pairsOf(this.question(index));
-    const id = this.prompts[index][0];
-    const found = new Map();
-    this.prompts.forEach((row, other) => {
-      if (row[0] === id || found.has(row[0])) return;
-      const share = overlap(own, pairsOf(this.question(other)));
-      if (share >= 0.3) found.set(row[0], [other, share]);
-    });
-    const best = [...found.values()].sort((a, b) => b[1] - a[1]).slice(0, most);
-    this.similarTo.set(index, best);
+  // The prompts that share most pairs of characters with this one: [[prompt, share], …], best first.
+  similar(prompt, most = 5) {
+    if (this.similarTo.has(prompt.id)) return this.similarTo.get(prompt.id);
+    const pairs = pairsOf(question(prompt));
+    const alike = [];
+    for (const [id, [{ group }]] of this.places) {
+      const share = id === prompt.id ? 0 : overlap(pairs, pairsOf(question(group.prompt)));
+      if (share >= 0.3) alike.push([group.prompt, share]);
+    }
+    const best = alike.sort((a, b) => b[1] - a[1]).slice(0, most);
+    this.similarTo.set(prompt.id, best);
     return best;
   }
 }
+
+// The line that a list shows of a prompt: the last message.
+const question = ({ id, messages }) => (messages.length ? messages[messages.length - 1][1] : id);
+
+// The mean reward of a group's samples, those that the verifier failed on left out.
+function rewardOf(group) {
+  const rewards = group.samples.filter((s) => !failed(s) && s.reward !== null).map((s) => s.reward);
+  return rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
+}
+
+const countRight = (group) => group.samples.filter((s) => s.right).length;
 
 const failed = (s) => s.status === "timeout" || s.status === "error";
 

@@ -1,7 +1,11 @@
-// Scales: what a chart's axis spans, where its ticks stand, how its numbers read.
+// Scales: the range of a chart's axis, its ticks, its numbers as text.
 
 const UNITS = {
-  share: { axis: "%", say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0), tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1) },
+  share: {
+    axis: "%",
+    say: (v) => percent(v, v > 0 && v < 0.1 ? 1 : 0),
+    tick: (v) => percent(v, Math.abs(100 * v - Math.round(100 * v)) < 1e-6 ? 0 : 1),
+  },
   number: { axis: "", say: plain, tick: (v) => plain(v) },
   tokens: { axis: "tokens", say: plain, tick: (v) => plain(v) },
   nats: { axis: "nats per token", say: plain, tick: (v) => plain(v) },
@@ -15,7 +19,8 @@ function niceStep(span, count) {
   return base * [1, 2, 5, 10].find((m) => m * base >= rough * 0.999);
 }
 
-// {low, high, ticks} of an axis. Shares and amounts start at zero; a logarithmic axis spans whole decades.
+// An axis: {low, high, ticks, at(value): 0 to 1}.
+// Shares and amounts start at zero; a logarithmic axis spans whole decades.
 function axisOf(values, unit, log) {
   const known = values.filter((v) => v !== null);
   if (log) return decades(known);
@@ -53,6 +58,15 @@ function stepTicks(steps, width) {
   return [...ticks, last];
 }
 
+// The index of the number nearest to `wanted`.
+function nearest(numbers, wanted) {
+  let best = 0;
+  numbers.forEach((n, i) => {
+    if (Math.abs(n - wanted) < Math.abs(numbers[best] - wanted)) best = i;
+  });
+  return best;
+}
+
 // Half the width of the moving mean, in updates.
 const halfWidth = (count) => (count < 8 ? 0 : Math.max(1, Math.round(count / 35)));
 
@@ -65,7 +79,7 @@ function smooth(values, half) {
   });
 }
 
-// Path data through points that are not null, lifted wherever one is.
+// Path data through the points; a null interrupts the line.
 function trace(values, x, y) {
   let path = "";
   values.forEach((value, i) => {
@@ -78,7 +92,7 @@ function trace(values, x, y) {
   return path;
 }
 
-// Moves labels apart so that none covers another; returns their y, in the order given.
+// Moves labels apart so that none covers another; returns their y, in the same order.
 function spread(wanted, gap, low, high) {
   const order = wanted.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
   let floor = low;

@@ -1,7 +1,7 @@
-// Tokens in colour: by how likely the policy thought each, or by the advantage it was given.
+// Tokens in colour: by their probability under the policy, or by the sample's advantage.
 
-const LIKELY = [0.9, 0.5, 0.2, 0.05, 0.01]; // bounds of the colours p0 … p5
-const FIRST_TOKENS = 3000; // of a completion are drawn at once
+const LIKELY = [0.9, 0.5, 0.2, 0.05, 0.01]; // bounds of the colours p0 to p5
+const FIRST_TOKENS = 3000; // of a sample are drawn at once
 
 const tip = el("div", { id: "tip", role: "status", hidden: true });
 
@@ -18,11 +18,10 @@ function gainOf(advantage, largest) {
   return (advantage > 0 ? "up" : "down") + size;
 }
 
-// sample -> its tokens. view: {colour: "logp" | "advantage", largest}
+// A sample's tokens. view: {colour: "logp" | "advantage", largest: the step's largest advantage}
 function tokenLine(samples, sample, view) {
   const pieces = samples.pieces(sample.tokens);
-  if (!pieces.length) return el("div", { class: "tokens" }, visible(sample.text) || el("i", {}, "no tokens"));
-  const logp = numbers(sample.logp).map(logpOf);
+  if (!pieces.length) return el("div", { class: "tokens" }, visible(sample.text ?? "") || el("i", {}, "no tokens"));
   const host = el("div", {
     class: "tokens",
     tabindex: 0,
@@ -32,8 +31,8 @@ function tokenLine(samples, sample, view) {
   const facts = (i) => ({
     id: pieces[i][0],
     piece: pieces[i][1],
-    logp: logp[i],
-    chosen: !sample.mask || sample.mask[i] === "1",
+    logp: sample.logp[i] === null ? null : sample.logp[i] / 100,
+    chosen: !sample.mask || sample.mask[i] === 1,
     at: i,
   });
   paged(host, pieces.length, FIRST_TOKENS, "tokens", (begin, end) =>
@@ -49,7 +48,7 @@ function tokenLine(samples, sample, view) {
 
 function token(fact, sample, view) {
   const shade = !fact.chosen
-    ? "given"
+    ? "unchosen"
     : view.colour === "logp"
       ? likelihood(fact.logp)
       : gainOf(sample.advantage, view.largest);
@@ -99,7 +98,7 @@ function hideTip() {
 
 function legend(view) {
   const swatch = (shade, text) => [el("span", { class: `t ${shade}` }, text), " "];
-  const given = el("span", { class: "legend-item" }, swatch("given", "not chosen by the policy"));
+  const unchosen = el("span", { class: "legend-item" }, swatch("unchosen", "not chosen by the policy"));
   if (view.colour === "logp") {
     const bounds = ["over 90 %", "50–90 %", "20–50 %", "5–20 %", "1–5 %", "below 1 %"];
     return el(
@@ -107,11 +106,11 @@ function legend(view) {
       { class: "legend" },
       "Probability of the token when it was sampled: ",
       bounds.map((text, i) => swatch(`p${i}`, text)),
-      given,
+      unchosen,
     );
   }
   if (!view.largest)
-    return el("p", { class: "legend" }, "These samples were not trained on, so they have no advantage. ", given);
+    return el("p", { class: "legend" }, "These samples were not trained on, so they have no advantage. ", unchosen);
   const marks = [
     ["down3", `−${plain(view.largest)}`],
     ["down2", ""],
@@ -126,6 +125,6 @@ function legend(view) {
     { class: "legend" },
     "Advantage, the largest of this step at the ends: ",
     marks.map(([shade, text]) => swatch(shade, text || "\u00a0\u00a0")),
-    given,
+    unchosen,
   );
 }
