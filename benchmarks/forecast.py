@@ -1,4 +1,4 @@
-"""Compares the forecast of `whet check` with a run: seconds of each stage, MiB of each that trains.
+"""Compares the forecast of `whet check` with what recipes take: seconds and MiB of each stage.
 
     python benchmarks/forecast.py recipes/lora-mini.toml recipes/ppo-mini.toml,stage.rl.steps=15
 
@@ -14,56 +14,62 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from whet.bench.side import memory as memory_used
+from whet.bench.side import held as process_bytes
 from whet.config import load as recipes
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory
-from whet.preflight.forecast.estimate import Span, total
+from whet.preflight.forecast import Span, total
+from whet.storage.run_log import Silent
 
 
-class Measured(Pipeline):
-    """A run that notes the processor's seconds of each stage, its measurement included, and the
-    most memory that it held meanwhile.
+class StageCosts(Silent):
+    """A display that notes each stage's processor seconds, its measurement included, and its peak
+    memory in MiB.
     """
 
-    def stage(self, stage: Any) -> None:
-        began = time.process_time()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        super().stage(stage)
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+
+    def begin(self, stage: str, kind: str, total: int) -> None:
+        self.stage, self.began = stage, time.process_time()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+
+    def end(self) -> None:
+        self.seconds[self.stage] = time.process_time() - self.began
         peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-        self.records[-1] |= {"processor": time.process_time() - began, "peak": int(peak) / 1024}
+        self.peaks[self.stage] = int(peak) / 1024
 
 
-def ran(word: str) -> None:
-    """A side of its own: the run, as JSON."""
-    before = memory_used()
+def run_recipe(word: str) -> None:
+    """Runs the recipe in this process, and prints what it cost as JSON."""
+    before = process_bytes()
     name, *overrides = word.split(",")
     recipe = recipes.load(Path(name), overrides)
+    costs = StageCosts()
     with tempfile.TemporaryDirectory() as scratch:
-        run = Measured.of(recipe, Path(scratch) / "run", None)
+        pipeline = Pipeline.of(recipe, Path(scratch) / "run", costs)
         began = time.process_time()
-        run.run()
+        pipeline.run()
         whole = time.process_time() - began
         lines = [
             json.loads(x) for x in (Path(scratch) / "run/metrics.jsonl").read_text().splitlines()
         ]
     steps = {s.name: sum(x["stage"] == s.name for x in lines) for s in recipe.stage}
-    took = {r["name"]: r["processor"] for r in run.records}
-    peaks = {r["name"]: r["peak"] - before for r in run.records}
-    print(json.dumps({"steps": steps, "took": took, "whole": whole, "peaks": peaks}))
+    peaks = {stage: peak - before for stage, peak in costs.peaks.items()}
+    print(json.dumps({"steps": steps, "took": costs.seconds, "whole": whole, "peaks": peaks}))
 
 
-def compared(word: str) -> None:
+def compare(word: str) -> None:
     name, *overrides = word.split(",")
     recipe = recipes.load(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
-        model = pipeline.start(recipe.stage[0])
-        load = check.load(pipeline.context, recipe, check.looked_at(pipeline.context))
+        pipeline = Pipeline.of(recipe, Path(scratch) / "check")
+        model = pipeline.starting_policy(recipe.stage[0])
+        load = check.workload(pipeline.context, recipe, check.some_problems(pipeline.context))
         size = memory.parameters(model.config)
-        needs = memory.needs(recipe, model.config, size, load, "cpu")
+        peaks = memory.peak_bytes(recipe, model.config, size, load, "cpu")
     estimates = forecast.forecast(recipe, time.process_time)
     process = subprocess.run(
         [sys.executable, __file__, "--run", word], capture_output=True, text=True, check=True
@@ -78,31 +84,26 @@ def compared(word: str) -> None:
             f"{recipe.name} | {e.name}{steps}",
             e.seconds,
             run["took"][e.name],
-            (needs.get(e.name, 0) / 2**20, run["peaks"][e.name]),
+            (peaks.get(e.name, 0) / 2**20, run["peaks"][e.name]),
         )
     row(f"{recipe.name} | **whole**", total([e.seconds for e in estimates]), run["whole"])
 
 
-def row(name: str, expected: Span, took: float, memory: tuple[float, float] = (0, 0)) -> None:
-    seconds = (
-        f"{expected.likely:.1f} | {expected.least:.1f} to {expected.most:.1f} | {took:.1f} | "
-        f"{expected.likely / took - 1:+.0%}"
-    )
-    mebibytes = (
-        f"{memory[0]:.0f} | {memory[1]:.0f} | {memory[0] / memory[1] - 1:+.0%}"
-        if memory[0]
-        else " | | "
-    )
+def row(name: str, estimate: Span, took: float, peaks: tuple[float, float] = (0, 0)) -> None:
+    """Prints a row of the table; `peaks`: MiB, forecast and measured."""
+    likely, least, most = estimate.likely, estimate.least, estimate.most
+    seconds = f"{likely:.1f} | {least:.1f} to {most:.1f} | {took:.1f} | {likely / took - 1:+.0%}"
+    mebibytes = " | | "
+    if peaks[0]:
+        mebibytes = f"{peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[0] / peaks[1] - 1:+.0%}"
     print(f"| {name} | {seconds} | {mebibytes} |", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--run":
-        ran(sys.argv[2])
+        run_recipe(sys.argv[2])
     else:
-        print(
-            "| recipe | stage | likely (s) | least to most (s) | took (s) | off by | foretold (MiB) "
-            "| took (MiB) | off by |\n|---|---|---|---|---|---|---|---|---|"
-        )
+        print("| recipe | stage | likely (s) | least to most (s) | took (s) | off by ", end="")
+        print("| forecast (MiB) | took (MiB) | off by |\n" + "|---" * 9 + "|")
         for word in sys.argv[1:]:
-            compared(word)
+            compare(word)

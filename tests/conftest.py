@@ -23,7 +23,7 @@ SLOW = frozenset(
         "test_invariances",
         "test_invariances_losses",
         "test_narrow",
-        "test_rehearse",
+        "test_dry_run",
         "test_report_browser",
         "test_resume",
         "test_reward_robust",

@@ -46,7 +46,7 @@ def recipe(tmp_path):
 
 def test_a_sound_recipe_passes(recipe, capsys):
     assert main(["check", str(recipe)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in (
         "tokenizer",
         "masks",
@@ -58,15 +58,15 @@ def test_a_sound_recipe_passes(recipe, capsys):
         "stage rl",
         "time",
     ):
-        assert f"ok   {name}" in told
-    assert "FAIL" not in told and "dry step" not in told
+        assert f"ok   {name}" in output
+    assert "FAIL" not in output and "dry step" not in output
 
 
 def test_what_is_wrong_is_named_and_the_exit_says_so(recipe, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 1000.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000.0)
     assert main(["check", str(recipe)]) == 1
-    told = capsys.readouterr().out
-    assert "FAIL memory" in told and "micro_tokens" in told and "1 of these" in told
+    output = capsys.readouterr().out
+    assert "FAIL memory" in output and "micro_tokens" in output and "1 of these" in output
     assert main(["check", str(recipe), "task.name=chian"]) == 1
     assert "did you mean 'chain'" in capsys.readouterr().out
     assert main(["check", str(recipe), "stage.rl.algorithm=drgrpo"]) == 1
@@ -141,5 +141,5 @@ def test_a_dry_step_leaves_the_model_as_it_was(tmp_path):
     model, context, problems = looked(tmp_path)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     stage = config.RL(name="rl", kind="rl", steps=9, algorithm="vapo", max_tokens=8)
-    assert "2 models held" in check.dry_step(context, copy.deepcopy(model), stage, problems)
+    assert "2 models in memory" in check.dry_step(context, copy.deepcopy(model), stage, problems)
     assert torch.equal(torch.cat([p.detach().flatten() for p in model.parameters()]), before)

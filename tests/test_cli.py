@@ -334,14 +334,14 @@ def test_small_models_take_one_thread_unless_told(monkeypatch):
     from whet.pipeline import setup
 
     before = torch.get_num_threads()
-    model = setup.fresh(config.Shape(), Chat.from_characters("ab"), 1)
+    model = setup.new_policy(config.Shape(), Chat.from_characters("ab"), 1)
     try:
         for threads, want in ((0, 1), (2, 2)):
-            setup.place(model, config.Model(threads=threads))
+            setup.to_device(model, config.Model(threads=threads))
             assert torch.get_num_threads() == want
         monkeypatch.setattr(setup, "SMALL", 10)
         monkeypatch.setattr(setup, "THREADS", 3)
-        setup.place(model, config.Model())
+        setup.to_device(model, config.Model())
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

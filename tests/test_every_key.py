@@ -279,7 +279,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     (folder / "fails.py").write_text(FAILS)
     known = {
-        word: fake_hub.checkpoint(f"Qwen/Qwen3-{size}", folder / word)
+        word: fake_hub.fake_model(f"Qwen/Qwen3-{size}", folder / word)
         for word, size in (("MODEL", "0.6B"), ("OTHER", "1.7B"))
     }
     skilled = {
@@ -360,7 +360,7 @@ def test_where_it_would_not_be_read_a_key_is_refused_by_name(kind, besides, tmp_
 
 
 def test_a_model_that_is_given_has_its_own_shape(tmp_path):
-    given = fake_hub.checkpoint("Qwen/Qwen3-0.6B", tmp_path / "given")
+    given = fake_hub.fake_model("Qwen/Qwen3-0.6B", tmp_path / "given")
     data = {**base("seed"), "model": {"path": str(given), "shape": SHAPE}}
     with pytest.raises(RecipeError, match=r"model\.shape would not be read"):
         pipeline.run(recipes.parse(data), tmp_path / "it")

@@ -180,7 +180,7 @@ def test_a_copy_that_is_cut_short_never_comes_back(tmp_path, recipe, undisturbed
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "copy2", half)
-    monkeypatch.setattr(resume, "tidy", lambda directory: None)
+    monkeypatch.setattr(resume, "recover", lambda directory: None)
     with pytest.raises(KeyboardInterrupt):
         resume.rerun(recipe, tmp_path / "crash", "ppo")
     monkeypatch.undo()

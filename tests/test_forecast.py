@@ -1,6 +1,4 @@
-"""What `whet check` foretells of a recipe's time: made of steps of the real size, and as many as
-there will be.
-"""
+"""The forecast of a recipe's time: timed steps of the real size, as many as there will be."""
 
 from collections import Counter
 from itertools import count
@@ -10,8 +8,9 @@ import torch
 
 from whet.config import load as recipes
 from whet.preflight import forecast
-from whet.preflight.forecast.estimate import Estimate, Span, said, total
-from whet.preflight.forecast.pace import Paced, Paid
+from whet.preflight.dry_run import CoinReward
+from whet.preflight.forecast import Estimate, Span, total
+from whet.preflight.scripted_engine import ScriptedEngine
 from whet.types import Sampling, Score
 
 from .helpers.tiny_world import world
@@ -64,13 +63,13 @@ def test_a_gate_may_hold_at_any_look_and_looking_takes_time(recipe):
     (base, _), (plain, _) = (forecast.forecast(recipe(*x), ticks()) for x in ((gate,), ()))
     assert base.gated and base.steps == Span(10, 25, 40)
     assert base.step.likely == pytest.approx(plain.step.likely + 1 / 10)
-    assert "its gate may hold after 10 to 40 steps" in base.told()
+    assert "its gate may hold after 10 to 40 steps" in base.text()
 
 
 def test_answers_have_the_lengths_and_texts_that_were_asked_for(tmp_path):
     model, context = world(tmp_path)
     prompts = context.prompts(context.task.problems("train", 6, 0))
-    drawn = Paced(model, context.chat, [(3, "one"), (5, "another"), (99, "cut")]).generate(
+    drawn = ScriptedEngine(model, context.chat, [(3, "one"), (5, "another"), (99, "cut")]).generate(
         prompts, Sampling(4, 1.0, 8)
     )
     seen = Counter((s.length, s.text) for group in drawn for s in group)
@@ -81,10 +80,10 @@ def test_groups_without_signal_are_paid_alike(tmp_path):
     _, context = world(tmp_path)
     problems = [p for p in context.task.problems("train", 60, 0) for _ in range(6)]
     for signal, least, most in ((0.0, 0, 0), (0.25, 5, 25), (1.0, 55, 60)):
-        scores = Paid(context.reward, signal).score(problems, ["7"] * len(problems))
+        scores = CoinReward(context.reward, signal).score(problems, ["7"] * len(problems))
         values = [{s.value for s in scores[i : i + 6]} for i in range(0, len(scores), 6)]
         assert least <= sum(len(v) == 2 for v in values) <= most
-    assert not any(s.usable for s in Paid(Late(), 1.0).score(problems[:6], [""] * 6))
+    assert not any(s.usable for s in CoinReward(Late(), 1.0).score(problems[:6], [""] * 6))
 
 
 class Late:
@@ -121,22 +120,22 @@ class Lengths:
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
-    plain = Paced.generate
+    plain = ScriptedEngine.generate
 
-    def generate(self, *given):
-        drawn = plain(self, *given)
+    def generate(self, *args):
+        drawn = plain(self, *args)
         Lengths.drawn += sum(s.length for group in drawn for s in group)
         return drawn
 
-    monkeypatch.setattr(Paced, "generate", generate)
+    monkeypatch.setattr(ScriptedEngine, "generate", generate)
 
 
-def test_the_whole_is_the_sum_and_a_wide_span_is_said():
+def test_the_whole_is_the_sum_and_a_wide_span_is_written():
     one = Estimate("a", Span.of(10), Span(1, 2, 4), Span.of(3), Span(0, 1, 1))
     assert one.stage == (13, 23, 43) and one.seconds == (13, 24, 44)
     assert total([one.seconds, one.seconds]) == (26, 48, 88)
-    assert said(one.seconds) == "24 s (13 to 44 s)"
-    assert forecast.told([one]) == "about 24 s (13 to 44 s): a 24 s (13 to 44 s)"
+    assert one.seconds.text() == "24 s (13 to 44 s)"
+    assert forecast.describe([one]) == "about 24 s (13 to 44 s): a 24 s (13 to 44 s)"
 
 
 def test_the_model_that_is_timed_is_none_of_the_run(recipe, tmp_path):

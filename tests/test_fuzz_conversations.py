@@ -12,7 +12,7 @@ from whet.algorithms.batch import pack
 from whet.chat import Chat
 from whet.errors import DataError
 from whet.model.shared_prefix import share_prefixes
-from whet.preflight.fake_hub import checkpoint
+from whet.preflight.fake_hub import fake_model
 from whet.types import Problem, Sample
 
 COUNT = 10_000
@@ -25,7 +25,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "model"
-    checkpoint("Qwen/Qwen3-0.6B", folder)
+    fake_model("Qwen/Qwen3-0.6B", folder)
     return Chat.load(folder)
 
 

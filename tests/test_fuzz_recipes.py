@@ -16,8 +16,8 @@ from whet.algorithms.table import algorithm
 from whet.config import load as recipes
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import pretrained
-from whet.pipeline.setup import rewarded
-from whet.pipeline.validate import refuse
+from whet.pipeline.setup import build_reward
+from whet.pipeline.validate import validate
 from whet.tasks import load as load_task
 
 CASES = 6000
@@ -120,13 +120,13 @@ def validated(recipe):
         if not all(not isinstance(name, str) or name in HERE for name in named):
             return
     task = load_task(recipe.task.name, **recipe.task.options)
-    refuse(recipe, task)
+    validate(recipe, task)
     for parts in (
         recipe.reward,
         *(s.reward for s in recipe.stage if isinstance(s, config.Draws) and s.reward),
     ):
         if not any(":" in part.name for part in parts):
-            rewarded(recipe, parts, task, Path("nowhere"))
+            build_reward(recipe, parts, task, Path("nowhere"))
 
 
 @pytest.fixture(autouse=True)

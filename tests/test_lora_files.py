@@ -231,7 +231,7 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
     text += '[[stage]]\nname = "two"' + RECIPE.format(family="qwen2").split('name = "two"')[1]
     (tmp_path / "low.toml").write_text(text)
     told = {f.name: f for f in findings(recipes.load(tmp_path / "low.toml"))}
-    assert all(f.ok for f in told.values()), [f.told for f in told.values() if not f.ok]
+    assert all(f.ok for f in told.values()), [f.message for f in told.values() if not f.ok]
     assert main(["run", str(tmp_path / "low.toml"), "--runs", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "low/two/model/adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == str(base.resolve())
@@ -242,7 +242,7 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
 def lines(path, *overrides):
     for finding in findings(recipes.load(path, overrides)):
         if not finding.ok:
-            raise RecipeError(finding.told)
+            raise RecipeError(finding.message)
         yield finding
 
 
@@ -252,7 +252,7 @@ def test_check_rehearses_a_stage_with_adapters(tmp_path):
             '[[stage]]\nname = "two"', '[[stage]]\nname = "three"'
         )
     )
-    told = {f.name: f.told for f in lines(tmp_path / "low.toml")}
+    told = {f.name: f.message for f in lines(tmp_path / "low.toml")}
     assert told["stage one"].startswith("rl: ran small")
 
 

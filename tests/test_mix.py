@@ -10,7 +10,7 @@ import pytest
 
 from whet import config
 from whet.errors import DataError, RecipeError
-from whet.pipeline.setup import narrowed
+from whet.pipeline.setup import stage_task
 from whet.preflight.check import responses
 from whet.rewards import combined
 from whet.rollout.rollout import endless
@@ -182,9 +182,9 @@ def test_a_stage_that_names_a_part_asks_that_part_only():
         "chain",
     )
     stage = config.RL(name="rl", kind="rl", steps=1, only="other")
-    assert {p.task for p in narrowed(task, stage).problems("train", 20, 0)} == {"other"}
-    assert narrowed(task, config.RL(name="rl", kind="rl", steps=1)) is task
+    assert {p.task for p in stage_task(task, stage).problems("train", 20, 0)} == {"other"}
+    assert stage_task(task, config.RL(name="rl", kind="rl", steps=1)) is task
     with pytest.raises(RecipeError, match="only = 'othr' is no part; did you mean 'other'"):
-        narrowed(task, config.RL(name="rl", kind="rl", steps=1, only="othr"))
+        stage_task(task, config.RL(name="rl", kind="rl", steps=1, only="othr"))
     with pytest.raises(RecipeError, match="task chain is no mix"):
-        narrowed(task.parts["chain"], stage)
+        stage_task(task.parts["chain"], stage)

@@ -120,11 +120,11 @@ def test_a_critic_has_copies_too(tmp_path):
 def test_check_allows_what_rounding_makes_and_counts_the_copies(tmp_path):
     model, context = world(tmp_path)
     problems = context.task.problems("test", 4, 0)
-    assert check.allowed(model) == 1e-3 < check.allowed(copy.deepcopy(model).bfloat16())
+    assert check.allowed_gap(model) == 1e-3 < check.allowed_gap(copy.deepcopy(model).bfloat16())
     assert "nats" in check.sampler(context, model.bfloat16(), problems)
     shape, stage = ModelConfig("qwen3", 16, 32, 1, 2, 2, 16, 48), sft_stage()
     wide, narrow = (
-        memory.needed(stage, shape, 10**6, model=config.Model(dtype=d))
+        memory.peak_elements(stage, shape, 10**6, model=config.Model(dtype=d))
         for d in ("float32", "bfloat16")
     )
     assert narrow - wide == 6e6  # 20 bytes a weight, beside 16

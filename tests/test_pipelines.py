@@ -216,7 +216,10 @@ def test_a_run_of_several_seeds_has_stages_that_run_alone(ran):
     [
         (["--only", "rx"], "the recipe has no such stage; known: again, base"),
         (["--only", "rl", "seed=9"], "seed of the stages before it differ"),
-        (["--only", "rl", "stage.base.steps=61"], "stage of the stages before it differ"),
+        (
+            ["--only", "rl", "stage.base.steps=61"],
+            "stage.base.steps of the stages before it differ",
+        ),
         (["--only", "rl", "name=other"], "holds no run whose stages"),
         (["--only", "rl", "seed=1..2"], "give one seed"),
     ],

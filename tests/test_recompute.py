@@ -62,9 +62,9 @@ def test_the_gradient_is_the_same_to_the_last_bit(dtype, lora):
 
 
 def test_a_recipe_asks_for_it_and_copies_keep_it():
-    model = setup.place(Transformer(SHAPE), config.Model(recompute=True, device="cpu"))
+    model = setup.to_device(Transformer(SHAPE), config.Model(recompute=True, device="cpu"))
     assert model.recompute and copy.deepcopy(model).recompute
-    assert not setup.place(model, config.Model(device="cpu")).recompute
+    assert not setup.to_device(model, config.Model(device="cpu")).recompute
 
 
 def test_another_s_model_is_refused():
@@ -73,19 +73,22 @@ def test_another_s_model_is_refused():
     with pytest.raises(
         RecipeError, match=r"recompute is for whet's own decoder .*, and this is a gpt2"
     ):
-        setup.place(other, config.Model(recompute=True, device="cpu"))
-    assert setup.place(other, config.Model(device="cpu")) is other
+        setup.to_device(other, config.Model(recompute=True, device="cpu"))
+    assert setup.to_device(other, config.Model(device="cpu")) is other
 
 
 def test_the_memory_that_is_promised_is_less():
     stage = config.RL(name="rl", kind="rl", steps=1, micro_tokens=8192)
     kept, made = (
-        memory.needed(stage, SHAPE, 10**6, model=config.Model(recompute=r)) for r in (False, True)
+        memory.peak_elements(stage, SHAPE, 10**6, model=config.Model(recompute=r))
+        for r in (False, True)
     )
     inside = (
         4 * 32 + 2 * 64 + 32 + 3 * 48
     )  # norms, projections and turned heads, attention, the gate
-    assert kept - made == sum(memory.packed(stage, memory.Load())) * (4 * inside - inside - 4 * 32)
+    assert kept - made == sum(memory.pass_tokens(stage, memory.Workload())) * (
+        4 * inside - inside - 4 * 32
+    )
 
 
 def test_a_recipe_uses_it():

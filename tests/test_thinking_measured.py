@@ -17,7 +17,7 @@ from whet.data import preferences, responses
 from whet.errors import ModelError
 from whet.evaluation.measure import measure, vote
 from whet.pipeline import pipeline
-from whet.pipeline.setup import save
+from whet.pipeline.save import save
 from whet.rewards import load
 from whet.rewards.learned import LearnedReward
 from whet.rollout.rollout import describe, score_groups

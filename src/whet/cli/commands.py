@@ -141,7 +141,7 @@ def check(path: Path, overrides: Sequence[str], offline: bool = False) -> int:
         bad += not finding.ok
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
         console.print(
-            f"{mark} [bold]{escape(finding.name)}[/]  {escape(finding.told)}",
+            f"{mark} [bold]{escape(finding.name)}[/]  {escape(finding.message)}",
             highlight=False,
             soft_wrap=True,
         )

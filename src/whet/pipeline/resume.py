@@ -1,8 +1,8 @@
-"""A run that is there: gone on with where it was stopped, or one of its stages run once more."""
+"""Continues a run where it was stopped, or runs one of its stages once more."""
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,9 @@ from whet.storage.atomic import committed
 from whet.storage.run_log import Display, write_json
 
 FILES = ("metrics.jsonl", "summary.json")
-FREE = ("name", "about", "result", "save")  # what a run may go on with otherwise
+# Keys that may differ when a run is resumed, and when one of its stages runs once more.
+FREE = ("name", "about", "result", "save")
+FREE_BEFORE = ("name", "about", "result", "evaluation")
 
 
 def resume(
@@ -26,62 +28,97 @@ def resume(
     display: Display | None = None,
     stop: Event | None = None,
 ) -> dict[str, Any]:
-    """Goes on with a run: its finished stages stay, the one that was stopped goes on from its last
-    whole checkpoint. On a CPU what is left is, bit for bit, what it would have been without the
-    stop; only times differ.
+    """Runs what is left of a run, from the last whole checkpoint of the stopped stage.
 
-    Raises RecipeError where there is no run, or where keys have changed that what is left depends
-    on.
+    On a CPU the result is, bit for bit, that of an uninterrupted run; only times differ.
+    Raises RecipeError where there is no run, or where a key has changed that the rest depends on.
     """
     if not (directory / "recipe.toml").is_file():
         raise RecipeError(f"{directory} holds no run to go on with; start it without --resume")
-    tidy(directory)
+    recover(directory)
     path = directory / "summary.json"
-    held: dict[str, Any] = {"stages": [], "seconds": 0.0}
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else held
+    summary: dict[str, Any] = {"stages": [], "seconds": 0.0}
+    if path.is_file():
+        summary = json.loads(path.read_text(encoding="utf-8"))
     done = [line["name"] for line in summary["stages"]]
-    changed = changes(recipes.load(directory / "recipe.toml"), recipe, done)
+    old = recipes.load(directory / "recipe.toml")
+    changed = _changed_keys(old, recipe, FREE) - _longer(old, recipe, done)
     if changed:
         raise RecipeError(
-            f"{directory} cannot go on with other {', '.join(changed)}; set them back, or start a run of another name"
+            f"{directory} cannot go on with other {', '.join(sorted(changed))}; "
+            "set them back, or start a run of another name"
         )
-    was = _origin(directory)
-    pipeline = Pipeline.of(recipe, directory, display)
-    if files := provenance.changed(was, pipeline.made_of):
-        write_json(directory / provenance.FILE, was)
+    origin = _read_origin(directory)
+    pipeline = Pipeline.of(recipe, directory, display, stop)
+    if files := provenance.changed(origin, pipeline.origin):
+        write_json(directory / provenance.FILE, origin)
         raise RecipeError(
-            f"{directory} cannot go on: {', '.join(files)} changed since it began; put back what was there, or start anew"
+            f"{directory} cannot go on: {', '.join(files)} changed since it began; "
+            "put back what was there, or start anew"
         )
-    pipeline.stop = stop or pipeline.stop
-    pipeline.records = list(summary["stages"])
-    pipeline.began -= summary["seconds"]
-    if "warnings" in summary:
-        pipeline.context.log.warnings[:] = summary["warnings"]
-    if was["code"] != pipeline.made_of["code"]:
-        text = "whet's code has changed since the run began: what follows may differ from what it would have been"
-        pipeline.context.log.warn("start", 0, text)
-    recall(pipeline, [stage for stage in recipe.stage if stage.name in done])
+    _restore(pipeline, summary, [stage for stage in recipe.stage if stage.name in done])
+    if origin["code"] != pipeline.origin["code"]:
+        pipeline.context.log.warn(
+            "start",
+            0,
+            "whet's code has changed since the run began: "
+            "what follows may differ from what it would have been",
+        )
     return pipeline.run()
 
 
-def _origin(directory: Path) -> dict[str, Any]:
-    """Raises RecipeError where the run does not say what it was made of."""
+def rerun(
+    recipe: config.Recipe, directory: Path, name: str, display: Display | None = None
+) -> dict[str, Any]:
+    """Runs the stage `name` alone, and replaces its model, samples, metrics and summary line.
+
+    Raises RecipeError where there is no such stage or run, or where a key has changed that the
+    stages before it read.
+    """
+    names = [stage.name for stage in recipe.stage]
+    if name not in names:
+        raise RecipeError(f"--only {name}: the recipe has no such stage{did_you_mean(name, names)}")
+    at = names.index(name)
+    recover(directory)
+    summary = _without(_summary_to_build_on(recipe, directory, at), name)
+    pipeline = Pipeline.of(recipe, directory, display)
+    _restore(pipeline, summary, recipe.stage[:at])
+    done = {line["name"] for line in pipeline.records}
+    if later := [n for n in names[at + 1 :] if n in done]:
+        pipeline.context.log.warn(
+            name, 0, f"ran alone: {', '.join(later)} still stand on what it was before"
+        )
+    with _replacing(directory, name):
+        pipeline.run_stage(recipe.stage[at])
+    order = {n: i for i, n in enumerate(names)}
+    pipeline.records.sort(key=lambda line: order.get(line["name"], -1))
+    return pipeline.finish()
+
+
+def _read_origin(directory: Path) -> dict[str, Any]:
+    """Reads the hashes of what the run was made of. Raises RecipeError where they are damaged."""
     try:
-        held = json.loads((directory / provenance.FILE).read_text(encoding="utf-8"))
-        return {"files": dict(held["files"]), "code": str(held["code"])}
+        origin = json.loads((directory / provenance.FILE).read_text(encoding="utf-8"))
+        return {"files": dict(origin["files"]), "code": str(origin["code"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise RecipeError(
-            f"{directory / provenance.FILE} is missing or damaged, and it says what the run was made of; start anew"
+            f"{directory / provenance.FILE} is missing or damaged, and it says what the run was made of; "
+            "start anew"
         ) from None
 
 
-def changes(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> list[str]:
-    """The keys that differ and matter. More steps do not, for a stage that is not done and whose
-    learning rate is constant.
+def _changed_keys(old: config.Recipe, new: config.Recipe, free: Collection[str]) -> set[str]:
+    """Returns the keys whose values differ, as "stage.rl.steps"; `free` keys may differ."""
+    before, after = (_flat(recipe.model_dump(exclude=set(free))) for recipe in (old, new))
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+def _longer(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> set[str]:
+    """Returns the keys of steps that were raised where that is harmless.
+
+    It is in a stage that is not done, and whose learning rate is constant.
     """
-    one, other = (_flat(r.model_dump(exclude=set(FREE))) for r in (old, new))
-    found = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
-    longer = {
+    return {
         f"stage.{s.name}.steps"
         for s, was in zip(new.stage, old.stage, strict=False)
         if isinstance(s, config.Trained)
@@ -89,86 +126,65 @@ def changes(old: config.Recipe, new: config.Recipe, done: Sequence[str]) -> list
         and s.optimizer.schedule == "constant"
         and getattr(s, "steps", 0) > getattr(was, "steps", 0)
     }
-    return [key for key in found if key not in longer]
 
 
-def _flat(held: Any, prefix: str = "") -> dict[str, Any]:
-    """{"stage.rl.steps": 40, ...}; stages by their names."""
-    if isinstance(held, Mapping):
-        return {
-            k: v
-            for key, value in held.items()
-            for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
-        }
-    if isinstance(held, list) and held and all(isinstance(x, Mapping) for x in held):
-        return {
-            k: v
-            for i, x in enumerate(held)
-            for k, v in _flat(x, f"{prefix}.{x.get('name', i)}").items()
-        }
-    return {prefix: held}
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens tables into {"stage.rl.steps": 40, ...}; tables of a list by name or number."""
+    if isinstance(value, Mapping):
+        items: Mapping[str, Any] = value
+    elif isinstance(value, list) and value and all(isinstance(x, Mapping) for x in value):
+        items = {str(x.get("name")): x for x in value}
+        if len(items) < len(value):  # two of one name
+            items = {str(i): x for i, x in enumerate(value)}
+    else:
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in items.items():
+        leaves |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return leaves
 
 
-def recall(pipeline: Pipeline, stages: Sequence[config.AnyStage]) -> None:
-    """Gives a pipeline the newest model of the stages that have run."""
+def _restore(
+    pipeline: Pipeline, summary: Mapping[str, Any], stages: Sequence[config.AnyStage]
+) -> None:
+    """Gives a new pipeline the summary of its run and what finished stages left on disk."""
+    pipeline.records = list(summary["stages"])
+    pipeline.began -= summary["seconds"]
+    if "warnings" in summary:
+        pipeline.context.log.warnings[:] = summary["warnings"]
     for stage in stages:
         if isinstance(stage, config.Makes):
             pipeline.policy = pipeline.context.policy(stage.name)
+        if isinstance(stage, config.Reject):
+            path = pipeline.directory / stage.name / "data.jsonl"
+            pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
+        if isinstance(stage, config.Rank):
+            path = pipeline.directory / stage.name / "rankings.jsonl"
+            pipeline.context.rankings[stage.name] = (
+                [] if _empty(path) else preferences.read(str(path))
+            )
 
 
-def rerun(
-    recipe: config.Recipe, directory: Path, name: str, display: Display | None = None
-) -> dict[str, Any]:
-    """Runs the stage `name` alone and puts its model, samples, metrics and line of the summary in
-    place of the old ones.
+def _empty(path: Path) -> bool:
+    """Whether the file has no row: the stage kept nothing. In a user's file it would be a fault."""
+    return path.is_file() and path.stat().st_size == 0
 
-    Raises RecipeError where there is no such stage or run, or where a key that the stages before it
-    read has changed.
+
+def _summary_to_build_on(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
+    """Reads the summary of a run that stage number `at` can be run on.
+
+    Raises RecipeError where the stages before it have not run, or ran with other keys.
     """
-    names = [stage.name for stage in recipe.stage]
-    if name not in names:
-        raise RecipeError(f"--only {name}: the recipe has no such stage{did_you_mean(name, names)}")
-    at = names.index(name)
-    tidy(directory)
-    before = _before(recipe, directory, at)
-    pipeline = Pipeline.of(recipe, directory, display)
-    pipeline.records = [line for line in before["stages"] if line["name"] != name]
-    pipeline.began -= before["seconds"] - sum(
-        line["seconds"] for line in before["stages"] if line["name"] == name
-    )
-    pipeline.context.log.warnings[:] = [w for w in before.get("warnings", []) if w["stage"] != name]
-    recall(pipeline, recipe.stage[:at])
-    later = [n for n in names[at + 1 :] if any(line["name"] == n for line in pipeline.records)]
-    if later:
-        pipeline.context.log.warn(
-            name, 0, f"ran alone: {', '.join(later)} still stand on what it was before"
-        )
-    with aside(directory, name):
-        pipeline.stage(recipe.stage[at])
-    pipeline.records.sort(
-        key=lambda line: names.index(line["name"]) if line["name"] in names else -1
-    )
-    return pipeline.finish()
-
-
-def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
-    """The summary of the run that stands there."""
     if not (directory / "recipe.toml").is_file() or not (directory / "summary.json").is_file():
         raise RecipeError(
             f"{directory} holds no run whose stages could be built upon; run all of it first"
         )
     old = recipes.load(directory / "recipe.toml")
-    one, other = (
-        {**r.model_dump(), "stage": [s.model_dump() for s in r.stage[:at]]} for r in (old, recipe)
-    )
-    changed = [
-        key
-        for key in one
-        if one[key] != other[key] and key not in ("name", "about", "result", "evaluation")
-    ]
-    if changed:
+    before, after = (r.model_copy(update={"stage": r.stage[:at]}) for r in (old, recipe))
+    if changed := _changed_keys(before, after, FREE_BEFORE):
         raise RecipeError(
-            f"{', '.join(changed)} of the stages before it differ from those of {directory}; run all of it"
+            f"{', '.join(sorted(changed))} of the stages before it differ "
+            f"from those of {directory}; run all of it"
         )
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     done = {line["name"] for line in summary["stages"]}
@@ -180,44 +196,50 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
     return summary
 
 
+def _without(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the summary as if the stage `name` had not run."""
+    stages = [line for line in summary["stages"] if line["name"] != name]
+    seconds = sum(line["seconds"] for line in summary["stages"] if line["name"] == name)
+    warnings = [w for w in summary.get("warnings", []) if w["stage"] != name]
+    return {"stages": stages, "seconds": summary["seconds"] - seconds, "warnings": warnings}
+
+
 @contextmanager
-def aside(directory: Path, name: str) -> Iterator[None]:
-    """Within it, what the stage left is out of the way: its model or data and its samples; its
-    lines of metrics.jsonl go when it begins (`RunLog.rewind`). Where the block does not end well
-    all of it comes back; where the process is killed, with the next `--resume` or `--only`.
+def _replacing(directory: Path, name: str) -> Iterator[None]:
+    """Moves a stage's model, data and samples out of the way while the block runs.
+
+    They are deleted where the block succeeds, and restored where it raises. Where the process is
+    killed, the next --resume or --only restores them (`recover`). The stage's lines of
+    metrics.jsonl are copied, too: a stage deletes them when it begins (`RunLog.rewind`).
     """
-    place = directory / f".before.{name}"
-    with committed(place) as made:  # a copy that is cut short must never come back
+    backup = directory / f".before.{name}"
+    with committed(backup) as partial:  # one rename: half a copy must never be restored
         for file in FILES:
             if (directory / file).is_file():
-                shutil.copy2(directory / file, made / file)
+                shutil.copy2(directory / file, partial / file)
     for folder in (name, *(f"samples/{name}{end}" for end in ("", "-probe", "-test"))):
         if (directory / folder).exists():
-            (directory / folder).rename(place / folder.replace("/", "@"))
-    done = False
+            (directory / folder).rename(backup / folder.replace("/", "@"))
     try:
         yield
-        done = True
+        backup.rename(directory / f".after.{name}")
     finally:
-        if done:
-            place = place.rename(directory / f".after.{name}")
-        tidy(directory)
+        recover(directory)
 
 
-def tidy(directory: Path) -> None:
-    """Takes away what a killed process has left half-done, and puts back what it had put aside."""
-    for place in directory.glob(".before.*"):
-        for held in sorted(
-            place.iterdir(), key=lambda p: p.name in FILES
-        ):  # what they tell of comes first
-            target = directory / held.name.replace("@", "/")
+def recover(directory: Path) -> None:
+    """Restores what `_replacing` moved away, and deletes what a killed process left half done."""
+    for backup in directory.glob(".before.*"):
+        # The log and the summary come last: they describe the folders.
+        for saved in sorted(backup.iterdir(), key=lambda p: p.name in FILES):
+            target = directory / saved.name.replace("@", "/")
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
-            held.replace(target)
-        place.rmdir()
+            saved.replace(target)
+        backup.rmdir()
     for pattern in (".after.*", ".*.partial", ".*.old", "*/.*.partial", "*/.*.old"):
-        for held in directory.glob(pattern):
-            if held.is_dir():
-                shutil.rmtree(held, ignore_errors=True)
+        for path in directory.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                held.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)

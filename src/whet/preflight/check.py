@@ -1,14 +1,16 @@
-"""What would fail in an hour, found in a minute: a recipe's tokenizer, masks, sampler, memory,
-reward and one dry step of each kind.
+"""Checks in a minute what would fail or mislead in an hour: tokenizer, masks, sampler, memory, reward.
+
+Each stage is run in small where the model is small; else each rl stage makes one step.
 """
 
 import copy
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,305 +19,330 @@ from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.errors import WhetError
+from whet.model.config import ModelConfig
 from whet.model.policy import Policy
 from whet.pipeline.pipeline import Pipeline
-from whet.pipeline.setup import SMALL, fresh
-from whet.preflight import dry_run, forecast, memory
-from whet.preflight.fake_hub import shape_of
+from whet.pipeline.setup import SMALL, new_policy, to_device
+from whet.preflight import forecast, memory
+from whet.preflight.dry_run import DryRun
+from whet.preflight.fake_hub import real_shape, replace_hub
 from whet.rewards.known_answers import Case, figures, trial
 from whet.rollout.context import Context
 from whet.rollout.rollout import mean
 from whet.stages import rl
 from whet.training.learner import policy_logprobs
-from whet.types import Group, Problem, Prompt, Ranker, Sample, Sampling, Score
+from whet.types import Engine, Group, Problem, Prompt, Ranker, Sample, Sampling, Score
 
-GAP, ROUGH = (
-    1e-3,
-    0.5,
-)  # nats that sampler and trainer may differ by on a token, in float32 and in bfloat16
-SOME = 16  # problems looked at
-SEVERAL = 5  # other answers that a taste chooses among
+# Nats that sampler and trainer may differ by on a token, in float32 and in bfloat16.
+GAP, BFLOAT16_GAP = 1e-3, 0.5
+PROBLEMS = 16  # problems checked
+RANKED = 5  # other answers that a ranker orders with the right one
+Check = tuple[str, Callable[[], str]]  # the finding's name; returns its message or raises WhetError
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `told` says what was seen; where it is not ok, what to do about
-    it.
-    """
+    """One thing that was checked: what was seen, or what is wrong and its cure."""
 
     name: str
     ok: bool
-    told: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A recipe to be checked, with its model and a few of its problems."""
+
+    recipe: config.Recipe
+    context: Context
+    policy: Policy
+    problems: list[Problem]
+    shape: ModelConfig  # of the recipe's model, which may be on the Hub
+    fake: bool  # whether `policy` takes the place of that model
+
+    @classmethod
+    def of(cls, recipe: config.Recipe, folder: Path, offline: bool) -> Self:
+        """Loads what the recipe names; `offline`: a fake of what is on the Hub."""
+        path = recipe.model.path
+        if offline:
+            recipe = replace_hub(recipe, folder)
+        pipeline = Pipeline.of(recipe, folder / "check")
+        context, model = pipeline.context, recipe.model
+        policy = pipeline.policy
+        if policy is None:
+            policy = to_device(new_policy(model.shape, context.chat, recipe.seed), model)
+        fake = model.path != path
+        shape = real_shape(str(path)) if fake else policy.config
+        return cls(recipe, context, policy, some_problems(context), shape, fake)
+
+    def describe(self) -> str:
+        size = memory.parameters(self.shape)
+        fake = f"; a tiny fake of its architecture ({self.shape.family}) takes its place"
+        return (
+            f"{len(self.recipe.stage)} stages; task {self.recipe.task.name}; "
+            f"a model of {size:,} parameters{fake if self.fake else ''}"
+        )
 
 
 def findings(recipe: config.Recipe, offline: bool = False) -> Iterator[Finding]:
-    """Each as it is found. What cannot be looked at because an earlier thing failed is left out.
+    """Yields each finding as it is made.
 
-    Stages are rehearsed where the model is small. `offline`: with a stand-in for all that only the
-    Hub has (`standin`), so it always is.
+    Checks that build on a failed one are left out. `offline`: tiny fakes take the place of the
+    Hub's models and data (`fake_hub`), and every stage is run in small.
     """
     with TemporaryDirectory() as scratch:
-        real = recipe
+        folder = Path(scratch)
         try:
-            if offline:
-                recipe = dry_run.offline(recipe, Path(scratch))
-            pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
-            policy = pipeline.policy or pipeline.place(
-                fresh(recipe.model.shape, pipeline.context.chat, recipe.seed)
-            )
-            problems = looked_at(pipeline.context)
-            tiny = recipe.model.path != real.model.path
-            shape = shape_of(str(real.model.path)) if tiny else policy.config
-        except WhetError as failure:
-            yield Finding("recipe", False, str(failure))
+            subject = Subject.of(recipe, folder, offline)
+        except WhetError as fault:
+            yield Finding("recipe", False, str(fault))
             return
-        size = memory.parameters(shape)
-        stands = (
-            f", for which a tiny one of its architecture ({shape.family}) stands in" if tiny else ""
-        )
-        yield Finding(
-            "recipe",
-            True,
-            f"{len(recipe.stage)} stages; task {recipe.task.name}; a model of {size:,} parameters{stands}",
-        )
-        context = pipeline.context
-        judged = not (offline and any(part.name in ("learned", "judge") for part in recipe.reward))
-        looks: list[tuple[str, Callable[[], str]]] = [
-            ("tokenizer", lambda: tokenizer(context, policy, problems)),
-            ("masks", lambda: masks(context, problems)),
-            ("sampler", lambda: sampler(context, policy, problems)),
-            ("publication", lambda: publication(context, policy, problems)),
-            (
-                "memory",
-                lambda: memory.memory(
-                    recipe, shape, size, load(context, recipe, problems), not tiny
-                ),
-            ),
-            ("reward", lambda: reward(context, problems, judged)),
-        ]
-        if sum(p.numel() for p in policy.parameters()) <= SMALL:
-            looks += rehearsal(recipe, Path(scratch) / "rehearsal")
-            looks += [] if offline else [("time", lambda: duration(recipe))]
-        else:
-            looks += [
-                (
-                    f"dry step of {s.name}",
-                    lambda s=s: dry_step(context, copy.deepcopy(policy), s, problems),
-                )
-                for s in recipe.stage
-                if isinstance(s, config.RL)
-            ]
-        for name, look in looks:
+        yield Finding("recipe", True, subject.describe())
+        for name, check in checks(subject, folder / "rehearsal", offline):
             try:
-                yield Finding(name, True, look())
-            except WhetError as failure:
-                yield Finding(name, False, str(failure))
+                yield Finding(name, True, check())
+            except WhetError as fault:
+                yield Finding(name, False, str(fault))
                 if name.startswith("stage "):
                     return
 
 
-def rehearsal(recipe: config.Recipe, folder: Path) -> list[tuple[str, Callable[[], str]]]:
-    """Each stage in small, in order; a look at one needs those before it."""
-    held: list[dry_run.Rehearsal] = []
+def checks(subject: Subject, folder: Path, offline: bool) -> list[Check]:
+    """Lists the checks in the order of their findings; `folder` is for the dry run."""
+    recipe, context, policy = subject.recipe, subject.context, subject.policy
+    problems, shape = subject.problems, subject.shape
+    fake_judge = offline and any(part.name in ("learned", "judge") for part in recipe.reward)
 
-    def look(stage: config.AnyStage) -> str:
-        if not held:
-            held.append(dry_run.Rehearsal.of(dry_run.small(recipe), folder, None))
-        held[0].stage(next(s for s in held[0].recipe.stage if s.name == stage.name))
-        return held[0].told(stage)
+    def check_memory() -> str:
+        load = workload(context, recipe, problems)
+        return memory.check(recipe, shape, memory.parameters(shape), load, not subject.fake)
 
-    return [(f"stage {stage.name}", lambda stage=stage: look(stage)) for stage in recipe.stage]
-
-
-def load(context: Context, recipe: config.Recipe, problems: Sequence[Problem]) -> memory.Load:
-    """Prompts as long as some of the task's. Responses as in the longest mode of its corpus, where
-    the model is made from nothing; else not known.
-    """
-    prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
-    longest = math.inf
-    if recipe.model.path is None and context.task.modes:
-        pairs = [
-            context.task.corpus({mode: 1.0}, SOME, context.seed) for mode in context.task.modes
+    always: list[Check] = [
+        ("tokenizer", lambda: tokenizer(context, policy, problems)),
+        ("masks", lambda: masks(context, problems)),
+        ("sampler", lambda: sampler(context, policy, problems)),
+        ("publication", lambda: publication(context, policy, problems)),
+        ("memory", check_memory),
+        ("reward", lambda: reward(context, problems, not fake_judge)),
+    ]
+    if sum(p.numel() for p in policy.parameters()) > SMALL:
+        return always + [
+            (f"dry step of {s.name}", partial(dry_step, context, policy, s, problems))
+            for s in recipe.stage
+            if isinstance(s, config.RL)
         ]
-        longest = max(
-            mean([float(len(context.chat.response(text))) for _, text in some]) for some in pairs
-        )
-    return memory.Load(prompts, longest, recipe.evaluation)
+    dry_run = DryRun(recipe, folder)
+    stages: list[Check] = [(f"stage {s.name}", partial(dry_run.run, s.name)) for s in recipe.stage]
+    time: list[Check] = [] if offline else [("time", lambda: duration(recipe))]
+    return always + stages + time
+
+
+def workload(
+    context: Context, recipe: config.Recipe, problems: Sequence[Problem]
+) -> memory.Workload:
+    """Returns the tokens of prompts and responses, averaged over some of the task's problems.
+
+    Responses are as long as the longest mode of the task's corpus where the model is new; their
+    length is not known of other models.
+    """
+    task, chat = context.task, context.chat
+    prompts = mean([float(len(p.tokens)) for p in context.prompts(problems)])
+    if recipe.model.path is not None or not task.modes:
+        return memory.Workload(prompts, evaluation=recipe.evaluation)
+    modes = [task.corpus({mode: 1.0}, PROBLEMS, context.seed) for mode in task.modes]
+    lengths = [mean([float(len(chat.response(text))) for _, text in pairs]) for pairs in modes]
+    return memory.Workload(prompts, max(lengths), recipe.evaluation)
 
 
 def duration(recipe: config.Recipe) -> str:
-    """How long the recipe takes here. What cannot be foretold is no fault of the recipe, which has
-    been rehearsed.
-    """
+    """Says how long the recipe takes here. A failed forecast is no fault of the recipe."""
     try:
-        return forecast.told(forecast.forecast(recipe))
-    except WhetError as failure:
-        return f"not foretold: {failure}"
+        return forecast.describe(forecast.forecast(recipe))
+    except WhetError as fault:
+        return f"no forecast: {fault}"
 
 
-def looked_at(context: Context) -> list[Problem]:
+def some_problems(context: Context) -> list[Problem]:
     size = context.task.size("train")
-    return context.task.problems("train", SOME if size is None else min(SOME, size), context.seed)
+    n = PROBLEMS if size is None else min(PROBLEMS, size)
+    return context.task.problems("train", n, context.seed)
 
 
 def responses(context: Context, problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
-    """Right answers to training problems, as the task's corpus writes them, or bare where it has
-    none.
-    """
+    """Returns right responses from the task's corpus; without one, the problems' bare answers."""
     modes = context.task.modes
     try:
-        return context.task.corpus(dict.fromkeys(modes, 1.0), SOME, context.seed)
+        return context.task.corpus(dict.fromkeys(modes, 1.0), PROBLEMS, context.seed)
     except WhetError:
         return [(p, p.answer) for p in problems if p.answer is not None]
 
 
 def tokenizer(context: Context, policy: Policy, problems: Sequence[Problem]) -> str:
-    """Text survives the tokenizer; ids fit the model; an answer can end. Raises WhetError."""
-    chat = context.chat
-    if chat.vocab > policy.config.vocab:
+    """Text survives the tokenizer, its ids fit the model, prompts leave room. Raises WhetError."""
+    chat, model = context.chat, policy.config
+    if chat.vocab > model.vocab:
         raise WhetError(
-            f"the tokenizer has ids up to {chat.vocab - 1}, the model {policy.config.vocab} rows; they do not belong together"
+            f"the tokenizer has ids up to {chat.vocab - 1}, the model {model.vocab} rows; "
+            "they do not belong together: take the tokenizer that came with the model"
         )
     texts = [p.question for p in problems] + [text for _, text in responses(context, problems)]
-    lost = next((t for t in texts if chat.decode(chat.encode(t)).strip() != t.strip()), None)
-    if lost is not None:
+    for text in texts:
+        decoded = chat.decode(chat.encode(text))
+        if decoded.strip() != text.strip():
+            raise WhetError(
+                f"{_short(text)} comes back from the tokenizer as {_short(decoded)}; "
+                "take a model whose tokenizer knows the task's characters"
+            )
+    longest = max(len(p.tokens) for p in context.prompts(problems))
+    if longest >= model.max_positions:
         raise WhetError(
-            f"{_short(lost)} comes back from the tokenizer as {_short(chat.decode(chat.encode(lost)))}"
+            f"a prompt has {longest} tokens, the model {model.max_positions} positions; "
+            "shorten the prompts, or take a model with more"
         )
-    prompts = context.prompts(problems)
-    longest = max(len(p.tokens) for p in prompts)
-    if longest >= policy.config.max_positions:
-        raise WhetError(
-            f"a prompt has {longest} tokens, the model {policy.config.max_positions} positions"
-        )
-    shared = (
-        "; pad is an end of turn too, which is safe: masks say what was chosen"
-        if chat.pad in chat.eos
-        else ""
+    pad = "; pad ends a turn too, which is safe: padding is masked" if chat.pad in chat.eos else ""
+    return (
+        f"{len(texts)} texts come back as they were; prompts of up to {longest} tokens; "
+        f"a turn ends with {sorted(chat.eos)}{pad}"
     )
-    return f"{len(texts)} texts come back as they were; prompts of up to {longest} tokens; a turn ends with {sorted(chat.eos)}{shared}"
 
 
 def masks(context: Context, problems: Sequence[Problem]) -> str:
-    """What is trained on is the response and its end, and nothing of the prompt. Raises WhetError."""
+    """The mask keeps the response and its end of turn, nothing of the prompt. Raises WhetError."""
     chat = context.chat
     for problem, text in responses(context, problems):
-        made = context.example(problem, text)
-        chosen = made.tokens[made.mask].tolist()
+        sample = context.example(problem, text)
+        kept = sample.tokens[sample.mask].tolist()
         if (
-            not text.endswith(made.text)
-            or chat.decode(chosen).strip() != made.text.strip()
-            or chosen[-1] not in chat.eos
+            not text.endswith(sample.text)
+            or chat.decode(kept).strip() != sample.text.strip()
+            or kept[-1] not in chat.eos
         ):
             raise WhetError(
-                f"of the response {_short(text)} the mask keeps {_short(chat.decode(chosen))}; the template does not fit this tokenizer"
+                f"of the response {_short(text)} the mask keeps {_short(chat.decode(kept))}; "
+                "the chat template does not fit this tokenizer"
             )
         prompt = context.prompts([problem])[0].tokens
-        if made.mask[: len(prompt)].any() or made.tokens[: len(prompt)].tolist() != list(prompt):
-            raise WhetError(f"the prompt of {problem.id} is not what stands before its response")
+        n = len(prompt)
+        if sample.mask[:n].any() or sample.tokens[:n].tolist() != list(prompt):
+            raise WhetError(
+                f"the training example of {problem.id} does not begin with its prompt, unmasked; "
+                "the chat template does not fit this tokenizer"
+            )
     return "the response and its end are trained, the prompt is not"
 
 
-def draw(context: Context, policy: Policy, prompts: Sequence[Prompt], seed: int) -> list[Sample]:
-    room = policy.config.max_positions - max(len(p.tokens) for p in prompts)
-    sampling = Sampling(n=2, temperature=1.0, max_tokens=max(1, min(32, room)), seed=seed)
-    return [
-        s
-        for group in context.engine(policy, context.chat).generate(prompts, sampling)
-        for s in group
-    ]
+def draw(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[Sample]:
+    """Draws two samples for each prompt."""
+    sampling = Sampling(n=2, temperature=1.0, max_tokens=max_tokens, seed=1)
+    return [sample for group in engine.generate(prompts, sampling) for sample in group]
 
 
-def gap(policy: Policy, samples: Sequence[Sample]) -> float:
-    """The largest difference between the sampler's log-probabilities and the trainer's."""
-    batch = pack(samples, [0.0] * len(samples), [0.0] * len(samples)).to(
-        next(policy.parameters()).device
-    )
+def _room(policy: Policy, prompts: Sequence[Prompt], most: int) -> int:
+    """Returns the tokens that an answer may have: `most`, if the model has positions for them."""
+    return max(1, min(most, policy.config.max_positions - max(len(p.tokens) for p in prompts)))
+
+
+def largest_gap(policy: Policy, samples: Sequence[Sample]) -> float:
+    """Returns the largest difference of the sampler's and the trainer's log-probabilities, in nats."""
+    zeros = [0.0] * len(samples)
+    batch = pack(samples, zeros, zeros).to(next(policy.parameters()).device)
     with torch.no_grad():
         logp, _ = policy_logprobs(policy, batch, Sampling(temperature=1.0))
     return float((logp - batch.logp_old).abs().max())
 
 
-def allowed(policy: Policy) -> float:
-    return ROUGH if next(policy.parameters()).dtype == torch.bfloat16 else GAP
+def allowed_gap(policy: Policy) -> float:
+    return BFLOAT16_GAP if next(policy.parameters()).dtype == torch.bfloat16 else GAP
 
 
 def sampler(context: Context, policy: Policy, problems: Sequence[Problem]) -> str:
-    """Sampler and trainer mean the same distribution. Raises WhetError."""
-    found = gap(policy, draw(context, policy, context.prompts(problems[:4]), 1))
-    if not found <= allowed(policy):
+    """Sampler and trainer compute the same log-probabilities. Raises WhetError."""
+    prompts, engine = context.prompts(problems[:4]), context.engine(policy, context.chat)
+    gap = largest_gap(policy, draw(engine, prompts, _room(policy, prompts, 32)))
+    if not gap <= allowed_gap(policy):
         raise WhetError(
-            f"sampler and trainer differ by {found:.2g} nats on a token; set override = {{ correction = 'token' }} or use model.dtype = 'float32'"
+            f"sampler and trainer differ by {gap:.2g} nats on a token; "
+            "set override = { correction = 'token' } or use model.dtype = 'float32'"
         )
-    return f"sampler and trainer differ by at most {found:.1e} nats on a token"
+    return f"sampler and trainer differ by at most {gap:.1e} nats on a token"
 
 
 def publication(context: Context, policy: Policy, problems: Sequence[Problem]) -> str:
-    """An engine made before the weights changed samples from the changed ones. Raises WhetError."""
-    moved = copy.deepcopy(policy)
-    engine = context.engine(moved, context.chat)
+    """An engine made before the weights changed samples with the new ones. Raises WhetError."""
+    changed = copy.deepcopy(policy)
+    engine = context.engine(changed, context.chat)
     prompts = context.prompts(problems[:4])
-    sampling = Sampling(n=2, temperature=1.0, max_tokens=8, seed=1)
-    engine.generate(prompts, sampling)
+    draw(engine, prompts, 8)
     with torch.no_grad():
-        for p in moved.parameters():
+        for p in changed.parameters():
             p.mul_(1.05)
-    samples = [s for group in engine.generate(prompts, sampling) for s in group]
-    now, stale = gap(moved, samples), gap(policy, samples)
-    if not now <= allowed(moved):
+    samples = draw(engine, prompts, 8)
+    new, old = largest_gap(changed, samples), largest_gap(policy, samples)
+    if not new <= allowed_gap(changed):
         raise WhetError(
-            f"the sampler does not see new weights: it is {now:.2g} nats from them and {stale:.2g} from the old ones"
+            f"the sampler does not see new weights: it is {new:.2g} nats from them "
+            f"and {old:.2g} from the old ones; this is a fault of the engine, please report it"
         )
-    return f"the sampler follows changed weights ({now:.1e} nats from the new, {stale:.1e} from the old)"
+    return (
+        f"the sampler follows changed weights ({new:.1e} nats from the new, {old:.1e} from the old)"
+    )
 
 
-def known(context: Context, problems: Sequence[Problem]) -> list[Case]:
-    """Answers whose worth is known: the corpus's, each beside another problem's; of a task with a
-    taste the best and worst of several.
+def known_answers(context: Context, problems: Sequence[Problem]) -> list[Case]:
+    """Returns a right and a wrong answer for each response of the corpus.
+
+    The wrong one is another problem's. Where the task ranks answers, the two are the best and the
+    worst of several.
     """
     pairs = responses(context, problems)
     task = context.task
     cases: list[Case] = []
-    for i, (p, text) in enumerate(pairs):
-        others = [(q, t) for q, t in pairs[i + 1 :] + pairs[:i] if t != text]
-        wrong = next((t for q, t in others if q.answer != p.answer), "")
+    for i, (problem, right) in enumerate(pairs):
+        others = [(q, text) for q, text in pairs[i + 1 :] + pairs[:i] if text != right]
+        wrong = next((text for q, text in others if q.answer != problem.answer), "")
         if isinstance(task, Ranker):
-            texts = [text, *[t for q, t in others if q.task == p.task][:SEVERAL]]
-            order = task.rank(p, texts, random.Random(f"check {p.id}"))
-            text, wrong = (texts[order[0]], texts[order[-1]]) if order else (text, wrong)
-        cases += [Case(p, text, True, _as_sample(text)), Case(p, wrong, False, _as_sample(wrong))]
+            texts = [right, *[text for q, text in others if q.task == problem.task][:RANKED]]
+            order = task.rank(problem, texts, random.Random(f"check {problem.id}"))
+            if order:
+                right, wrong = texts[order[0]], texts[order[-1]]
+        cases.append(Case(problem, right, True, _as_sample(right)))
+        cases.append(Case(problem, wrong, False, _as_sample(wrong)))
     return cases
 
 
-def reward(context: Context, problems: Sequence[Problem], judged: bool = True) -> str:
-    """The verifier fails on no known answer and, where it is `judged`, pays right ones more than
-    wrong ones. Raises WhetError.
+def reward(context: Context, problems: Sequence[Problem], ordered: bool = True) -> str:
+    """The verifier fails on no known answer and, if `ordered`, pays right ones more than wrong ones.
+
+    Raises WhetError.
     """
-    tried = trial(context.reward, known(context, problems))
-    if not tried:
+    results = trial(context.reward, known_answers(context, problems))
+    if not results:
         return "no known answers to try it on"
-    failed = [t.score for t in tried if not t.score.usable]
+    failed = [r.score for r in results if not r.score.usable]
     if failed:
         why = failed[0].reason or failed[0].status
         raise WhetError(
-            f"the verifier failed on {len(failed)} of {len(tried)} known answers ({why}); see `whet reward test`"
+            f"the verifier failed on {len(failed)} of {len(results)} known answers ({why}); "
+            "see `whet reward test`"
         )
-    paid, lost = (
-        mean([t.score.value for t in tried if t.case.right is side]) for side in (True, False)
+    right, wrong = (
+        mean([r.score.value for r in results if r.case.right is side]) for side in (True, False)
     )
-    if judged and not paid > lost:
+    if ordered and not right > wrong:
         raise WhetError(
-            f"right answers are paid {paid:.2f} on average, wrong ones {lost:.2f}: the reward would teach nothing; see `whet reward test`"
+            f"right answers are paid {right:.2f} on average, wrong ones {wrong:.2f}: "
+            "the reward would teach nothing; see `whet reward test`"
         )
-    told = figures(tried)
+    f = figures(results)
     return (
-        f"right answers are paid {paid:.2f}, wrong ones {lost:.2f}; {told['false_rejects']} of {told['right']} right ones refused, "
-        f"{told['false_accepts']} wrong ones accepted; {1000 * told['median_seconds']:.1f} ms an answer, {1000 * told['worst_seconds']:.0f} at worst"
+        f"right answers are paid {right:.2f}, wrong ones {wrong:.2f}; "
+        f"{f['false_rejects']} of {f['right']} right ones refused, {f['false_accepts']} wrong ones accepted; "
+        f"{1000 * f['median_seconds']:.1f} ms an answer, {1000 * f['worst_seconds']:.0f} at worst"
     )
 
 
 def _as_sample(text: str) -> Sample:
-    """A text whose characters stand for its tokens: enough for rewards that look at lengths."""
+    """Returns a sample with one token a character, which is enough for rewards on length."""
     n = len(text) + 1
     return Sample(
         np.zeros(n + 1, np.int64), np.arange(n + 1) > 0, np.zeros(n + 1, np.float32), text, "stop"
@@ -325,20 +352,27 @@ def _as_sample(text: str) -> Sample:
 def dry_step(
     context: Context, policy: Policy, stage: config.RL, problems: Sequence[Problem]
 ) -> str:
-    """One update of a copy, on a handful of samples with made-up rewards. Raises WhetError."""
+    """Makes one update of a copy of the policy, on four samples with made-up rewards.
+
+    Raises WhetError.
+    """
+    policy = copy.deepcopy(policy)
     row = algorithm(stage.algorithm, {**stage.override, "warmup": 0})
     small = stage.model_copy(update={"steps": 1, "prompts": 2, "samples": 2})
     trainer = rl.prepared(policy, small, row, replace(context, model=lambda name: policy))
     prompts = context.prompts(problems[:2])
-    room = policy.config.max_positions - max(len(p.tokens) for p in prompts)
-    sampling = replace(trainer.sampling, n=2, max_tokens=max(1, min(stage.max_tokens, room, 64)))
+    max_tokens = _room(policy, prompts, min(stage.max_tokens, 64))
+    sampling = replace(trainer.sampling, n=2, max_tokens=max_tokens)
     drawn = context.engine(policy, context.chat).generate(prompts, sampling)
     groups = [
         Group(p, tuple(s), (Score(1.0), Score(0.0))) for p, s in zip(prompts, drawn, strict=True)
     ]
-    told, _ = trainer.update(groups)
-    held = 1 + (trainer.reference is not None) + (trainer.judge is not None)
-    return f"{row.name}: gradient norm {told['grad_norm']:.3g} over {told['tokens']:.0f} tokens; {held} model{'s' * (held > 1)} held"
+    values, _ = trainer.update(groups)
+    models = 1 + (trainer.reference is not None) + (trainer.judge is not None)
+    return (
+        f"{row.name}: gradient norm {values['grad_norm']:.3g} over {values['tokens']:.0f} tokens; "
+        f"{models} model{'s' * (models > 1)} in memory"
+    )
 
 
 def _short(text: str) -> str:
