@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from whet.bench.side import held as process_bytes
+from whet.bench.side import memory as process_bytes
 from whet.config import load as recipes
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory

@@ -25,7 +25,7 @@ import json, sys
 from pathlib import Path
 import torch
 from whet.bench import whet_side
-from whet.bench.side import held as process_bytes
+from whet.bench.side import memory as process_bytes
 from whet.bench.workload import Workload
 torch.set_num_threads(1)
 plain, tokens = whet_side.stage, int(sys.argv[3])

@@ -27,7 +27,7 @@ RIGHT = "<think></think>8"
 
 
 class Fixed:
-    """Pays a fixed score, and remembers what it was asked about."""
+    """Pays what it is told, and remembers whom it was asked about."""
 
     def __init__(self, value: float, status: Status = "scored", **parts: float) -> None:
         self.pays, self.asked = Score(value, status, parts), []
@@ -125,13 +125,19 @@ def test_a_gate_holds_where_it_judges():
         ([("task", 1.0, {"only": "chain"})], "none for taste"),
         ([("task", 1.0, {}), ("task", 0.0, {"only": "chain"})], "two parts are named 'task'"),
         ([("task", 1.0, {"only": "chain"}), ("task", 0.0, {})], "two parts are named 'task'"),
-        ([("task", 1.0, {"only": "taste"}), ("task", 0.0, {"only": "taste"})], "two parts are named 'task'"),
+        (
+            [("task", 1.0, {"only": "taste"}), ("task", 0.0, {"only": "taste"})],
+            "two parts are named 'task'",
+        ),
         (
             [("task", 1.0, {"gate": "format"}), ("format", 1.0, {"only": "chain"})],
             "give this part only = 'chain' too",
         ),
         (
-            [("task", 1.0, {"only": "chain", "gate": "format"}), ("format", 1.0, {"only": "taste"})],
+            [
+                ("task", 1.0, {"only": "chain", "gate": "format"}),
+                ("format", 1.0, {"only": "taste"}),
+            ],
             "judges only taste",
         ),
     ],
@@ -161,35 +167,35 @@ def groups() -> list[Group]:
         (SUM, [RIGHT, RIGHT], [3, 3]),
     ]
     reward = combined([("task", 1.0, {"only": "chain"}), ("task", 0.0, {"only": "taste"})], TASK)
-    result = []
+    drawn = []
     for problem, texts, lengths in rows:
         samples = tuple(sample(t, n) for t, n in zip(texts, lengths, strict=True))
-        result.append(
+        drawn.append(
             Group(
                 Prompt(problem, (0,)),
                 samples,
                 tuple(reward.score([problem] * len(texts), texts, samples)),
             )
         )
-    return result
+    return drawn
 
 
-def measured(scored: list[Group], folder: Path) -> dict[str, Any]:
+def measured(drawn: list[Group], folder: Path) -> dict[str, Any]:
     chat = Chat.from_characters(TASK.alphabet())
     reward = combined([("task", 1.0, {})], TASK)
     context = Context(
         TASK, reward, chat, config.Ask(), RunLog(folder), 0, lambda p, c: p, lambda name: None
     )  # type: ignore
-    return figures(scored, context, Sampling(n=2))
+    return figures(drawn, context, Sampling(n=2))
 
 
 def test_a_measurement_tells_the_tasks_apart(tmp_path: Path):
-    values = measured(groups(), tmp_path)
-    chain, taste = values["by_task"]["chain"], values["by_task"]["taste"]
-    assert list(values["by_task"]) == ["chain", "taste"]
+    summary = measured(groups(), tmp_path)
+    chain, taste = summary["by_task"]["chain"], summary["by_task"]["taste"]
+    assert list(summary["by_task"]) == ["chain", "taste"]
     assert (chain["accuracy"], chain["n"], chain["length"]) == (0.75, 2, 3.5)
     assert (taste["accuracy"], taste["n"], taste["length"]) == (0.0, 1, 6.0)
-    assert chain["low"] < 0.75 < chain["high"] and values["accuracy"] == pytest.approx(
+    assert chain["low"] < 0.75 < chain["high"] and summary["accuracy"] == pytest.approx(
         (0.75 * 2 + 0) / 3
     )
     assert "by_task" not in measured(
@@ -198,5 +204,5 @@ def test_a_measurement_tells_the_tasks_apart(tmp_path: Path):
 
 
 def test_a_part_is_averaged_over_the_responses_that_have_it():
-    values = describe(groups(), TASK)
-    assert values["part_utility"] == pytest.approx(load("taste").utility(LETTERS, "abc"))  # type: ignore[attr-defined]
+    rates = describe(groups(), TASK)
+    assert rates["part_utility"] == pytest.approx(TASTE.utility(LETTERS, "abc"))

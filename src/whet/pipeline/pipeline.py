@@ -111,10 +111,10 @@ class Pipeline:
         chat, path = setup.load_chat(recipe, task)
         dtype = getattr(torch, recipe.model.dtype)
         policy = None if path is None else pretrained.load(str(path), dtype=dtype)
-        made(directory)
+        make_directory(directory)
         origin = provenance.origin(recipe)
         write_json(directory / provenance.FILE, origin)
-        written(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
+        write_text(directory / "recipe.toml", tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         log = RunLog(directory, display)
         for note in (chat.note, getattr(task, "note", "")):
             if note:
@@ -176,12 +176,13 @@ class Pipeline:
         if self.stop.is_set() and stage is not self.recipe.stage[-1]:
             raise Stopped(f"stopped after stage {stage.name}; --resume goes on from there")
 
-    def checkpoints(self, stage: str) -> Saves:
+    def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a stage."""
         spec = self.recipe.save
-        saves = Saves(self.directory / stage / "checkpoints", spec.every, spec.last, self.stop)
-        saves.origin, saves.before = self.origin, self.context.log.sync
-        return saves
+        folder = self.directory / stage / "checkpoints"
+        checkpoints = Checkpoints(folder, spec.every, spec.last, self.stop)
+        checkpoints.origin, checkpoints.before = self.origin, self.context.log.sync
+        return checkpoints
 
     def stage_context(self, stage: config.AnyStage) -> Context:
         """Returns the run's context with the stage's own seed, task, checkpoints and reward."""
@@ -189,7 +190,7 @@ class Pipeline:
             self.context,
             seed=stage_seed(self.recipe.seed, stage.name),
             task=setup.stage_task(self.context.task, stage),
-            saves=self.checkpoints(stage.name),
+            checkpoints=self.checkpoints(stage.name),
         )
         if isinstance(stage, config.Draws) and stage.reward:
             reward = setup.build_reward(
@@ -231,7 +232,7 @@ class Pipeline:
         if evaluation is not None:
             # A stop interrupts the measurement only where no training would be lost by it.
             trained = kind not in ("model", "evaluate")
-            progress = None if trained else self.checkpoints(name).drawing
+            progress = None if trained else self.checkpoints(name).raise_if_stopped
             measurement = measure(policy, self.context, evaluation, progress)
             self.measured[name] = measurement
             line |= measurement.figures

@@ -147,7 +147,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _restore(
     pipeline: Pipeline, summary: Mapping[str, Any], stages: Sequence[config.AnyStage]
 ) -> None:
-    """Gives a new pipeline the summary of its run and what finished stages left on disk."""
+    """Gives a new pipeline the summary of its run, and the newest model of finished stages."""
     pipeline.records = list(summary["stages"])
     pipeline.began -= summary["seconds"]
     if "warnings" in summary:
@@ -155,19 +155,6 @@ def _restore(
     for stage in stages:
         if isinstance(stage, config.Makes):
             pipeline.policy = pipeline.context.policy(stage.name)
-        if isinstance(stage, config.Reject):
-            path = pipeline.directory / stage.name / "data.jsonl"
-            pipeline.context.data[stage.name] = [] if _empty(path) else reject.read(path)
-        if isinstance(stage, config.Rank):
-            path = pipeline.directory / stage.name / "rankings.jsonl"
-            pipeline.context.rankings[stage.name] = (
-                [] if _empty(path) else preferences.read(str(path))
-            )
-
-
-def _empty(path: Path) -> bool:
-    """Whether the file has no row: the stage kept nothing. In a user's file it would be a fault."""
-    return path.is_file() and path.stat().st_size == 0
 
 
 def _summary_to_build_on(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:

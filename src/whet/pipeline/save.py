@@ -9,7 +9,7 @@ from whet.model import lora_files, pretrained
 from whet.model.lora import adapt
 from whet.model.policy import Policy
 from whet.pipeline.setup import starting_model
-from whet.storage.checkpoint import committed
+from whet.storage.atomic import committed
 
 
 def save(policy: Policy, chat: Chat, directory: Path) -> None:
