@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import DecodeStream
 
-from whet.chat.pieces import Pieces
 from whet.errors import DataError, ModelError
 
 Json = dict[str, Any]
@@ -53,7 +53,6 @@ class ChatTokenizer:
         self._found = re.compile("|".join(map(re.escape, words))) if words else None
         self._hazard = _hazard(self.special)
         self._closed = _closed(layout)
-        self._pieces = Pieces(layout, self._first)
 
     def id(self, text: str) -> int | None:
         """The id of the token that is exactly this text, added or not."""
@@ -149,8 +148,37 @@ class ChatTokenizer:
         return self._first.decode(list(tokens), skip_special_tokens=True)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text that each id adds, special tokens included."""
-        return self._pieces(tokens)
+        """The text of each token, special tokens included; the pieces add up to the decoded text.
+
+        A character whose bytes are spread over several tokens is the last one's piece. A decoder
+        that revises earlier text has all of it at the last token.
+        """
+        whole = self._first.decode(list(tokens), skip_special_tokens=False)
+        stream = DecodeStream(skip_special_tokens=False)
+        try:
+            pieces = [stream.step(self._first, int(t)) or "" for t in tokens]
+        except Exception:  # the library raises nothing narrower
+            pieces = [""] * len(tokens)
+        if not whole.startswith("".join(pieces)):
+            pieces = [""] * len(tokens)
+        if pieces:  # a stream holds back bytes that are no character yet
+            pieces[-1] += whole[len("".join(pieces)) :]
+        return _at_their_tokens(pieces)
+
+
+def _at_their_tokens(pieces: list[str]) -> list[str]:
+    """Puts replacement characters, which a stream writes late, at the tokens they stand for.
+
+    >>> _at_their_tokens(["a", "", "", "\ufffd\ufffdb"])
+    ['a', '\ufffd', '\ufffd', 'b']
+    """
+    for i, piece in enumerate(pieces):
+        rest = piece.lstrip("\ufffd")
+        lost = len(piece) - len(rest)
+        first = i + (not rest) - lost
+        if lost and first >= 0 and not any(pieces[first:i]):
+            pieces[first : i + 1] = ["\ufffd"] * lost + ([rest] if rest else [])
+    return pieces
 
 
 def _parsed(source: str, where: str) -> Json:
