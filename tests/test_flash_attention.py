@@ -10,7 +10,7 @@ import torch
 from whet.model import flash_attention, transformer
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
-from whet.model.flash_attention import Plain, Ragged, Spans, attention_for, kernel_for, weighed
+from whet.model.flash_attention import Plain, Ragged, Spans, attention_for, kernel_for, merged
 from whet.model.shared_prefix import share_prefixes
 from whet.model.transformer import Transformer
 
@@ -111,7 +111,7 @@ def test_two_sets_of_keys_are_one():
         for a, b in ((0, 3), (3, 10))
     ]
     whole = Plain().forward((q, k, v), Spans(bounds(10), bounds(10), (10, 10)))
-    for ours, exact in zip(weighed(*parts), whole, strict=True):
+    for ours, exact in zip(merged(*parts), whole, strict=True):
         assert torch.allclose(ours, exact)
 
 
