@@ -87,7 +87,7 @@ MUTANTS = [
     ("model/logprobs", "probability.cumsum(-1) - probability >= top_p", "probability.cumsum(-1) >= top_p"),
     ("model/logprobs", "excluded.scatter_(1, keep[:, None], False)", "pass"),
     ("model/logprobs", "logp if entropy_grad else logp.detach()", "logp.detach()"),
-    ("model/logprobs", "-(spread.exp() * finite).sum(-1)", "(spread.exp() * finite).sum(-1)"),
+    ("model/logprobs", "-(every.exp() * finite).sum(-1)", "(every.exp() * finite).sum(-1)"),
     ("training/learner", "(loss_of(micro) * micro.weight).sum()", "loss_of(micro).sum()"),
     ("training/learner", "group[\"lr\"] = rate * self.lr_scale", "group[\"lr\"] = rate"),
     ("training/learner", "        self._spread()\n        self.forget()\n        self.done", "        self._spread()\n        self.done"),

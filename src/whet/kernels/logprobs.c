@@ -2,7 +2,7 @@
 #include "kernels.h"
 
 /* Of each row of logits [n, v], times scale: log-probability of its target [n], entropy [n], and log-sum-exp [n]. */
-void spread(const float *logits, const int64_t *targets, float *logp, float *entropy, float *size, int64_t n, int64_t v, float scale,
+void logprobs(const float *logits, const int64_t *targets, float *logp, float *entropy, float *size, int64_t n, int64_t v, float scale,
             int threads) {
     TEAM ROWS for (int64_t i = 0; i < n; i++) {
         const float *x = logits + i * v;
@@ -28,7 +28,7 @@ void spread(const float *logits, const int64_t *targets, float *logp, float *ent
 }
 
 /* Logits become the gradient by them of sum g logp + h entropy (h may be NULL). */
-void spread_back(float *logits, const int64_t *targets, const float *entropy, const float *size, const float *g, const float *h, int64_t n,
+void logprobs_back(float *logits, const int64_t *targets, const float *entropy, const float *size, const float *g, const float *h, int64_t n,
                  int64_t v, float scale, int threads) {
     TEAM ROWS for (int64_t i = 0; i < n; i++) {
         float *x = logits + i * v, a = -g[i] * scale, b = h ? -h[i] * scale : 0, own = entropy[i], all = size[i];
