@@ -165,11 +165,13 @@ def test_the_binding_names_an_operator_of_this_torch():
     )
     names = [a.name for a in forward]
     assert names[:10] == [
-        "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
+        "query", "key", "value", "cum_seq_q", "cum_seq_k",
+        "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
     ]  # fmt: skip
     assert "seqused_k" in names and forward[names.index("seqused_k")].kwarg_only
     assert [a.name for a in backward][:14] == [
-        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p",
+        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k",
+        "max_q", "max_k", "dropout_p",
         "is_causal", "rng_state", "unused",
     ]  # fmt: skip
 

@@ -15,7 +15,10 @@ from whet.types import Message, Problem, Prompt
 
 __all__ = ["Chat"]
 
-PLAIN = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -62,7 +65,8 @@ class Chat:
     ) -> "Chat":
         """Makes a tokenizer with a token per character and per word, <bos>, and <eos>, which pads.
 
-        The first two words open and close thinking; `template` replaces `files.direct`. Raises DataError for an empty alphabet or words that clash.
+        The first two words open and close thinking; `template` replaces `files.direct`. Raises
+        DataError for an empty alphabet or words that clash.
         """
         return cls(files.of_characters(alphabet, words, template))
 

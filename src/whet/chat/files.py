@@ -128,7 +128,8 @@ def write(directory: Path, texts: dict[str, str]) -> None:
 def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -> Files:
     """Makes the files of a tokenizer of characters.
 
-    Its tokens are <bos>, <eos>, the words and the alphabet's characters, in this order. Raises DataError for an empty alphabet and for words that are empty or clash.
+    Its tokens are <bos>, <eos>, the words and the alphabet's characters, in this order. Raises
+    DataError for an empty alphabet and for words that are empty or clash.
     """
     if not alphabet:
         raise DataError("a tokenizer of characters needs an alphabet; the task's is empty")
@@ -139,7 +140,7 @@ def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -
     for word in words:
         if not word or word in (BOS, EOS) or words.count(word) > 1:
             raise DataError(
-                f"the word {word!r} cannot be a token: it is empty, a special token, or given twice"
+                f"the word {word!r} cannot be a token: it is empty, a special token, or listed twice"
             )
     order = list(dict.fromkeys([BOS, EOS, *words, *alphabet]))
     tokenizer = Tokenizer(BPE(vocab={text: i for i, text in enumerate(order)}, merges=[]))

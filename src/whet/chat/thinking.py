@@ -11,8 +11,10 @@ _BEGUN = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 def begun(rendered: str) -> str:
     """Returns the thinking at the end of a rendered prompt, open or shut and empty; else "".
 
-    >>> begun("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"), begun("2+2=<think>"), begun("<think>2</think>")
-    ('<think>\\n\\n</think>\\n\\n', '<think>', '')
+    >>> begun("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n")
+    '<think>\\n\\n</think>\\n\\n'
+    >>> begun("2+2=<think>"), begun("<think>2</think>")
+    ('<think>', '')
     """
     match = _BEGUN.search(rendered)
     return match.group() if match else ""

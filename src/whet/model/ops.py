@@ -13,6 +13,7 @@ from torch.autograd import Function
 
 from whet.kernels import BLOCK, compiled, usable
 
+Pair = tuple[Tensor | None, Tensor | None]
 Turn = tuple[Tensor, Tensor] | None  # cos and sin [N, 1, d]; None for a layer without positions
 
 
@@ -91,8 +92,8 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _headed(
-    qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], turn: tuple[Tensor | None, Tensor | None], sizes: tuple[int, int], eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    qkv: Tensor, norms: Pair, turn: Pair, sizes: tuple[int, int], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns queries, keys, values, and 1 / rms of each normed head."""
     n, (count, kv) = len(qkv), sizes
     d = qkv.shape[1] // (count + 2 * kv)
