@@ -30,8 +30,8 @@ KERNELS = {
     "pack": "decoding: packing weights",
     "attention": "attention, forward",
     "attention_back": "attention, backward",
-    "spread": "log-probabilities",
-    "spread_back": "log-probabilities",
+    "logprobs": "log-probabilities",
+    "logprobs_back": "log-probabilities",
     **dict.fromkeys(("rms_norm", "rms_norm_back", "heads_", "heads_back", "swiglu", "swiglu_back"),
     "norms, heads, gates"),
 }  # fmt: skip

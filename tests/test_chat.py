@@ -57,7 +57,8 @@ HARMLESS = [
 CORPUS = [
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May.",
     "What is 3 + 4 * (7 - 2)? Let us think step by step: 7 - 2 = 5, so 4 * 5 = 20 and 3 + 20 = 23.",
-    "user system assistant\n\n\tdef f(x):\n    return x < 3 and x > -1  # a comment\n<p>naïve café — “quotes”</p>",
+    "user system assistant\n\n\tdef f(x):\n    return x < 3 and x > -1  # a comment\n"
+    "<p>naïve café — “quotes”</p>",
 ] * 3
 
 

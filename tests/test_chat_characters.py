@@ -171,7 +171,8 @@ def test_templates_that_fail(source, named):
 def test_templates_may_use_what_templates_use():
     source = (
         "{%- for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ i ~ loop.length }}{% endfor %}"
-        "{{ strftime_now('%%') }}{{ {'a': '<é>'} | tojson }}{{ {'a': 1} | tojson(indent=1) }}{{ dict(a=2).a * 3 }}"
+        "{{ strftime_now('%%') }}{{ {'a': '<é>'} | tojson }}{{ {'a': 1} | tojson(indent=1) }}"
+        "{{ dict(a=2).a * 3 }}"
         "{% if true %}\n  {% if true %}\n    a\n  {% endif %}\n{% endif %}\n"
         "{% macro f(x) %}{{ x ~ caller() }}{% endmacro %}{% call f('p') %}q{% endcall %}"
     )
@@ -185,6 +186,9 @@ def test_templates_may_use_what_templates_use():
 
 
 def test_running_needs_neither_transformers_nor_torch():
-    code = "import sys, whet.chat as c; c.Chat.from_characters('ab').encode('a'); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, whet.chat as c; c.Chat.from_characters('ab').encode('a'); "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

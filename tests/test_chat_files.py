@@ -120,7 +120,10 @@ def test_white_space_and_word_rules_of_special_tokens(tmp_path):
     tokenizer.add_special_tokens([AddedToken("WORD", single_word=True, normalized=False)])
     tokenizer.add_special_tokens([AddedToken("<r>>", normalized=False)])
     tokenizer.add_tokens([AddedToken("<a><l", normalized=False)])
-    template = "{{ 'a  <l>  b \\n<r> \\n c WORD, WORDS <r>  <l> <a><l> <r>>x AWORD WORD' ~ messages[0].content }}"
+    template = (
+        "{{ 'a  <l>  b \\n<r> \\n c WORD, WORDS <r>  <l> <a><l> <r>>x AWORD WORD' "
+        "~ messages[0].content }}"
+    )
     where = saved(tmp_path, tokenizer, template, eos_token="</s>")
     messages = [{"role": "user", "content": " d"}]
     expected = AutoTokenizer.from_pretrained(where).apply_chat_template(messages, tokenize=True)[
@@ -180,14 +183,17 @@ def test_eos_that_only_the_configuration_names(tmp_path, plain):
         ("tokenizer.json", '{"model": ', "not valid JSON"),
         ("tokenizer.json", "[]", "not a tokenizer"),
         ("tokenizer.json", '{"model": {"type": "Nonsense"}}', "cannot be read"),
-        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [3]}', "tokenizer.json"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [3]}',
+         "tokenizer.json"),
         ("tokenizer.json", b"\xff\xfe\x00", "cannot be read"),
         ("tokenizer_config.json", "{", "not valid JSON"),
         ("tokenizer_config.json", "[]", "JSON object"),
         ("tokenizer_config.json", "{}", "eos_token"),
         ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": 3}', "chat template"),
-        ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "added_tokens_decoder": 3}', "added_tokens_decoder"),
-        ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "additional_special_tokens": 3}', "additional_special"),
+        ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "added_tokens_decoder": 3}',
+         "added_tokens_decoder"),
+        ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "additional_special_tokens": 3}',
+         "additional_special"),
         ("generation_config.json", '{"eos_token_id": "two"}', "eos_token_id"),
         ("generation_config.json", '{"eos_token_id": [1, -1]}', "eos_token_id"),
         ("chat_template.json", "nonsense", "not valid JSON"),

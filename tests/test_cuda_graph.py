@@ -182,10 +182,10 @@ def test_room_comes_in_steps():
     cache.arrange()
     assert cache.own.shape[2:4] == (12, static_cache.FIRST)
     assert cache.members == 6  # five rows of seat 4; seat 0 has one, and three that nobody reads
-    told, views = cache.told[0].data_ptr(), cache.views
+    told, views = cache.indices[0].data_ptr(), cache.views
     cache.admit_rows(np.array([2]), np.array([7]))
     cache.arrange()
-    assert (cache.told[0].data_ptr(), cache.views) == (told, views)
+    assert (cache.indices[0].data_ptr(), cache.views) == (told, views)
     cache.column = static_cache.FIRST
     cache.open_column()
     assert cache.own.shape[3] == 192 and cache.views == views + 1

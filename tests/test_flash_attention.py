@@ -10,7 +10,7 @@ import torch
 from whet.model import flash_attention, transformer
 from whet.model.attention import Packed
 from whet.model.config import ModelConfig
-from whet.model.flash_attention import Plain, Ragged, Spans, attention_for, kernel_for, weighed
+from whet.model.flash_attention import Plain, Ragged, Spans, attention_for, kernel_for, merged
 from whet.model.shared_prefix import share_prefixes
 from whet.model.transformer import Transformer
 
@@ -111,7 +111,7 @@ def test_two_sets_of_keys_are_one():
         for a, b in ((0, 3), (3, 10))
     ]
     whole = Plain().forward((q, k, v), Spans(bounds(10), bounds(10), (10, 10)))
-    for ours, exact in zip(weighed(*parts), whole, strict=True):
+    for ours, exact in zip(merged(*parts), whole, strict=True):
         assert torch.allclose(ours, exact)
 
 
@@ -165,11 +165,13 @@ def test_the_binding_names_an_operator_of_this_torch():
     )
     names = [a.name for a in forward]
     assert names[:10] == [
-        "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
+        "query", "key", "value", "cum_seq_q", "cum_seq_k",
+        "max_q", "max_k", "dropout_p", "is_causal", "return_debug_mask",
     ]  # fmt: skip
     assert "seqused_k" in names and forward[names.index("seqused_k")].kwarg_only
     assert [a.name for a in backward][:14] == [
-        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p",
+        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k",
+        "max_q", "max_k", "dropout_p",
         "is_causal", "rng_state", "unused",
     ]  # fmt: skip
 

@@ -155,7 +155,8 @@ def test_attention_from_the_cache(heads, kv, d):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_whole_step_in_one_call_is_its_layers_in_turn(biased, threads):
     shape = ModelConfig(
-        "smollm3", 50, 48, 3, 4, 2, 12, 40, qk_norm=not biased, qkv_bias=biased, out_bias=biased, mlp_bias=biased, no_rope_layers=(1,)
+        "smollm3", 50, 48, 3, 4, 2, 12, 40, qk_norm=not biased, qkv_bias=biased, out_bias=biased,
+        mlp_bias=biased, no_rope_layers=(1,)
     )  # fmt: skip
     model = Transformer(shape).initialize(torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -305,7 +306,8 @@ def test_the_number_of_threads_changes_no_bit():
 )
 def test_without_a_compiler_everything_runs_in_torch(environment, tmp_path):
     code = (
-        "import torch; from whet import kernels; from whet.model import ops; assert kernels.kernels() is None;"
+        "import torch; from whet import kernels; from whet.model import ops;"
+        "assert kernels.kernels() is None;"
         "print(ops.swiglu(torch.ones(1, 2)).item())"
     )
     told = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}

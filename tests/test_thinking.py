@@ -19,7 +19,10 @@ from .test_chat import CHATML, saved, trained
 
 ALPHABET = "0123456789+-*=;"
 EMPTY = "<think>\n\n</think>\n\n"
-OPEN = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+OPEN = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+)
 DEAF = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
@@ -43,7 +46,8 @@ def problem(thinking=None, question="3+5="):
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    where = saved(tmp_path_factory.mktemp("qwen"), trained(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), CHATML, eos_token="<|im_end|>")  # fmt: skip
+    made = trained(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    where = saved(tmp_path_factory.mktemp("qwen"), made, CHATML, eos_token="<|im_end|>")
     return Chat.load(where), AutoTokenizer.from_pretrained(where)
 
 

@@ -139,7 +139,10 @@ def test_rankings_keep_how_they_were_asked(tmp_path):
 
 def test_a_learned_reward_reads_what_the_policy_read(tmp_path):
     _, context = sized(tmp_path, 0.5)
-    told = "{% for m in messages %}{{ m.content }}{% endfor %}{{ 1 if enable_thinking else '0<think></think>' }}"
+    told = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{{ 1 if enable_thinking else '0<think></think>' }}"
+    )
     context = dataclasses.replace(
         context, chat=Chat.from_characters("0123456789+-*=;", template=told)
     )

@@ -1,4 +1,7 @@
-"""A model's tokenizer and chat template: text <-> tokens."""
+"""A model's chat: its tokenizer, its chat template and its thinking marks; text <-> tokens.
+
+Not in here: models, and what messages are about (tasks).
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,37 +15,36 @@ from whet.types import Message, Problem, Prompt
 
 __all__ = ["Chat"]
 
-PLAIN = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Chat:
-    """What turns messages into a prompt's tokens and a completion's tokens into text.
+    """Turns messages into a prompt's tokens, and a completion's tokens into text.
 
-    What a message says never becomes a special token: only the template writes those. For messages
+    Text of a message never becomes a special token: only the template writes those. For messages
     that do not spell one out, the ids equal those of transformers' apply_chat_template.
 
-    eos: every id that ends a turn. turn_end: the one that the template ends the assistant's turn
-    with. bos: None where
-    there is none. pad: eos where there is none. vocab: the largest id + 1 (a model may have more
-    rows). special: {text: id}. note: what the user should know about this tokenizer, else "".
+    eos: every id that ends a turn. turn_end: the id that ends the assistant's turn in the template.
+    bos: None where there is none. pad: eos where there is none. vocab: the largest id + 1 (a model
+    may have more rows). special: {text: id}. note: a remark for the user, else "".
     """
 
-    def __init__(self, held: files.Files) -> None:
-        self._files = held
-        self._words = ChatTokenizer(held.texts[files.TOKENIZER], held.special)
-        self._named = held.named
-        found = held.template
-        self.note = (
-            ""
-            if found is not None
-            else "the model has no chat template: contents are joined by newlines"
-        )
-        self.template = PLAIN if found is None else found
+    def __init__(self, source: files.Files) -> None:
+        self._files = source
+        self._words = ChatTokenizer(source.texts[files.TOKENIZER], source.special)
+        self._named = source.named
+        self.note, self.template = "", source.template or ""
+        if source.template is None:
+            self.note = "the model has no chat template: contents are joined by newlines"
+            self.template = PLAIN
         self.vocab = self._words.size
         self.special = dict(self._words.special)
         own = self._id("eos_token")
-        ends: list[int] = [*([] if own is None else [own]), *held.ends]
+        ends: list[int] = [*([] if own is None else [own]), *source.ends]
         end = self._template_end()
         if end is None and not ends:
             raise ModelError(
@@ -61,28 +63,29 @@ class Chat:
         words: tuple[str, ...] = ("<think>", "</think>"),
         template: str | None = None,
     ) -> "Chat":
-        """A tokenizer from nothing: a token for each character, for each word, and <bos> and <eos>
-        (which also pads).
+        """Makes a tokenizer with a token per character and per word, <bos>, and <eos>, which pads.
 
-        The first two words open and close thinking; `template` replaces the one that `files.direct`
-        describes. Raises DataError for an empty alphabet or words that clash.
+        The first two words open and close thinking; `template` replaces `files.direct`. Raises
+        DataError for an empty alphabet or words that clash.
         """
         return cls(files.of_characters(alphabet, words, template))
 
     @classmethod
     def load(cls, directory: Path) -> "Chat":
-        """The tokenizer of a directory in Hugging Face's format. Raises ModelError for what is
-        missing or broken.
+        """Loads the tokenizer of a directory in Hugging Face's format.
+
+        Raises ModelError where a file is missing or broken.
         """
-        held = files.read(Path(directory))
+        source = files.read(Path(directory))
         try:
-            return cls(held)
+            return cls(source)
         except ModelError as failure:
             raise ModelError(f"{directory}: {failure}") from None
 
     def save(self, directory: Path) -> None:
-        """Writes the files that were loaded, each whole or not at all. generation_config.json lists
-        all of `eos`.
+        """Writes the files that were loaded, each whole or not at all.
+
+        generation_config.json lists all of `eos`.
         """
         texts = dict(self._files.texts)
         if files.GENERATION in texts and set(self._files.ends) != set(self.eos):
@@ -97,12 +100,10 @@ class Chat:
         system: str | None = None,
         template: str | None = None,
     ) -> Prompt:
-        """The problem as this model reads it, ready to be answered. Raises as `render` does."""
-        messages = (
-            ({"role": "system", "content": system}, *problem.messages)
-            if system
-            else problem.messages
-        )
+        """Returns a problem's Prompt, ready to be answered. Raises as `render` does."""
+        messages = problem.messages
+        if system:
+            messages = ({"role": "system", "content": system}, *messages)
         text, originals = self._rendered(messages, thinking, True, template or self.template)
         return Prompt(problem, tuple(self._words.encode_rendered(text, originals)), begun(text))
 
@@ -113,8 +114,9 @@ class Chat:
         add_generation_prompt: bool = True,
         template: str | None = None,
     ) -> list[int]:
-        """Ids [n] of the messages under the chat template, which gets `enable_thinking` where
-        `thinking` is not None.
+        """Returns the ids [n] of messages under the chat template.
+
+        The template gets `enable_thinking` where `thinking` is not None.
 
         Raises DataError for a message without role or content and for characters that the tokenizer
         does not have; ModelError where the template is broken or refuses the messages.
@@ -125,39 +127,36 @@ class Chat:
         return self._words.encode_rendered(text, originals)
 
     def demand_switch(self) -> None:
-        """Raises ModelError where the chat template asks the same whether `enable_thinking` is on
-        or off.
-        """
-        asked = ({"role": "user", "content": "ask"},)
-        if self._rendered(asked, True, True, self.template) == self._rendered(
-            asked, False, True, self.template
-        ):
+        """Raises ModelError where `enable_thinking` makes no difference to the chat template."""
+        messages = ({"role": "user", "content": "ask"},)
+        on, off = (self._rendered(messages, x, True, self.template) for x in (True, False))
+        if on == off:
             raise ModelError(
-                "the chat template has no enable_thinking switch, so nothing can be asked with thinking both on and off; "
-                "set thinking to true or false, or take a model such as Qwen3"
+                "the chat template has no enable_thinking switch, so nothing can be asked with "
+                "thinking both on and off; set thinking to true or false, or take a model such as "
+                "Qwen3"
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids [n] of a text as data: never a special token. Raises DataError for a character it has
-        no token for.
+        """Returns the ids [n] of a text as data: none is a special token.
+
+        Raises DataError for a character that has no token.
         """
         return self._words.encode(text)
 
     def response(self, text: str) -> list[int]:
-        """Ids [n + 1] of an answer that follows a prompt, the end of the turn included. Raises as
-        `encode` does.
+        """Returns the ids [n + 1] of an answer after a prompt, with the end of the turn.
+
+        Raises as `encode` does.
         """
         return [*self._words.encode(text, first=False), self.turn_end]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the ids, special tokens left out."""
+        """Returns the text of the ids without special tokens."""
         return self._words.decode(tokens)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each id, special tokens included; joined, the text of them all.
-
-        A character spread over several tokens appears at the one that completes it.
-        """
+        """Returns the text of each id, special tokens included; the pieces add up to the text."""
         return self._words.pieces(tokens)
 
     def _id(self, role: str) -> int | None:
@@ -183,12 +182,10 @@ class Chat:
         return template.render(source, safe, names), originals
 
     def _template_end(self) -> int | None:
-        """The special token that the template writes after what the assistant says; None where it
-        writes none.
-        """
-        asked = ({"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"})
+        """The special token that the template writes after the assistant's text, or None."""
+        messages = ({"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"})
         try:
-            text, _ = self._rendered(asked, None, False, self.template)
+            text, _ = self._rendered(messages, None, False, self.template)
         except ModelError:
             return None
         after = text.rfind("answer")

@@ -21,7 +21,7 @@ BOS, EOS = "<bos>", "<eos>"
 
 @dataclass(frozen=True)
 class Files:
-    """The texts of a tokenizer's files by name, and what the JSON ones hold."""
+    """A tokenizer's files: the texts by name, and tokenizer_config and generation_config parsed."""
 
     texts: dict[str, str]
     config: Json
@@ -36,10 +36,10 @@ class Files:
 
     @property
     def special(self) -> set[str]:
-        """The texts that the configuration calls special."""
-        found = set(self.named.values())
+        """The tokens that the configuration calls special, as texts."""
+        texts = set(self.named.values())
         for key in ("additional_special_tokens", "extra_special_tokens"):
-            found |= {
+            texts |= {
                 text for v in _values(self.config, key) if (text := token_text(v)) is not None
             }
         for token in _values(self.config, "added_tokens_decoder"):
@@ -48,14 +48,12 @@ class Files:
                 and token.get("special")
                 and (text := token_text(token)) is not None
             ):
-                found.add(text)
-        return found
+                texts.add(text)
+        return texts
 
     @property
     def template(self) -> str | None:
-        """The chat template: chat_template.jinja, else the configuration's, else
-        chat_template.json's.
-        """
+        """The chat template of chat_template.jinja, the configuration or chat_template.json."""
         if JINJA in self.texts:
             return self.texts[JINJA]
         inner = json.loads(self.texts[JINJA_JSON]) if JINJA_JSON in self.texts else {}
@@ -69,9 +67,7 @@ class Files:
 
     @property
     def ends(self) -> list[int]:
-        """generation_config.json's eos_token_id, as a list. Raises ModelError where they are no
-        ids.
-        """
+        """generation_config.json's eos_token_id, as a list. Raises ModelError for other than ids."""
         value = self.generation.get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(i) is int and i >= 0 for i in ids):
@@ -82,14 +78,14 @@ class Files:
 
 
 def token_text(value: object) -> str | None:
-    """A token as configurations write it: a text, or an object with `content`."""
+    """Returns a configuration's token, which is a text or an object with `content`; else None."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
 
 
 def read(directory: Path) -> Files:
-    """The tokenizer's files of a directory. Raises ModelError for one that is missing or broken."""
+    """Reads a directory's tokenizer. Raises ModelError where a file is missing or broken."""
     if not directory.is_dir():
         raise ModelError(
             f"{directory} is not a directory; give a model's directory in Hugging Face's format"
@@ -107,20 +103,18 @@ def read(directory: Path) -> Files:
         if name not in texts:
             cure = "save it with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             raise ModelError(f"{directory} has no {name}; {cure}")
-    held = {
+    parsed = {
         name: _object(directory / name, texts[name])
         for name in texts
         if name not in (TOKENIZER, JINJA)
     }
-    roles = {k: v for k, v in held.get(SPECIALS, {}).items() if k in NAMED}
-    config = roles | {k: v for k, v in held[CONFIG].items() if v is not None}
-    return Files(texts, config, held.get(GENERATION, {}))
+    roles = {k: v for k, v in parsed.get(SPECIALS, {}).items() if k in NAMED}
+    config = roles | {k: v for k, v in parsed[CONFIG].items() if v is not None}
+    return Files(texts, config, parsed.get(GENERATION, {}))
 
 
 def write(directory: Path, texts: dict[str, str]) -> None:
-    """Each text into its file, whole or not at all. Raises ModelError where the directory cannot be
-    written.
-    """
+    """Writes each text to its file, whole or not at all. Raises ModelError where it cannot."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -132,10 +126,10 @@ def write(directory: Path, texts: dict[str, str]) -> None:
 
 
 def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -> Files:
-    """Files of a tokenizer whose tokens are <bos>, <eos>, the words and the alphabet's characters,
-    in this order.
+    """Makes the files of a tokenizer of characters.
 
-    Raises DataError for an empty alphabet and for words that are empty or clash.
+    Its tokens are <bos>, <eos>, the words and the alphabet's characters, in this order. Raises
+    DataError for an empty alphabet and for words that are empty or clash.
     """
     if not alphabet:
         raise DataError("a tokenizer of characters needs an alphabet; the task's is empty")
@@ -146,7 +140,7 @@ def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -
     for word in words:
         if not word or word in (BOS, EOS) or words.count(word) > 1:
             raise DataError(
-                f"the word {word!r} cannot be a token: it is empty, a special token, or given twice"
+                f"the word {word!r} cannot be a token: it is empty, a special token, or listed twice"
             )
     order = list(dict.fromkeys([BOS, EOS, *words, *alphabet]))
     tokenizer = Tokenizer(BPE(vocab={text: i for i, text in enumerate(order)}, merges=[]))
@@ -174,11 +168,10 @@ def of_characters(alphabet: str, words: tuple[str, ...], template: str | None) -
 
 
 def direct(words: tuple[str, ...]) -> str:
-    """A template for tiny models: <bos>, then the contents as they are; <eos> ends what the
-    assistant says.
+    """Returns a template for tiny models: <bos>, the contents, <eos> after the assistant's.
 
-    With enable_thinking false the answer is begun with the words, such as <think></think>: nothing
-    was thought.
+    With enable_thinking false the answer begins with the two words, such as <think></think>: the
+    thinking is empty.
     """
     shut = json.dumps("".join(words[:2]), ensure_ascii=False)
     return (

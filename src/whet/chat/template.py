@@ -1,4 +1,4 @@
-"""Chat templates: Jinja programs that come with a model and are trusted no further than its text."""
+"""Chat templates: Jinja programs that come with a model, run in a sandbox with bounds on work."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,13 @@ MAX_BITS = 1 << 12  # of a product of two integers
 
 _STEPS = " steps"  # no template can write a name with a space in it
 _FAILURES = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 class _Steps:
-    """How much of its allowance one rendering has used."""
+    """Counts the steps of one rendering."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -49,9 +43,7 @@ class _Steps:
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}`: marks what the assistant says; here only its body
-    counts.
-    """
+    """`{% generation %}` … `{% endgeneration %}` marks the assistant's text; its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance's)
 
@@ -72,9 +64,7 @@ class _Names(Namespace):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as chat templates expect it: no file, no import, no attribute of Python's, a bound on
-    work and on size.
-    """
+    """Jinja for chat templates: no file, no import, no attribute of Python, bounded work and size."""
 
     intercepted_binops = frozenset({"+", "*", "**"})
 
@@ -93,7 +83,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """`+`, `*` and `**`, refused where the result would be out of all proportion."""
+        """Computes `+` and `*`, unless the result would be huge; `**` is refused."""
         if operator == "**":
             raise SecurityError("powers are not allowed")
         if operator == "*":
@@ -143,12 +133,12 @@ def _range(*bounds: int) -> range:
     return numbers
 
 
-def _call(method: str, *given: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(method), list(given), [], None, None)
+def _call(method: str, *arguments: nodes.Expr) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(method), list(arguments), [], None, None)
 
 
 def _bound(tree: nodes.Template, environment: _Environment) -> nodes.Template:
-    """Has every turn of a loop and every call of a macro counted, and every joined text measured."""
+    """Adds a count to every turn of a loop and call of a macro, a bound to every joined text."""
     for loop in tree.find_all(nodes.For):
         step = _call("step", nodes.ContextReference())
         loop.body.insert(0, nodes.ExprStmt(step))
@@ -180,26 +170,20 @@ def _pieces(source: str, names: dict[str, Any]) -> Iterator[str]:
 
 
 def render(source: str, messages: Sequence[Message], names: dict[str, Any]) -> str:
-    """The text that the template `source` makes of the messages.
+    """Renders the messages by the template `source`.
 
     `names` are the template's other variables (bos_token, add_generation_prompt, …). Raises
     ModelError, in one line, where the template is not valid, refuses the messages, or works or
     writes without end.
     """
+    variables = {
+        "messages": [dict(m) for m in messages], "tools": None, "documents": None, **names,
+    }  # fmt: skip
     try:
-        return "".join(
-            _pieces(
-                source,
-                {
-                    "messages": [dict(m) for m in messages],
-                    "tools": None,
-                    "documents": None,
-                    **names,
-                },
-            )
-        )
+        return "".join(_pieces(source, variables))
     except _FAILURES as failure:
         reason = " ".join(str(failure).split()) or type(failure).__name__
         raise ModelError(
-            f"the chat template fails on these messages: {reason[:300]}; give another with `template`"
+            f"the chat template fails on these messages: {reason[:300]}; "
+            "give another with `template`"
         ) from None

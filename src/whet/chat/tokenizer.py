@@ -1,4 +1,4 @@
-"""Text <-> tokens, with a wall between what a template writes and what a message says."""
+"""Text <-> tokens. Only a template writes special tokens; the text of a message never is one."""
 
 import json
 import re
@@ -7,30 +7,30 @@ from itertools import chain
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import DecodeStream
 
-from whet.chat.pieces import Pieces
 from whet.errors import DataError, ModelError
 
 Json = dict[str, Any]
 
-_CONTROL = re.compile(
-    r"<[|｜].*[|｜]>", re.DOTALL
-)  # turn markers that some models forget to call special
+# Turn markers, which some models forget to call special.
+_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _TAG = r"/?[A-Za-z][A-Za-z0-9_-]*"
 
 
 class ChatTokenizer:
-    """A `tokenizers.Tokenizer` that never reads a special token out of a text.
+    """A `tokenizers.Tokenizer` that never finds a special token in a text.
 
-    special: {text: id} of the tokens that only a template, or the policy, may write. size: largest
-    id + 1. Nothing in it changes after construction, so threads may share it.
+    special: {text: id} of the tokens that only a template, or the policy, may write. size: the
+    largest id + 1. It does not change after construction, so threads may share it.
     """
 
     def __init__(
         self, source: str, named: Iterable[str] = (), where: str = "tokenizer.json"
     ) -> None:
-        """`source` is tokenizer.json's text; `named` further texts that are special. Raises
-        ModelError.
+        """`source` is tokenizer.json's text, `named` are further special tokens.
+
+        Raises ModelError where the text is no tokenizer.
         """
         layout = _parsed(source, where)
         self._first = _tokenizer(layout, named, where)
@@ -50,18 +50,18 @@ class ChatTokenizer:
             key=len,
             reverse=True,
         )
-        self._found = re.compile("|".join(map(re.escape, words))) if words else None
+        self._words = re.compile("|".join(map(re.escape, words))) if words else None
         self._hazard = _hazard(self.special)
         self._closed = _closed(layout)
-        self._pieces = Pieces(layout, self._first)
 
     def id(self, text: str) -> int | None:
-        """The id of the token that is exactly this text, added or not."""
+        """Returns the id of the token with exactly this text, or None."""
         return self._first.token_to_id(text)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
-        """Ids [n] of a text as data: no special token among them. `first`: nothing stands before
-        it.
+        """Returns the ids [n] of a text as data: none is a special token.
+
+        `first`: the text begins the sequence.
 
         Raises DataError naming a character that the vocabulary does not hold, or half of a
         surrogate pair.
@@ -85,9 +85,9 @@ class ChatTokenizer:
         return ids
 
     def encode_rendered(self, text: str, originals: Mapping[int, str]) -> list[int]:
-        """Ids [n] of a rendered template: its special tokens as such, all else as data.
+        """Returns the ids [n] of a rendered template: its special tokens, all else as data.
 
-        `originals` (of `disguise`) turns the stand-ins back. Raises DataError as `encode` does.
+        `originals`, from `disguise`, turns the stand-ins back. Raises DataError as `encode` does.
         """
         ids: list[int] = []
         start = 0
@@ -101,11 +101,9 @@ class ChatTokenizer:
         return ids
 
     def specials(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """(begin, end, id) of each special token written in the text, with the white space that it
-        swallows.
-        """
+        """Yields (begin, end, id) of each special token in a text, with white space it swallows."""
         past = 0
-        for match in self._found.finditer(text) if self._found else ():
+        for match in self._words.finditer(text) if self._words else ():
             token, (begin, end) = self._added[match.group()], match.span()
             if token.single_word and _joined(text, begin, end):
                 continue
@@ -118,12 +116,11 @@ class ChatTokenizer:
                 yield begin, end, self.special[token.content]
 
     def disguise(self, texts: Sequence[str], template: str) -> tuple[list[str], dict[int, str]]:
-        """The texts with whatever could become a special token replaced by stand-ins, and what the
-        stand-ins mean.
+        """Replaces characters that could begin a special token by stand-ins.
 
-        A stand-in is one private-use character for one character, found neither in the texts nor in
-        the template; it stands for the first character of special tokens, except where a harmless
-        tag such as <think> begins, which templates look for.
+        Returns the texts, and {stand-in: character}. A stand-in is a private-use character that
+        neither the texts nor the template contain. It replaces the first character of special
+        tokens, except of a harmless tag such as <think>, which templates look for.
         """
         if self._hazard is None or not any(self._hazard.search(t) for t in texts):
             return list(texts), {}
@@ -145,12 +142,41 @@ class ChatTokenizer:
         return hidden, {ord(s): char for char, s in standin.items()}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of the ids, special tokens and ids beyond the vocabulary left out."""
+        """Returns the text of the ids, without special tokens and ids beyond the vocabulary."""
         return self._first.decode(list(tokens), skip_special_tokens=True)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text that each id adds, special tokens included."""
-        return self._pieces(tokens)
+        """Returns the text of each token, special tokens included; the pieces add up to the text.
+
+        A character whose bytes are spread over several tokens is the piece of the last of these. A
+        decoder that revises earlier text gives the whole text at the last token.
+        """
+        whole = self._first.decode(list(tokens), skip_special_tokens=False)
+        stream = DecodeStream(skip_special_tokens=False)
+        try:
+            pieces = [stream.step(self._first, int(t)) or "" for t in tokens]
+        except Exception:  # the library raises nothing narrower
+            pieces = [""] * len(tokens)
+        if not whole.startswith("".join(pieces)):
+            pieces = [""] * len(tokens)
+        if pieces:  # the stream keeps back bytes that are no character yet
+            pieces[-1] += whole[len("".join(pieces)) :]
+        return _at_their_tokens(pieces)
+
+
+def _at_their_tokens(pieces: list[str]) -> list[str]:
+    """Puts replacement characters, which a stream writes late, at the tokens they stand for.
+
+    >>> _at_their_tokens(["a", "", "", "\ufffd\ufffdb"])
+    ['a', '\ufffd', '\ufffd', 'b']
+    """
+    for i, piece in enumerate(pieces):
+        rest = piece.lstrip("\ufffd")
+        lost = len(piece) - len(rest)
+        first = i + (not rest) - lost
+        if lost and first >= 0 and not any(pieces[first:i]):
+            pieces[first : i + 1] = ["\ufffd"] * lost + ([rest] if rest else [])
+    return pieces
 
 
 def _parsed(source: str, where: str) -> Json:
@@ -189,16 +215,14 @@ def _tokenizer(layout: Json, named: Iterable[str], where: str) -> Tokenizer:
 
 
 def _without_prefix(layout: Json) -> Json | None:
-    """The same tokenizer for a text that something stands before; None where that makes no
-    difference.
-    """
+    """The tokenizer for a text in the middle of a sequence; None where it is the same."""
     whole = json.dumps(layout.get("pre_tokenizer"))
     inner = whole.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
     return {**layout, "pre_tokenizer": json.loads(inner)} if inner != whole else None
 
 
 def _closed(layout: Json) -> bool:
-    """Whether the model drops characters that it does not know without a word."""
+    """Whether the model silently drops characters that it does not know."""
     model = layout["model"]
     steps = json.dumps([layout.get("pre_tokenizer"), layout.get("normalizer")])
     silent = model.get("unk_token") is None and not model.get("byte_fallback")
@@ -206,9 +230,7 @@ def _closed(layout: Json) -> bool:
 
 
 def _hazard(special: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Finds the characters to disguise: each that begins a special token's text, and each sign that
-    could begin one.
-    """
+    """Matches the characters to disguise: any that begins a special token, any sign that could."""
     if not special:
         return None
     words = "|".join(map(re.escape, special))

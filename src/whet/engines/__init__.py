@@ -1,4 +1,9 @@
-"""Engines draw completions. Which one serves a model is decided here."""
+"""Engines sample completions of prompts from a model's live weights; `engine_for` picks one.
+
+native: whet's decoder, with cache (keys and values on a CPU), static_cache and cuda_graph (a GPU),
+step (one token a row), sampling (random numbers and the draw) and requests (prompts in, samples
+out). huggingface: any model of transformers. Not in here: rewards, training, the decoder itself.
+"""
 
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -12,13 +17,11 @@ if TYPE_CHECKING:
         eos: tuple[int, ...]
 
 
-ROWS = 256  # alive at once, unless an engine is told otherwise
+ROWS = 256  # samples that are drawn at once, by default
 
 
 def engine_for(model: "Policy", chat: "ChatTokens", rows: int = ROWS) -> Engine:
-    """The engine that samples from `model` with its live weights: the native one for whet's own
-    decoder.
-    """
+    """Returns the engine for a model: the native one for whet's own decoder."""
     from whet.engines.native import NativeEngine
     from whet.model.transformer import Transformer
 

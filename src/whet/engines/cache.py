@@ -1,8 +1,8 @@
-"""Keys and values of what has been read, and attention from them.
+"""The cache of keys and values (KV cache) of a CPU, and attention from it.
 
-A prompt's are kept once for all samples of its group, in a seat [kv, P, d] of `prompt`; a row's
-own, of the tokens it has sampled, in [kv, C, d] of `own`. All rows write the same column at a step;
-a row sees the columns from its `start` on.
+A row is a sample that is being drawn. Samples of a group share their prompt's keys and values, in a
+seat [kv, P, d] of `prompt`. The keys and values of a row's own tokens are in [kv, C, d] of `own`. At
+a step all rows write the same column; a row sees the columns from its `start` on.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from whet.model.config import ModelConfig
 from whet.model.flash_attention import attention_for
 
 BLOCK = 32  # columns are allocated in multiples of this
-# columns attended to at once: below this torch's CPU products and softmax are several times slower
+# The fewest columns to attend to: below, torch's CPU products and softmax are several times slower.
 LEAST = 17
-AT_ONCE = 1 << 28  # numbers; a cache no larger is allocated for max_tokens from the start
+AT_ONCE = 1 << 28  # numbers; a cache up to this size is allocated for max_tokens from the start
 
 
 def _blocks(n: int) -> int:
@@ -30,8 +30,8 @@ def _blocks(n: int) -> int:
 class Cache:
     """Prompts' keys and values [layer, 2, seat, kv, P, d] and rows' own [layer, 2, row, kv, C, d].
 
-    `column` is the one that the next step writes; no row lives for more than `most` columns. Call
-    `arrange` whenever rows or seats have changed.
+    `column` is the column that the next step writes. A row has at most `most` columns. Call
+    `arrange` after a change of rows or seats.
     """
 
     def __init__(self, config: ModelConfig, most: int, weight: Tensor) -> None:
@@ -47,7 +47,7 @@ class Cache:
         self.views = 0  # how often rows, seats or room have changed
 
     def admit_prompts(self, lengths: Sequence[int], free: Sequence[int]) -> NDArray[np.int64]:
-        """Seats for new prompts: those of `free` first, then new ones."""
+        """Returns seats for prompts of these lengths: the seats in `free`, then new ones."""
         wanted, longest = len(lengths), max(lengths)
         _, _, seats, _, width, _ = self.prompt.shape
         new = max(0, wanted - len(free))
@@ -58,13 +58,13 @@ class Cache:
             )
             grown[:, :, :seats, :, :width] = self.prompt
             self.prompt = grown
-        given = np.array([*free[:wanted], *range(seats, seats + new)], dtype=np.int64)
+        taken = np.array([*free[:wanted], *range(seats, seats + new)], dtype=np.int64)
         self.lengths = np.concatenate([self.lengths, np.zeros(new, dtype=np.int64)])
-        self.lengths[given] = lengths
-        return given
+        self.lengths[taken] = lengths
+        return taken
 
     def admit_rows(self, rows: NDArray[np.int64], seat: NDArray[np.int64]) -> None:
-        """Rows begin at the next column: all of a new cache's, or some that are free."""
+        """Starts rows at the next column: all rows of a new cache, or some that are free."""
         if not len(self.seat):
             self.seat, self.start = seat.copy(), np.full_like(seat, self.column)
             shape = list(self.own.shape)
@@ -77,8 +77,9 @@ class Cache:
         self.seat[rows], self.start[rows] = seat, self.column
 
     def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64], rows: int) -> None:
-        """Row sources[i] becomes row targets[i]; the first `rows` rows are kept, and the seats that
-        they use.
+        """Moves row sources[i] to row targets[i], then drops all but the first `rows` rows.
+
+        Seats that no row uses are dropped once they are a quarter of all.
         """
         if len(sources):
             self.seat[targets], self.start[targets] = self.seat[sources], self.start[sources]
@@ -97,11 +98,10 @@ class Cache:
             )
 
     def arrange(self) -> None:
-        """Views and masks for the rows and seats there are."""
+        """Makes the views and masks for the present rows and seats."""
         c, device = self.config, self.own.device
-        self.order = torch.from_numpy(
-            np.argsort(self.seat, kind="stable")
-        )  # rows, those of a seat behind one another
+        # Rows, sorted by their seat.
+        self.order = torch.from_numpy(np.argsort(self.seat, kind="stable"))
         if self.compiled:
             return self._views()
         counts = np.bincount(self.seat, minlength=len(self.lengths))
@@ -112,9 +112,8 @@ class Cache:
             - np.repeat(np.cumsum(counts) - counts, counts)
             + self.seat[order] * members
         )
-        table = np.zeros(
-            len(counts) * members, dtype=np.int64
-        )  # [seats * members] a row; row 0 where there is none
+        # [seats * members] rows, and row 0 where a seat has fewer.
+        table = np.zeros(len(counts) * members, dtype=np.int64)
         table[place] = order
         back = np.empty_like(place)
         back[order] = place
@@ -139,7 +138,7 @@ class Cache:
         self.views += 1
         self.oldest, self.newest = int(self.start.min()), int(self.start.max())
         if self.compiled:
-            self.told = [torch.from_numpy(x) for x in (self.seat, self.start, self.lengths)]
+            self.indices = [torch.from_numpy(x) for x in (self.seat, self.start, self.lengths)]
             longest = self.prompt.shape[4] + self.own.shape[4]
             self.scores = self.like.new_empty(torch.get_num_threads(), longest)
             return
@@ -151,9 +150,7 @@ class Cache:
         self.own_mask = mask.repeat_interleave(self.config.kv_heads, 0)[:, None]
 
     def open_column(self) -> None:
-        """Makes room for the next step: drops columns that nobody sees any more, or grows by at
-        least half.
-        """
+        """Makes room for the next step: drops columns that no row sees, or grows by at least half."""
         if self.column < self.own.shape[4]:
             return
         first, column = min(int(self.start.min()), self.column - LEAST + 1), self.column
@@ -180,11 +177,10 @@ class Cache:
         k: Float[Tensor, "r kv d"],
         v: Float[Tensor, "r kv d"],
     ) -> Float[Tensor, "r h d"]:
-        """One new token a row: it reads its own past and itself, and its prompt beside its group;
-        the two are then weighed.
+        """Attention of one new token per row to its prompt, its row's past and itself.
 
-        Softmax over both parts is each part's softmax times its share, the logistic of the
-        difference of their log-sum-exps.
+        Prompt and row are attended to apart, for the prompt is shared. Softmax over both is each
+        part's softmax times its share, the logistic of the difference of their log-sum-exps.
         """
         if self.compiled is not None:
             return self._read_compiled(self.compiled, layer, q, k, v)
@@ -200,11 +196,10 @@ class Cache:
         if first < self.newest:
             scores = scores + self.own_mask.narrow(2, first, span)
         own, own_size = _read(scores, self.flat_values[layer].narrow(1, first, span), span - 1)
-        asked = (q if self.table is None else q.index_select(0, self.table)).view(
-            seats, members, kv, repeat, d
-        )
-        asked = asked.transpose(1, 2).reshape(seats * kv, members * repeat, d)
-        scores = torch.bmm(asked, self.prompt_keys[layer])
+        queries = q if self.table is None else q.index_select(0, self.table)
+        queries = queries.view(seats, members, kv, repeat, d).transpose(1, 2)
+        queries = queries.reshape(seats * kv, members * repeat, d)
+        scores = torch.bmm(queries, self.prompt_keys[layer])
         if self.prompt_mask is not None:
             scores = scores + self.prompt_mask
         prompt, prompt_size = (
@@ -214,10 +209,7 @@ class Cache:
             for x in _read(scores, self.prompt_values[layer], 0)
         )
         if self.back is not None:
-            prompt, prompt_size = (
-                prompt.index_select(0, self.back),
-                prompt_size.index_select(0, self.back),
-            )
+            prompt, prompt_size = (x.index_select(0, self.back) for x in (prompt, prompt_size))
         share = (prompt_size - own_size.view(rows, kv * repeat, 1)).sigmoid_()
         return torch.lerp(own.view(rows, kv * repeat, d), prompt, share.to(own.dtype))
 
@@ -226,28 +218,9 @@ class Cache:
     ) -> Tensor:
         """The same in one pass: a softmax over a query's prompt and own columns together."""
         out, own, prompt = torch.empty_like(q), self.own[layer], self.prompt[layer]
-        sizes = (
-            *q.shape[:2],
-            k.shape[1],
-            q.shape[2],
-            own.shape[3],
-            prompt.shape[3],
-            self.column,
-            self.scores.shape[1],
-        )
-        tensors = (
-            q,
-            k,
-            v,
-            own[0],
-            own[1],
-            prompt[0],
-            prompt[1],
-            self.order,
-            *self.told,
-            out,
-            self.scores,
-        )
+        widths = own.shape[3], prompt.shape[3], self.column, self.scores.shape[1]
+        sizes = (*q.shape[:2], k.shape[1], q.shape[2], *widths)
+        tensors = (q, k, v, *own, *prompt, self.order, *self.indices, out, self.scores)
         compiled.call("decode", tensors, *sizes, work=q.numel() * (self.column + prompt.shape[3]))
         return out
 
@@ -255,10 +228,9 @@ class Cache:
 def _read(
     scores: Float[Tensor, "b m t"], values: Float[Tensor, "b t d"], seen: int
 ) -> tuple[Tensor, Tensor]:
-    """What attention reads [b, m, d], and the log-sum-exp of its scores [b, m, 1]: a score less its
-    log-weight.
+    """Returns attention's output [b, m, d] and the log-sum-exp of its scores [b, m, 1].
 
-    Column `seen` is one that no mask hides.
+    The log-sum-exp is a score less its log-weight, at column `seen`, which no mask hides.
     """
     logs = scores.log_softmax(
         -1, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32
@@ -268,7 +240,7 @@ def _read(
 
 
 class Prefill:
-    """Causal attention over a pack of prompts that leaves their keys and values in their seats."""
+    """Causal attention over a pack of prompts that writes keys and values to the prompts' seats."""
 
     def __init__(self, cache: Cache, starts: Int[Tensor, " s1"], seats: NDArray[np.int64]) -> None:
         self.cache = cache

@@ -1,5 +1,6 @@
-"""How a sampler takes its steps: on a GPU whose kernels can do it replayed from a CUDA graph,
-elsewhere one operation after the other.
+"""Decode steps that are replayed from a CUDA graph, on a GPU; `decoding` picks how to step.
+
+Elsewhere a step launches its operations one by one (step.py).
 """
 
 from collections.abc import Callable
@@ -18,21 +19,22 @@ Run = Callable[[], None]
 
 
 class Captures(Protocol):
-    """What turns a step into one launch."""
+    """Turns a step into one launch."""
 
     def warm(self, run: Run) -> None:
-        """Runs it as it will be captured."""
+        """Runs a step on the stream where it will be captured."""
         ...
 
     def captured(self, run: Run) -> Run:
-        """Its operations, to be run again on the same tensors. Raises RuntimeError where that
-        cannot be.
+        """Returns a step's operations, to be run again on the same tensors.
+
+        Raises RuntimeError where they cannot be captured.
         """
         ...
 
 
 class Graphs:
-    """CUDA's graphs, one after another in the same memory."""
+    """CUDA graphs, one after another in the same memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
@@ -47,9 +49,8 @@ class Graphs:
     def captured(self, run: Run) -> Run:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         self.stream.wait_stream(current)
-        with torch.cuda.stream(
-            self.stream
-        ):  # torch.cuda.graph would collect garbage and empty the cache of memory first
+        # torch.cuda.graph would collect garbage and empty the allocator's cache first.
+        with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 run()
@@ -60,10 +61,9 @@ class Graphs:
 
 
 class Replayed:
-    """What `Step` is, over a cache of slots. A step is captured once it has run where it is; until
-    the cache's views change it is replayed.
+    """A `Step` over a StaticCache: run once, then captured, then replayed until the cache changes.
 
-    The hidden states are overwritten by the next step.
+    The next step overwrites the hidden states.
     """
 
     def __init__(self, model: Transformer, cache: StaticCache, captures: Captures | None) -> None:
@@ -96,12 +96,9 @@ class Replayed:
             return self.captures.warm(self._run)
         if self.fresh is None:
             try:
-                self.fresh = self.again = self.captures.captured(
-                    self._run
-                )  # what `again` was keeps the memory until here
-            except (
-                RuntimeError
-            ):  # a driver or a kernel that cannot be captured: the same step, launched bit by bit
+                # The former graph, in `again`, keeps the memory alive until here.
+                self.fresh = self.again = self.captures.captured(self._run)
+            except RuntimeError:  # this driver or kernel cannot be captured: launch one by one
                 self.captures = None
                 return self._run()
         self.fresh()
@@ -112,13 +109,14 @@ class Replayed:
 
 
 def decoding(model: Transformer, most: int, positions: int) -> tuple[Cache, Step | Replayed]:
-    """A cache for rows of at most `most` tokens, and the step that fills it; `positions` bounds
-    those that are asked for.
+    """Returns a cache for rows of at most `most` tokens, and the step that fills it.
+
+    No position may be above `positions`.
     """
     weight = model.embed.weight
     kernel = kernel_for(weight, model.config.head_dim)
     if kernel is None:
         cache = Cache(model.config, most, weight)
         return cache, Step(model, cache, positions)
-    slots = StaticCache(model.config, most, weight, kernel)
-    return slots, Replayed(model, slots, Graphs(weight.device) if weight.is_cuda else None)
+    cache = StaticCache(model.config, most, weight, kernel)
+    return cache, Replayed(model, cache, Graphs(weight.device) if weight.is_cuda else None)

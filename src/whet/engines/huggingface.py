@@ -1,8 +1,7 @@
-"""Sampling from any transformers model, with the same random numbers and the same distribution as
-the native sampler.
+"""The engine for any model of transformers: the native engine's random numbers and distribution.
 
-Batches of left-padded prompts, each read once for its group; rows that have ended are dropped.
-Plain and correct, not fast.
+Batches of left-padded prompts, each read once for its group; rows that have ended are dropped. It
+is simple, not fast.
 """
 
 from collections.abc import Sequence
@@ -21,22 +20,21 @@ from whet.types import Progress, Prompt, Sample, Sampling
 
 
 class Adapted(Protocol):
-    """A model of transformers' behind whet's words; `hf` is its causal language model itself."""
+    """A model/huggingface.py model, as far as the engine needs it."""
 
     @property
     def config(self) -> ModelConfig: ...
     @property
     def hf(self) -> nn.Module:
-        """The causal language model as transformers made it; its `config` is transformers'."""
+        """The causal language model of transformers; its `config` is transformers' own."""
         ...
 
 
 class HuggingFaceEngine:
-    """Samples from `model.hf` as it is at the time of the call. `version` is stamped on samples;
-    `rows` bounds those alive.
+    """Samples from `model.hf` with its weights at the time of the call.
 
-    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not
-    finite.
+    `version` is stamped on samples; at most `rows` samples are drawn at once. generate raises DataError
+    and WhetError as `Requests` does, and ModelError where logits are not finite.
     """
 
     def __init__(
@@ -44,23 +42,15 @@ class HuggingFaceEngine:
     ) -> None:
         if rows < 1:
             raise ValueError(f"HuggingFaceEngine: rows is {rows}; at least one is needed")
-        self.model, self.chat, self.eos, self.rows, self.version = (
-            model,
-            chat,
-            tuple(eos),
-            rows,
-            version,
-        )
+        self.model, self.chat, self.eos = model, chat, tuple(eos)
+        self.rows, self.version = rows, version
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
-        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended
-        samples.
-        """
-        requests = Requests(
-            prompts, sampling, self.model.config.vocab, self.model.config.max_positions
-        )
+        """Returns `sampling.n` samples for each of P prompts; `progress` gets (ended, total)."""
+        c = self.model.config
+        requests = Requests(prompts, sampling, c.vocab, c.max_positions)
         if not requests.total:
             return []
         notes, queue = Notes(requests), requests.queue()
@@ -97,7 +87,7 @@ class _Batch:
         self.select(torch.from_numpy(which.reshape(-1)).to(self.device))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits after the last of tokens [R, k], which join the cache."""
+        """Adds tokens [R, k] to the cache; returns the logits after the last."""
         out = self.hf(
             input_ids=tokens,
             attention_mask=self.mask,
@@ -109,29 +99,22 @@ class _Batch:
         return out.logits[:, -1]
 
     def select(self, rows: Tensor) -> None:
-        """The batch becomes these of its rows, each as often as it is named."""
+        """Keeps these rows of the batch; a row may be named several times."""
         self.past.batch_select_indices(rows)
-        self.mask, self.positions, self.logits = (
-            self.mask[rows],
-            self.positions[rows],
-            self.logits[rows],
-        )
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        self.logits = self.logits[rows]
 
     def run(self, notes: Notes) -> None:
         most = self.requests.sampling.max_tokens
         ended = torch.zeros(len(self.numbers), dtype=torch.bool, device=self.device)
         notes.rows(self.numbers)
         for step in range(most):
-            u = uniforms(self.requests.keys[self.numbers], np.full(len(self.numbers), step), 1)[
-                :, 0
-            ]
-            tokens, logp, bad = draw(
-                self.logits, torch.from_numpy(u).to(self.device), self.requests.sampling
-            )
-            if bool((bad & ~ended).any()):
-                raise self.requests.not_finite(
-                    int(self.numbers[int((bad & ~ended).nonzero()[0])]), step
-                )
+            keys, first = self.requests.keys[self.numbers], np.full(len(self.numbers), step)
+            u = torch.from_numpy(uniforms(keys, first, 1)[:, 0]).to(self.device)
+            tokens, logp, broken = draw(self.logits, u, self.requests.sampling)
+            broken &= ~ended
+            if bool(broken.any()):
+                raise self.requests.not_finite(int(self.numbers[int(broken.nonzero()[0])]), step)
             notes.add(tokens, logp)
             ended |= torch.isin(tokens, self.eos)
             over = int(ended.sum())

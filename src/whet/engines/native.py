@@ -1,7 +1,7 @@
-"""The native sampler: whet's own decoder, the very module that is trained, with a cache.
+"""The native engine: samples from whet's own decoder, the very module that is trained.
 
-A prompt is read once for all samples of its group; rows that have ended make room for samples that
-wait.
+A prompt is read once for all samples of its group. Samples are drawn in rows side by side; a row
+whose sample has ended goes to a sample that waits.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ from whet.model.lora import folded
 from whet.model.transformer import Transformer
 from whet.types import Progress, Prompt, Sample, Sampling
 
-AHEAD = 32  # uniform numbers made at a time, in tokens
-PREFILL = 8192  # tokens of prompts read at a time
+AHEAD = 32  # tokens for which uniform numbers are made at a time
+PREFILL = 8192  # tokens of prompts in one forward pass, about
 
 
 class NativeEngine:
-    """Samples from `model` as it is at the time of the call. `version` is stamped on samples;
-    `rows` bounds those alive.
+    """Samples from `model` with its weights at the time of the call.
 
-    generate raises DataError and WhetError as `Requests` does, and ModelError where logits are not
-    finite.
+    `version` is stamped on samples; at most `rows` samples are drawn at once. generate raises
+    DataError and WhetError as `Requests` does, and ModelError where logits are not finite.
     """
 
     def __init__(
@@ -43,20 +42,13 @@ class NativeEngine:
     ) -> None:
         if rows < 1:
             raise ValueError(f"NativeEngine: rows is {rows}; at least one is needed")
-        self.model, self.chat, self.eos, self.rows, self.version = (
-            model,
-            chat,
-            tuple(eos),
-            rows,
-            version,
-        )
+        self.model, self.chat, self.eos = model, chat, tuple(eos)
+        self.rows, self.version = rows, version
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress | None = None
     ) -> list[tuple[Sample, ...]]:
-        """P prompts -> P tuples of `sampling.n` samples. `progress(done, total)` counts ended
-        samples.
-        """
+        """Returns `sampling.n` samples for each of P prompts; `progress` gets (ended, total)."""
         requests = self.requests(prompts, sampling)
         if not requests.total:
             return []
@@ -65,14 +57,12 @@ class NativeEngine:
         return notes.samples(self.eos, self.chat, self.version)
 
     def requests(self, prompts: Sequence[Prompt], sampling: Sampling) -> Requests:
-        """What is to be drawn, checked."""
+        """Checks prompts and sampling, and returns what is to be drawn."""
         return Requests(prompts, sampling, self.model.config.vocab, self.model.config.max_positions)
 
 
 class _Sampler:
-    """One call of `generate`. R rows are alive or have just ended; row r draws sample number
-    `numbers[r]`.
-    """
+    """One call of `generate`: R rows, of which row r draws sample number `numbers[r]`."""
 
     def __init__(
         self, model: Transformer, requests: Requests, eos: Sequence[int], rows: int
@@ -86,27 +76,25 @@ class _Sampler:
         self.notes = Notes(requests)
         self.stops = torch.zeros(model.config.vocab, dtype=torch.bool, device=self.device)
         self.stops[[e for e in eos if 0 <= e < model.config.vocab]] = True
-        self.every = 1 if self.device.type == "cpu" else 8  # steps between looks at what has ended
+        self.every = 1 if self.device.type == "cpu" else 8  # steps between checks for ended samples
         self.chunk = rows_at_once(model.config.vocab, self.device.type)
-        self.partial: tuple[int, int, Tensor] | None = (
-            None  # (prompt, seat, hidden) of a group whose other samples wait
-        )
-        self.step = 0  # that is taken now; a row's token index is this less its `begun`
-        self.numbers = np.zeros(0, dtype=np.int64)  # [R]
-        self.begun = np.zeros(0, dtype=np.int64)  # [R]
-        self.hidden = weight.new_zeros(
-            0, model.config.hidden
-        )  # [R, hidden] that the next token is drawn from
-        self.positions = torch.zeros(
-            0, dtype=torch.int64, device=self.device
-        )  # [R] of the next token
-        self.ended = torch.zeros(0, dtype=torch.bool, device=self.device)  # [R]
+        # (prompt, seat, hidden) of a group of which some samples still wait.
+        self.partial: tuple[int, int, Tensor] | None = None
+        self.step = 0
+        # Per row: the sample's number, the step of its first token, the state that the next token
+        # is drawn from, the next token's position, and whether the sample has ended.
+        self.numbers = np.zeros(0, dtype=np.int64)
+        self.begun = np.zeros(0, dtype=np.int64)
+        self.hidden = weight.new_zeros(0, model.config.hidden)
+        self.positions = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.ended = torch.zeros(0, dtype=torch.bool, device=self.device)
         self.admit(np.arange(min(rows, requests.total)))
         self.settle()
 
     def run(self, progress: Progress | None) -> Notes:
-        total, told = self.requests.total, 0
-        broken: list[Tensor] = []
+        """Draws a token per row and step until all samples have ended."""
+        total, reported = self.requests.total, 0
+        broken: list[Tensor] = []  # per step since the last check: the rows with broken logits
         while True:
             tokens, logp, bad = self.draw()
             self.notes.add(tokens, logp)
@@ -120,8 +108,8 @@ class _Sampler:
                 self.refuse(broken)
                 broken.clear()
             done = total - len(self.waiting) - len(self.numbers) + over
-            if progress is not None and done > told:
-                told = done
+            if progress is not None and done > reported:
+                reported = done
                 progress(done, total)
             if done == total:
                 return self.notes
@@ -134,7 +122,7 @@ class _Sampler:
                 self.turn_over()
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [R], their log-probabilities [R], and which rows [R] the model broke in."""
+        """Returns tokens [R], their log-probabilities [R], and which rows [R] have broken logits."""
         if self.step == self.made + AHEAD:
             self.make_uniforms()
         u = self.u[self.step - self.made]
@@ -146,7 +134,7 @@ class _Sampler:
         return tokens, logp, bad
 
     def refuse(self, broken: Sequence[Tensor]) -> None:
-        """Raises where a logit of the last steps was not finite."""
+        """Raises ModelError where a logit of the last steps was not finite."""
         bad = torch.stack(list(broken))
         if bool(bad.any()):
             past, row = (int(x) for x in bad.nonzero()[0])
@@ -154,7 +142,7 @@ class _Sampler:
             raise self.requests.not_finite(int(self.numbers[row]), step - int(self.begun[row]))
 
     def turn_over(self) -> None:
-        """Rows that have ended go to waiting samples; rows that nobody waits for are dropped."""
+        """Gives the rows of ended samples to samples that wait, and drops those left over."""
         free = self.ended.nonzero().squeeze(1).cpu().numpy()
         admitted = min(len(free), len(self.waiting))
         if admitted:
@@ -164,7 +152,7 @@ class _Sampler:
         self.settle()
 
     def drop(self, rows: NDArray[np.int64]) -> None:
-        """The last rows that stay move to where rows go."""
+        """Drops rows; the last rows that stay move into their places."""
         stay = len(self.numbers) - len(rows)
         sources = np.setdiff1d(np.arange(stay, len(self.numbers)), rows)
         targets = rows[rows < stay]
@@ -174,14 +162,11 @@ class _Sampler:
         old, new = (torch.from_numpy(x).to(self.device) for x in (sources, targets))
         for state in (self.hidden, self.positions, self.ended):
             state[new] = state[old]
-        self.hidden, self.positions, self.ended = (
-            self.hidden[:stay],
-            self.positions[:stay],
-            self.ended[:stay],
-        )
+        self.hidden, self.positions = self.hidden[:stay], self.positions[:stay]
+        self.ended = self.ended[:stay]
 
     def settle(self) -> None:
-        """Follows a change of rows."""
+        """Brings cache, notes, limits and random numbers in line with the present rows."""
         self.cache.arrange()
         self.notes.rows(self.numbers)
         due = self.begun + self.requests.limits[self.numbers] - 1
@@ -190,12 +175,13 @@ class _Sampler:
         self.make_uniforms()
 
     def make_uniforms(self) -> None:
+        """Makes the rows' random numbers for the next AHEAD tokens."""
         block = uniforms(self.requests.keys[self.numbers], self.step - self.begun, AHEAD)
         self.u = torch.from_numpy(np.ascontiguousarray(block.T)).to(self.device)  # [AHEAD, R]
         self.made = self.step
 
     def admit(self, rows: NDArray[np.int64]) -> None:
-        """The next waiting samples begin in `rows` (all of them new, or all of them free)."""
+        """Starts the next waiting samples in `rows`: all of them new, or all of them free."""
         numbers, self.waiting = self.waiting[: len(rows)], self.waiting[len(rows) :]
         prompts = numbers // self.sampling.n
         seat, hidden = self.read(prompts, rows)
@@ -204,12 +190,8 @@ class _Sampler:
         self.cache.admit_rows(rows, seat)
         positions = torch.from_numpy(self.requests.lengths[prompts]).to(self.device)
         if not len(self.numbers):
-            self.numbers, self.begun, self.hidden, self.positions = (
-                numbers,
-                np.zeros_like(numbers),
-                hidden,
-                positions,
-            )
+            self.numbers, self.begun = numbers, np.zeros_like(numbers)
+            self.hidden, self.positions = hidden, positions
             self.ended = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
             return
         self.numbers[rows], self.begun[rows] = numbers, self.step
@@ -219,10 +201,10 @@ class _Sampler:
     def read(
         self, prompts: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], Tensor]:
-        """The seat [k] of each prompt [k] and the hidden state [k, hidden] after its last token,
-        read now unless it is there.
+        """Returns each prompt's seat [k] and the state [k, hidden] after its last token.
 
-        `rows` are about to be given up by whoever had them.
+        A prompt that has no seat yet is read now. `rows` are the rows that will draw from the
+        prompts; the seats of their former samples are free.
         """
         order = list(dict.fromkeys(prompts.tolist()))
         known, seats, ends = [], [], []
@@ -230,25 +212,22 @@ class _Sampler:
             known, seats, ends = order[:1], [np.array([self.partial[1]])], [self.partial[2][None]]
         new = order[len(known) :]
         if new:
-            used = np.append(
-                np.delete(self.cache.seat, rows[rows < len(self.cache.seat)]),
-                [int(s[0]) for s in seats],
-            )
+            others = np.delete(self.cache.seat, rows[rows < len(self.cache.seat)])
+            used = np.append(others, [int(s[0]) for s in seats])
             free = np.setdiff1d(np.arange(len(self.cache.lengths)), used).tolist()
-            given = self.cache.admit_prompts(
-                [len(self.requests.prompts[i].tokens) for i in new], free
-            )
-            seats.append(given)
-            ends += self.prefill(new, given)
+            lengths = [len(self.requests.prompts[i].tokens) for i in new]
+            taken = self.cache.admit_prompts(lengths, free)
+            seats.append(taken)
+            ends += self.prefill(new, taken)
         place = {prompt: i for i, prompt in enumerate(order)}
         which = np.array([place[i] for i in prompts.tolist()], dtype=np.int64)
-        return np.concatenate(seats)[which], torch.cat(ends)[
-            torch.from_numpy(which).to(self.device)
-        ]
+        index = torch.from_numpy(which).to(self.device)
+        return np.concatenate(seats)[which], torch.cat(ends)[index]
 
     def prefill(self, prompts: Sequence[int], seats: NDArray[np.int64]) -> list[Tensor]:
-        """Reads prompts in packs of about PREFILL tokens; the hidden states after their last
-        tokens.
+        """Reads prompts in packs of about PREFILL tokens.
+
+        Returns the states after their last tokens, a tensor [prompts, hidden] per pack.
         """
         lengths = self.requests.lengths[list(prompts)]
         pack = (np.cumsum(lengths) - lengths) // PREFILL
@@ -256,14 +235,14 @@ class _Sampler:
         for i in np.unique(pack).tolist():
             inside = np.flatnonzero(pack == i)
             starts = torch.from_numpy(np.append(0, np.cumsum(lengths[inside]))).to(self.device)
-            tokens = np.concatenate(
-                [self.requests.prompts[prompts[j]].tokens for j in inside.tolist()]
-            ).astype(np.int64)
-            positions = np.concatenate([np.arange(n) for n in lengths[inside]])
-            flat, at = (
-                torch.from_numpy(tokens).to(self.device),
-                torch.from_numpy(positions).to(self.device),
+            pack_tokens = [self.requests.prompts[prompts[j]].tokens for j in inside.tolist()]
+            tokens, positions = (
+                torch.from_numpy(x).to(self.device)
+                for x in (
+                    np.concatenate(pack_tokens).astype(np.int64),
+                    np.concatenate([np.arange(n) for n in lengths[inside]]),
+                )
             )
-            hidden = self.model(flat, at, self.cache.prefill(starts, seats[inside]))
+            hidden = self.model(tokens, positions, self.cache.prefill(starts, seats[inside]))
             ends.append(hidden[starts[1:] - 1])
         return ends

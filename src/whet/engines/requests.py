@@ -1,6 +1,4 @@
-"""What an engine is asked for, what it notes step by step, and the samples made of the notes at the
-end.
-"""
+"""What every engine shares: the checked Requests, the Notes of each step, and Samples from Notes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,7 @@ from whet.types import Prompt, Sample, Sampling
 
 
 class Decoder(Protocol):
-    """The half of a tokenizer that an engine needs. Special tokens are left out of the text."""
+    """The part of a tokenizer that an engine needs; it leaves special tokens out of the text."""
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
@@ -26,9 +24,8 @@ class Decoder(Protocol):
 class Requests:
     """P prompts x n samples, checked; sample j of prompt i has number i * n + j.
 
-    Raises DataError for a prompt that is empty or has ids that the model does not know, WhetError
-    for settings out of range and for a prompt that with `max_tokens` is longer than the model's
-    positions.
+    Raises DataError for an empty prompt or one with ids beyond the vocabulary. Raises WhetError for
+    settings out of range, and for a prompt that with `max_tokens` exceeds the model's positions.
     """
 
     def __init__(
@@ -41,21 +38,20 @@ class Requests:
         self.total = len(prompts) * sampling.n
         self.lengths = np.array([len(p.tokens) for p in prompts], dtype=np.int64)
         self.keys = sample_keys(prompts, sampling.seed, sampling.n)
-        self.limits = np.full(self.total, sampling.max_tokens)  # tokens that each sample may have
+        self.limits = np.full(self.total, sampling.max_tokens)  # the most tokens of each sample
 
     def queue(self) -> NDArray[np.int64]:
-        """Numbers of the samples, those with long prompts first, so that prompts read together are
-        of like length.
-        """
+        """Returns the samples' numbers, longest prompts first, so that packs have like lengths."""
         n = self.sampling.n
         order = np.argsort(-self.lengths, kind="stable")
         return (order[:, None] * n + np.arange(n)).reshape(-1)
 
     def not_finite(self, number: int, token: int) -> ModelError:
-        """What to raise where the model broke before sample `number`'s token of that index."""
+        """Returns the error for logits that are not finite at a token of sample `number`."""
         prompt = self.prompts[number // self.sampling.n]
         return ModelError(
-            f"prompt {prompt.id!r}: the model's logits at position {len(prompt.tokens) + token - 1} are not finite; "
+            f"prompt {prompt.id!r}: the model's logits at position "
+            f"{len(prompt.tokens) + token - 1} are not finite; "
             "its weights are broken: go back to an earlier checkpoint and lower the learning rate"
         )
 
@@ -71,7 +67,8 @@ def _check_sampling(s: Sampling) -> None:
     for name, good in limits.items():
         if not good:
             raise WhetError(
-                f"sampling: {name} = {getattr(s, name)} cannot be used; n, max_tokens and top_p are above 0, the others not below"
+                f"sampling: {name} = {getattr(s, name)} cannot be used; n, max_tokens and top_p are "
+                "above 0, the others not below"
             )
 
 
@@ -88,36 +85,31 @@ def _check_prompt(prompt: Prompt, sampling: Sampling, vocab: int, max_positions:
         )
     if len(prompt.tokens) + sampling.max_tokens > max_positions:
         raise WhetError(
-            f"prompt {prompt.id!r}: {len(prompt.tokens)} tokens and max_tokens {sampling.max_tokens} are more than the model's "
-            f"{max_positions} positions; set max_tokens to {max(0, max_positions - len(prompt.tokens))} or less, or shorten the prompt"
+            f"prompt {prompt.id!r}: {len(prompt.tokens)} tokens and max_tokens "
+            f"{sampling.max_tokens} are more than the model's {max_positions} positions; set "
+            f"max_tokens to {max(0, max_positions - len(prompt.tokens))} or less, or shorten the prompt"
         )
 
 
 class Notes:
-    """Tokens and log-probabilities step by step, left where they were computed until `samples`
-    fetches them in one go.
-    """
+    """Tokens and log-probabilities of each step; they stay on the device until `samples`."""
 
     def __init__(self, requests: Requests) -> None:
         self.requests = requests
         self.spans: list[tuple[NDArray[np.int64], list[Tensor], list[Tensor]]] = []
 
     def rows(self, numbers: NDArray[np.int64]) -> None:
-        """From now on row r belongs to sample numbers[r]."""
+        """From the next step on, row r belongs to sample numbers[r]."""
         self.spans.append((numbers.copy(), [], []))
 
     def add(self, tokens: Tensor, logp: Tensor) -> None:
-        """One step's tokens [R] and log-probabilities [R]; what a row writes after its end is
-        ignored.
-        """
+        """Adds a step's tokens [R] and log-probabilities [R]; after a sample's end they are ignored."""
         _, kept, likely = self.spans[-1]
         kept.append(tokens)
         likely.append(logp)
 
     def samples(self, eos: Sequence[int], chat: Decoder, version: int) -> list[tuple[Sample, ...]]:
-        """P tuples of n samples. Each ends with its first token of `eos`, or has as many tokens as
-        it may.
-        """
+        """Returns P tuples of n samples, cut after their first token of `eos` or at their limit."""
         spans = [
             (n, torch.stack(t).cpu().numpy(), torch.stack(p).float().cpu().numpy())
             for n, t, p in self.spans
@@ -133,21 +125,18 @@ class Notes:
         n = self.requests.sampling.n
         made: list[Sample] = []
         for i in range(self.requests.total):
-            begin, last = (
-                int(bounds[i]),
-                min(int(bounds[i + 1]), int(bounds[i] + self.requests.limits[i])),
-            )
+            begin = int(bounds[i])
+            last = min(int(bounds[i + 1]), int(begin + self.requests.limits[i]))
             stopped = int(first_end[i]) < last
             stop = int(first_end[i]) + 1 if stopped else last
             prompt = self.requests.prompts[i // n].tokens
             chosen = tokens[begin:stop]
+            no_logp = np.zeros(len(prompt), dtype=np.float32)
             made.append(
                 Sample(
                     tokens=np.concatenate([np.array(prompt, dtype=np.int64), chosen]),
                     mask=np.arange(len(prompt) + len(chosen)) >= len(prompt),
-                    logp=np.concatenate(
-                        [np.zeros(len(prompt), dtype=np.float32), logp[begin:stop]]
-                    ),
+                    logp=np.concatenate([no_logp, logp[begin:stop]]),
                     text=chat.decode(chosen.tolist()),
                     finish="stop" if stopped else "length",
                     version=version,
@@ -158,7 +147,7 @@ class Notes:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; every module's mode is as before afterwards."""
+    """Inside, there is no dropout and no gradient; afterwards every module's mode is as before."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Randomness that belongs to a token and to nothing else, and drawing with it.
+"""Random numbers for sampling, and drawing tokens with them.
 
-Every token of every sample has one uniform number of its own, a hash of (seed, prompt id,
-occurrence of that id in the call, sample index, token index). So a sample does not depend on its
-batch mates, on the batch's size or on the order of work.
+Every token of every sample has a uniform number of its own, a hash of (seed, prompt id, occurrence
+of that id in the call, sample index, token index). So a sample does not depend on its batch mates,
+on the batch's size or on the order of work.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whet.kernels import BLOCK, kernels, usable
+from whet.kernels import BLOCK, compiled, usable
 from whet.model.logprobs import processed
 from whet.types import Prompt, Sampling
 
@@ -26,9 +26,7 @@ GOLDEN, MIX_1, MIX_2 = (
 
 
 def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint64]:
-    """One 64-bit key [P * n] a sample, prompt by prompt. An id that comes again gets other keys
-    than before.
-    """
+    """Returns a 64-bit key per sample [P * n], prompt by prompt; a repeated id gets other keys."""
     seen: Counter[str] = Counter()
     keys = np.empty(len(prompts) * n, dtype=np.uint64)
     for i, prompt in enumerate(prompts):
@@ -44,8 +42,7 @@ def sample_keys(prompts: Sequence[Prompt], seed: int, n: int) -> NDArray[np.uint
 
 
 def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for `count` tokens of each of R samples, from token index `first` [R] on:
-    [R, count].
+    """Returns numbers in [0, 1) [R, count] for R samples, from token index `first` [R] on.
 
     SplitMix64 as a counter-based generator (Steele, Lea and Flood, OOPSLA 2014): the t-th number of
     a key needs no other.
@@ -64,15 +61,14 @@ def uniforms(keys: NDArray[np.uint64], first: NDArray[np.int64], count: int) -> 
 
 
 def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tensor, " r"]:
-    """The token whose slice of the cumulative distribution holds u [R]; never one of probability 0,
-    whatever u in [0, 1].
+    """Returns, per row, the token whose slice of the cumulative distribution contains u.
+
+    u is in [0, 1]. A token of probability 0 is never returned.
     """
     vocabulary = logp.shape[1]
     likely, missing = logp.exp(), -vocabulary % BLOCK
     blocks = (F.pad(likely, (0, missing)) if missing else likely).unflatten(1, (-1, BLOCK))
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(
-        -1
-    )  # [R, B] of the distribution, where each block ends
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, B] where each block's slice ends
     target, zero = u[:, None] * ends[:, -1:], ends.new_zeros(())
     block = _slice(ends, target)
     begin = ends.gather(1, (block - 1).clamp_min(0)).where(block > 0, zero)
@@ -85,7 +81,7 @@ def inverse_cdf(logp: Float[Tensor, "r v"], u: Float[Tensor, " r"]) -> Int[Tenso
 
 
 def _slice(ends: Float[Tensor, "r n"], target: Float[Tensor, "r 1"]) -> Int[Tensor, "r 1"]:
-    """The slice that holds target: the first that ends beyond it, and never one that is empty."""
+    """Returns the slice that contains target: the first that ends beyond it, never an empty one."""
     total = ends[:, -1:]
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(ends, target, right=True).clamp_max_(ends.shape[1] - 1)
@@ -94,11 +90,10 @@ def _slice(ends: Float[Tensor, "r n"], target: Float[Tensor, "r 1"]) -> Int[Tens
 def draw(
     logits: Float[Tensor, "r v"], u: Float[Tensor, " r"], sampling: Sampling
 ) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"], Bool[Tensor, " r"]]:
-    """Tokens [R], their log-probabilities [R] under `processed`, and which rows [R] have a logit
-    that is not finite.
+    """Returns tokens [R], their log-probabilities [R] under `processed`, and broken rows [R].
 
-    The last says that the other two mean nothing in that row. temperature 0 takes the most likely
-    token.
+    A row is broken where a logit is not finite; its token means nothing. Temperature 0 takes the
+    most likely token.
     """
     plain = (
         sampling.temperature > 0
@@ -109,23 +104,16 @@ def draw(
         return _drawn(logits, u, sampling.temperature)
     logp = processed(logits, sampling.temperature, sampling.top_p, sampling.top_k)
     tokens = logp.argmax(-1) if sampling.temperature == 0 else inverse_cdf(logp, u)
-    return (
-        tokens,
-        logp.gather(1, tokens[:, None]).squeeze(1),
-        ~logits.sum(-1, dtype=logp.dtype).isfinite(),
-    )
+    broken = ~logits.sum(-1, dtype=logp.dtype).isfinite()
+    return tokens, logp.gather(1, tokens[:, None]).squeeze(1), broken
 
 
 def _drawn(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in one pass over each row."""
-    compiled = kernels()
-    assert compiled is not None
+    """`draw` in one pass over each row, compiled."""
     rows, vocabulary = logits.shape
     tokens, logp = torch.empty(rows, dtype=torch.int64), logits.new_empty(rows)
-    bad, kept = (
-        torch.empty(rows, dtype=torch.bool),
-        logits.new_empty(torch.get_num_threads(), vocabulary + vocabulary // BLOCK + 1),
-    )
-    tensors = (logits, u.contiguous(), tokens, logp, bad, kept)
-    compiled.call("draw", tensors, rows, vocabulary, float(temperature), work=logits.numel())
-    return tokens, logp, bad
+    broken = torch.empty(rows, dtype=torch.bool)
+    scratch = logits.new_empty(torch.get_num_threads(), vocabulary + vocabulary // BLOCK + 1)
+    tensors = (logits, u.contiguous(), tokens, logp, broken, scratch)
+    compiled().call("draw", tensors, rows, vocabulary, float(temperature), work=logits.numel())
+    return tokens, logp, broken

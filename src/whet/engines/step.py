@@ -1,5 +1,6 @@
-"""A decoder's step over one new token a row: its layers in turn, or all of them in one compiled
-call (kernels/decode.c).
+"""A decode step on a CPU: the decoder over one new token per row.
+
+All layers are one compiled call (kernels/decode.c) where the model is packed for it, else torch's.
 """
 
 import numpy as np
@@ -16,17 +17,16 @@ Parts = list[Tensor | None]
 
 
 class Step:
-    """`step(tokens [R], positions [R])` -> hidden states [R, hidden]. The tokens' keys and values
-    join the cache.
+    """`step(tokens [R], positions [R])` returns hidden states [R, hidden] and fills the cache.
 
-    `positions` bounds those that are asked for. Of a model that is `ready` all layers are one call,
-    and a row's bits do not depend on the rows beside it.
+    No position may be above `positions`. In the compiled call a row's bits do not depend on the
+    rows beside it.
     """
 
     def __init__(self, model: Transformer, cache: Cache, positions: int) -> None:
         self.model, self.cache = model, cache
         self.compiled = kernels() if _plain(model) else None
-        self.views = -1  # of the cache, that `parts` was made for
+        self.views = -1  # the cache's count of changes when `parts` was made
         if self.compiled is not None:
             self.weights = [_weights(layer) for layer in model.layers if isinstance(layer, Layer)]
             table = model.rotary(torch.arange(positions), torch.float32)
@@ -39,58 +39,31 @@ class Step:
             self._arrange()
         cache, c, rows, heads = self.cache, self.model.config, len(tokens), self.model.config.heads
         out = cache.like.new_empty(rows, c.hidden)
-        given = (
-            self.model.embed.weight,
-            self.model.norm.weight,
-            self.table,
-            tokens,
-            positions,
-            cache.order,
-            *cache.told,
-        )
+        weights = self.parts, self.model.embed.weight, self.model.norm.weight, self.table
+        inputs = tokens, positions, cache.order, *cache.indices
         shape = rows, c.layers, c.hidden, c.ffn, heads, c.kv_heads, c.head_dim
-        widths = (
-            cache.own.shape[4],
-            cache.prompt.shape[4],
-            cache.column,
-            cache.scores.shape[1],
-            self.table[0].numel(),
-        )
-        self.compiled.call(
-            "step",
-            (self.parts, *given, out, self.scratch, cache.scores),
-            *shape,
-            *widths,
-            c.norm_eps,
-        )
+        widths = cache.own.shape[4], cache.prompt.shape[4], cache.column, cache.scores.shape[1]
+        tensors = (*weights, *inputs, out, self.scratch, cache.scores)
+        numbers = (*shape, *widths, self.table[0].numel(), c.norm_eps)
+        self.compiled.call("step", tensors, *numbers)
         return out
 
     def _arrange(self) -> None:
-        """The addresses of every layer's weights, keys and values, and room for a step."""
+        """Finds the addresses of every layer's weights, keys and values, and room for a step."""
         cache, c = self.cache, self.model.config
         rows: list[Parts] = []
         for i, weights in enumerate(self.weights):
-            own, prompt = cache.own[i], cache.prompt[i]
-            rows.append(
-                [
-                    *weights,
-                    own[0],
-                    own[1],
-                    prompt[0],
-                    prompt[1],
-                    None if i in c.no_rope_layers else own,
-                ]
-            )
-        self.parts = torch.from_numpy(
-            np.array([[0 if t is None else t.data_ptr() for t in row] for row in rows])
-        )
+            rotates = None if i in c.no_rope_layers else cache.own[i]  # anything but NULL says yes
+            rows.append([*weights, *cache.own[i], *cache.prompt[i], rotates])
+        addresses = [[0 if t is None else t.data_ptr() for t in row] for row in rows]
+        self.parts = torch.from_numpy(np.array(addresses))
         heads = c.heads + 2 * c.kv_heads
         a_row = 2 * c.hidden + (2 * heads + c.heads + 2) * c.head_dim + 3 * c.ffn + heads
         self.scratch, self.views = cache.like.new_empty(len(cache.seat) * a_row), cache.views
 
 
 def _plain(model: Transformer) -> bool:
-    """Whether the compiled step can read this model: it is `ready`, so float32 on a CPU."""
+    """Whether the compiled step can read this model: it is packed, so float32 on a CPU."""
     return model.head.packed is not None and all(p.is_contiguous() for p in model.parameters())
 
 
@@ -101,11 +74,7 @@ def _map(linear: nn.Module) -> Parts:
 
 
 def _weights(layer: Layer) -> Parts:
-    """In decode.c's order."""
-    norms: Parts = (
-        [layer.norm_q.weight, layer.norm_k.weight]
-        if layer.norm_q and layer.norm_k
-        else [None, None]
-    )
+    """A layer's weights in decode.c's order."""
+    norms: Parts = [None if norm is None else norm.weight for norm in (layer.norm_q, layer.norm_k)]
     attention = [layer.norm_attention.weight, *_map(layer.qkv), *norms, *_map(layer.out)]
     return [*attention, layer.norm_ffn.weight, *_map(layer.gate_up), *_map(layer.down)]

@@ -1,7 +1,7 @@
-"""The C sources here, compiled when first needed with the machine's own C compiler and kept;
-without one, everything runs in torch.
+"""C kernels for a CPU in float32: compiled with the machine's own compiler at first use, then kept.
 
-WHET_KERNELS=off leaves them out. CC names another compiler.
+Without a compiler everything runs in torch. WHET_KERNELS=off leaves them out; CC names a compiler.
+In here: the C sources, and how they are compiled and called. Not in here: which model calls them.
 """
 
 import ctypes
@@ -19,28 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("ops.c", "logprobs.c", "product.c", "decode.c", "attention.c")
-]
-READ = [*(Path(__file__).with_name(name) for name in ("kernels.h", "tiles.h")), *SOURCES]
+HERE = Path(__file__).parent
+SOURCES = [HERE / f"{name}.c" for name in ("ops", "logprobs", "product", "decode", "attention")]
+HEADERS = [HERE / "kernels.h", HERE / "tiles.h"]
 FLAGS = (
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-)
+    "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
+)  # fmt: skip
 SECONDS = 120  # for the compiler
 SMALL = 1 << 14  # numbers; a kernel over fewer runs on one thread
-BLOCK = 64  # rows to a partial sum, as in kernels.c
+BLOCK = 64  # rows to a partial sum, as in kernels.h
 
 
 class Kernels:
-    """The compiled functions. A tensor is handed over as its address, so it must outlive the call,
-    be contiguous and float32.
+    """The compiled functions.
+
+    A tensor is handed over as its address, so it must be contiguous and float32 (or of the integer
+    type that the function names), and outlive the call.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -54,8 +48,10 @@ class Kernels:
         *numbers: int | float,
         work: int = 1 << 62,
     ) -> None:
-        """kernels.c's function: addresses (of tensors, or themselves), then numbers, then the
-        threads that `work` numbers are worth.
+        """Calls a C function with the tensors' addresses, the numbers and the count of threads.
+
+        An integer among `tensors` is an address itself, None is NULL. `work` is how many numbers
+        the function goes over: below SMALL it gets one thread.
         """
         function = self.functions.get(name)
         if function is None:
@@ -64,52 +60,46 @@ class Kernels:
             function.argtypes = [*(ctypes.c_void_p for _ in tensors), *kinds, ctypes.c_int]
             function.restype = None
         threads = torch.get_num_threads() if work >= SMALL else 1
-        function(
-            *[t.data_ptr() if isinstance(t, Tensor) else t for t in tensors], *numbers, threads
-        )
+        addresses = [t.data_ptr() if isinstance(t, Tensor) else t for t in tensors]
+        function(*addresses, *numbers, threads)
+
+    def number(self, name: str, *numbers: int) -> int:
+        """Returns the result of a C function from integers to an integer."""
+        function = getattr(self.library, name)
+        function.argtypes, function.restype = [ctypes.c_int64] * len(numbers), ctypes.c_int64
+        return function(*numbers)
 
 
-def _told(name: str, *numbers: int) -> int:
-    """What a function without tensors says."""
-    compiled = kernels()
-    assert compiled is not None  # asked only where there are some
-    function = getattr(compiled.library, name)
-    function.argtypes, function.restype = [ctypes.c_int64] * len(numbers), ctypes.c_int64
-    return function(*numbers)
+def attention_room(longest: int, prefix: int, head_dim: int) -> int:
+    """Returns how many numbers of scratch a thread of `attention` needs.
 
-
-def attention_room(longest: int, read: int, size: int) -> int:
-    """Numbers that a thread of `attention` works in: no segment is longer, none reads more before
-    it, a head has `size`.
+    `longest` is the longest segment's length, `prefix` the longest shared prefix's.
     """
-    return _told("attention_room", longest, read, size)
+    return compiled().number("attention_room", longest, prefix, head_dim)
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A linear map's weight [o, i] as `product` reads it."""
-    (o, i), compiled, panel = weight.shape, kernels(), _told("panel")
-    made = weight.new_empty(-(-o // panel) * panel * i)
-    assert compiled is not None
-    compiled.call("pack", (weight.contiguous(), made), o, i, work=weight.numel())
-    return made
+    """Returns a linear map's weight [o, i] in the order that `product` reads it."""
+    (o, i), panel = weight.shape, compiled().number("panel")
+    panels = weight.new_empty(-(-o // panel) * panel * i)
+    compiled().call("pack", (weight.contiguous(), panels), o, i, work=weight.numel())
+    return panels
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, columns: int) -> Tensor:
-    """y [n, columns] = x [n, i] W^T + bias, W being `packed`. A row's bits depend neither on the
-    rows beside it nor on the threads.
+    """Returns y [n, columns] = x [n, i] W^T + bias, of a `packed` W.
+
+    A row's bits depend neither on the rows beside it nor on the count of threads.
     """
-    (n, i), compiled = x.shape, kernels()
-    y = x.new_empty(n, columns)
-    assert compiled is not None
-    compiled.call(
-        "product", (x.contiguous(), weight, bias, y), n, i, columns, 0, work=n * i * columns
-    )
+    (n, i), y = x.shape, x.new_empty(len(x), columns)
+    tensors = (x.contiguous(), weight, bias, y)
+    compiled().call("product", tensors, n, i, columns, 0, work=n * i * columns)
     return y
 
 
 @cache
 def kernels() -> Kernels | None:
-    """None where they are switched off or there is no compiler that can make them."""
+    """Returns the kernels; None where they are switched off or no compiler here can make them."""
     if os.environ.get("WHET_KERNELS", "") == "off" or torch.get_default_device().type != "cpu":
         return None
     try:
@@ -118,55 +108,65 @@ def kernels() -> Kernels | None:
         return None
 
 
+def compiled() -> Kernels:
+    """Returns the kernels for a caller that has asked `usable`."""
+    library = kernels()
+    assert library is not None
+    return library
+
+
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether all of them are float32 on a CPU, and there are kernels."""
+    """Whether the kernels can take these tensors: all are float32 on a CPU, and there are kernels."""
     plain = all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
     return plain and kernels() is not None
 
 
 def _built() -> Path:
-    """The library for this source, compiler and processor. Raises OSError or SubprocessError."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [
-        shutil.which("cc") or shutil.which("gcc") or "cc"
-    ]
-    version = subprocess.run(
-        [*compiler, "--version"], capture_output=True, check=True, timeout=SECONDS
-    ).stdout
-    told = [
-        *(file.read_bytes() for file in READ),
-        " ".join([*compiler, *FLAGS]).encode(),
-        version,
-        _processor(),
-    ]
-    digest = hashlib.sha256(b"\0".join(told)).hexdigest()
-    name = f"kernels-{digest[:16]}.so"
-    for place in (_cache, _aside):
+    """Returns the library of this source, compiler and processor, compiled unless it was before.
+
+    Raises OSError or SubprocessError where it cannot be compiled or kept.
+    """
+    default = shutil.which("cc") or shutil.which("gcc") or "cc"
+    command = [*(shlex.split(os.environ.get("CC", "")) or [default]), *FLAGS]
+    name = f"kernels-{_digest(command)[:16]}.so"
+    for place in (_cache, _temporary):
         try:
             folder = place()
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / name).is_file():
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    made = Path(scratch) / name
-                    command = [*compiler, *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
-                    subprocess.run(command, capture_output=True, check=True, timeout=SECONDS)
-                    made.replace(folder / name)
+                    library = Path(scratch) / name
+                    subprocess.run(
+                        [*command, "-o", str(library), *map(str, SOURCES), "-lm"],
+                        capture_output=True, check=True, timeout=SECONDS,
+                    )  # fmt: skip
+                    library.replace(folder / name)
             return folder / name
         except OSError:
             continue
     raise OSError("no folder to keep the kernels in")
 
 
+def _digest(command: list[str]) -> str:
+    """Of all that decides what the compiler makes."""
+    compiler = [*command[: -len(FLAGS)], "--version"]
+    version = subprocess.run(compiler, capture_output=True, check=True, timeout=SECONDS).stdout
+    sources = [file.read_bytes() for file in (*HEADERS, *SOURCES)]
+    parts = [*sources, " ".join(command).encode(), version, _processor()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whet"
 
 
-def _aside() -> Path:
+def _temporary() -> Path:
     """Where there is no home to write to."""
     return Path(tempfile.mkdtemp(prefix="whet-"))
 
 
 def _processor() -> bytes:
-    """What -march=native depends on."""
+    """The processor, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-/* What the sources here share. */
+/* Declarations that all kernels share. */
 #include <math.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -9,17 +9,18 @@
 #include <string.h>
 
 #define BLOCK 64
-/* A function whose name ends in _rows shares its rows among the team of threads that calls it; TEAM makes one. */
+/* TEAM makes a team of threads. A function named …_rows is called by a team and shares its rows out. */
 #define TEAM _Pragma("omp parallel num_threads(threads) if (threads > 1)")
 #define ROWS _Pragma("omp for schedule(static)")
 #define SIMD _Pragma("omp simd")
 
-/* e^x, relative error below 2e-7; x is held to -60 .. 60, where sums in float32 no longer see the rest and no product of a weight becomes
- * denormal, which processors compute many times slower. What is not a number stays so. */
+/* e^x with a relative error below 2e-7. NaN stays NaN.
+ * x is clamped to -60 .. 60. Beyond, sums in float32 do not change, and a product with a weight could
+ * become denormal, which processors compute many times slower. */
 static inline float exp_(float x) {
     x = x < -60.0f ? -60.0f : x;
     x = x > 60.0f ? 60.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the integer stands in the lowest bits */
+    float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23 moves the integer to the lowest bits */
     int32_t bits;
     memcpy(&bits, &shifted, 4);
     float n = shifted - 12582912.0f;
@@ -44,7 +45,8 @@ static inline float dot(const float *a, const float *b, int64_t n) {
 }
 
 void norm_rows(const float *x, const float *w, float *y, float *rstd, int64_t n, int64_t h, float eps);
-void head_rows(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin, float *q, float *k, float *v,
-               float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps);
+void head_rows(const float *qkv, const float *wq, const float *wk, const float *cos, const float *sin,
+    float *q, float *k, float *v, float *rstd, int64_t n, int64_t heads, int64_t kv, int64_t d, float eps);
 void gate_rows(const float *gate_up, float *y, int64_t n, int64_t f);
-void product_rows(const float *x, const float *packed, const float *bias, float *y, int64_t n, int64_t i, int64_t o, int add, int threads);
+void product_rows(const float *x, const float *packed, const float *bias, float *y, int64_t n,
+    int64_t i, int64_t o, int add, int threads);

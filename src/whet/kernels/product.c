@@ -1,16 +1,18 @@
-/* Matrix products in float32. Every element of a result is one chain of fused multiply-adds in the order of the summed index, whatever the
- * number of rows, of threads, or the tile that it falls into: a row's result does not depend on the rows beside it.
+/* Matrix products in float32. Every element of a result is one chain of fused multiply-adds in the
+ * order of the summed index. So a row's result depends neither on the rows beside it, nor on the
+ * number of threads, nor on its tile.
  *
- * A tile of TALL rows and PANEL columns is held in registers. What is read by columns is packed: [panels, depth, PANEL], zeros behind the end.
+ * A tile of TALL rows and PANEL columns stays in registers. The factor that is read by columns is
+ * packed: [panels, depth, PANEL], padded with zeros.
  */
 #include "tiles.h"
 
-#define MOST_ROWS 96 /* worked through with one panel before the next: they stay in the core's cache */
+#define MOST_ROWS 96 /* rows per panel at a time, so that they stay in the core's cache */
 
-/* The numbers of a panel. */
+/* The columns of a panel. */
 int64_t panel(void) { return PANEL; }
 
-/* w [o, i], packed for products that sum over i. */
+/* Packs w [o, i] for products that sum over i. */
 void pack(const float *w, float *packed, int64_t o, int64_t i, int threads) {
     TEAM ROWS for (int64_t p = 0; p < parts(o, PANEL); p++) {
         float *to = packed + p * PANEL * i;
@@ -23,7 +25,7 @@ void pack(const float *w, float *packed, int64_t o, int64_t i, int threads) {
     }
 }
 
-/* y [rows, wide] = the sums, + bias, + what was there. */
+/* y [rows, wide] = sum + bias (unless NULL) + y (if add). */
 TILE keep(lanes sum[][2], float *y, const float *bias, int64_t ld, int64_t wide, int add, const int rows) {
     if (wide == PANEL) {
         ALL_ROWS for (int r = 0; r < rows; r++) {
@@ -39,11 +41,13 @@ TILE keep(lanes sum[][2], float *y, const float *bias, int64_t ld, int64_t wide,
     for (int r = 0; r < rows; r++) {
         float all[PANEL];
         memcpy(all, sum[r], sizeof all);
-        for (int64_t j = 0; j < wide; j++) y[r * ld + j] = all[j] + (bias ? bias[j] : 0) + (add ? y[r * ld + j] : 0);
+        for (int64_t j = 0; j < wide; j++)
+            y[r * ld + j] = all[j] + (bias ? bias[j] : 0) + (add ? y[r * ld + j] : 0);
     }
 }
 
-TILE tile(const float *x, const float *w, const float *bias, float *y, const int64_t *size, int64_t wide, int add, const int rows) {
+TILE tile(const float *x, const float *w, const float *bias, float *y, const int64_t *size,
+    int64_t wide, int add, const int rows) {
     lanes sum[TALL][2];
     ALL_ROWS for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (lanes){0};
     gather(sum, x, w, size[0], size[0], 1, rows);
@@ -52,8 +56,9 @@ TILE tile(const float *x, const float *w, const float *bias, float *y, const int
 
 #define CASE(R) case R: tile(x, w, bias, y, size, wide, add, R); break;
 
-/* Rows [n] times one panel, in tiles of nearly equal height. size: depth, columns of y. */
-static void rows_times(const float *x, const float *w, const float *bias, float *y, const int64_t *size, int64_t n, int64_t wide, int add) {
+/* n rows times one panel, in tiles of nearly equal height. size: depth, columns of y. */
+static void rows_times(const float *x, const float *w, const float *bias, float *y, const int64_t *size,
+    int64_t n, int64_t wide, int add) {
     for (int64_t left = parts(n, TALL); left; left--) {
         int64_t rows = parts(n, left);
         switch (rows) {
@@ -66,8 +71,9 @@ static void rows_times(const float *x, const float *w, const float *bias, float 
     }
 }
 
-/* Within a team: y [n, o] = x [n, i] packed^T + bias, or y + that. */
-void product_rows(const float *x, const float *packed, const float *bias, float *y, int64_t n, int64_t i, int64_t o, int add, int threads) {
+/* y [n, o] = x [n, i] packed^T + bias, added to y if `add`. */
+void product_rows(const float *x, const float *packed, const float *bias, float *y, int64_t n,
+    int64_t i, int64_t o, int add, int threads) {
     int64_t panels = parts(o, PANEL), strips = parts(n, MOST_ROWS), size[2] = {i, o};
     if (strips * panels < 2 * threads) strips = least(parts(n, TALL), parts(2 * threads, panels));
     if (n < 1) return;
@@ -75,10 +81,12 @@ void product_rows(const float *x, const float *packed, const float *bias, float 
     ROWS for (int64_t k = 0; k < strips * panels; k++) {
         int64_t first = k / panels * tall, p = k % panels, at = p * PANEL;
         if (first >= n) continue;
-        rows_times(x + first * i, packed + at * i, bias ? bias + at : 0, y + first * o + at, size, least(tall, n - first), least(PANEL, o - at), add);
+        rows_times(x + first * i, packed + at * i, bias ? bias + at : 0, y + first * o + at, size,
+            least(tall, n - first), least(PANEL, o - at), add);
     }
 }
 
-void product(const float *x, const float *packed, const float *bias, float *y, int64_t n, int64_t i, int64_t o, int64_t add, int threads) {
+void product(const float *x, const float *packed, const float *bias, float *y, int64_t n, int64_t i,
+    int64_t o, int64_t add, int threads) {
     TEAM product_rows(x, packed, bias, y, n, i, o, add, threads);
 }

@@ -30,12 +30,11 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     tied: bool = True
-    scalar: bool = False  # one number for each state in place of a vocabulary: a reward model
+    scalar: bool = False  # the head gives one number per token, not logits: a reward model
     max_positions: int = 2048
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
-    extra: dict[str, Any] = field(
-        default_factory=dict
-    )  # other keys of config.json, written back as they were
-    generation: dict[str, Any] = field(default_factory=dict)  # likewise of generation_config.json
+    # Other keys of config.json and of generation_config.json, written back unchanged.
+    extra: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,4 @@
-"""Any causal language model of transformers' behind the same words as whet's own decoder (extra
-`hf`).
-"""
+"""Any causal language model of transformers as a Policy (extra `hf`)."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,25 +18,19 @@ from whet.model.weights import Shards
 
 # What transformers and torch raise over a configuration or a file that they cannot use.
 REFUSALS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError,
     ArithmeticError,
-)
-UNLIMITED = 1 << 24  # max_positions where a model states none
+)  # fmt: skip
+UNLIMITED = 1 << 24  # max_positions of a model that states none
 ALIGNED = 64  # bytes
 
 
 class HuggingFaceModel(nn.Module):
-    """A transformers model that takes packs. `hf` is the model itself, for engines that call it.
+    """A model of transformers that takes packs; `hf` is the model itself, for its engine.
 
     It stays in evaluation mode: dropout would make the trainer's log-probabilities differ from the
-    sampler's. Raises ModelError where its logits are not made from its last hidden states in a way
-    that whet knows.
+    sampler's. Raises ModelError where whet does not know how its logits follow from its last hidden
+    states.
     """
 
     def __init__(self, hf: Any, config: ModelConfig) -> None:
@@ -47,9 +39,8 @@ class HuggingFaceModel(nn.Module):
         self.hf = hf.eval()
         text = hf.config.get_text_config()
         scale, shrink = (getattr(text, key, None) for key in ("logit_scale", "logits_scaling"))
-        self.scale = (1.0 if scale is None else float(scale)) / (
-            1.0 if shrink is None else float(shrink)
-        )
+        scale, shrink = (1.0 if x is None else float(x) for x in (scale, shrink))
+        self.scale = scale / shrink
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         if hf.get_output_embeddings() is None or self.body is hf:
@@ -69,22 +60,22 @@ class HuggingFaceModel(nn.Module):
     def packed(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Float[Tensor, "n h"]:
-        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1], through
-        right-padded batches.
+        """Returns the hidden states [N, hidden] of a pack, computed in right-padded batches.
 
-        Raises ValueError for positions that do not count from 0 where the model counts them itself.
+        starts [S + 1]: the segments' offsets, ending with N. Raises ValueError for positions that do
+        not count from 0 where the model counts them itself.
         """
         hidden = None
         for index, real in Packed(starts).buckets:
             named: dict[str, Tensor] = {"input_ids": tokens[index], "attention_mask": real.long()}
             if self.takes_positions:
                 named["position_ids"] = positions[index]
-            elif (positions[index] != torch.arange(index.shape[1], device=index.device))[
-                real
-            ].any():
-                raise ValueError(
-                    f"a {self.config.family} counts its own positions; they must start at 0"
-                )
+            else:
+                counted = torch.arange(index.shape[1], device=index.device)
+                if (positions[index] != counted)[real].any():
+                    raise ValueError(
+                        f"a {self.config.family} counts its own positions; they must start at 0"
+                    )
             read = self.body(**named, use_cache=False).last_hidden_state
             hidden = read.new_zeros(len(tokens), read.shape[-1]) if hidden is None else hidden
             hidden = hidden.index_put((index[real],), read[real])
@@ -92,7 +83,7 @@ class HuggingFaceModel(nn.Module):
         return hidden
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
-        """Scaled and softly capped (arXiv:2408.00118, section 2) where the model's own are."""
+        """Returns logits, scaled and softly capped (arXiv:2408.00118, section 2) as the model's."""
         logits = self.hf.get_output_embeddings()(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -100,24 +91,20 @@ class HuggingFaceModel(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Ours against the model's own logits on a few tokens."""
+        """Compares these logits with the model's own on a few tokens; raises ModelError."""
         tokens = torch.arange(min(4, self.config.vocab), device=self.hf.device)
         theirs = self.hf(input_ids=tokens[None]).logits[0].float()
-        ours = self.logits(
-            self.packed(
-                tokens, torch.arange(len(tokens)).to(tokens), tokens.new_tensor([0, len(tokens)])
-            )
-        )
-        if not torch.allclose(
-            ours.float(), theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())
-        ):
+        positions, starts = torch.arange(len(tokens)), tokens.new_tensor([0, len(tokens)])
+        ours = self.logits(self.packed(tokens, positions.to(tokens), starts)).float()
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())):
             raise ModelError(
-                f"whet does not know how a {self.config.family} makes its logits, so it cannot train it"
+                f"whet does not know how a {self.config.family} makes its logits, "
+                "so it cannot train it"
             )
 
 
 def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> HuggingFaceModel:
-    """A directory's model through transformers: no remote code, no pickle, nothing left at random.
+    """Loads a directory's model by transformers: no remote code, no pickle, no random weights.
 
     Raises ModelError where transformers is missing or cannot load it, and where weights are
     missing, broken or quantized.
@@ -127,9 +114,9 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Hug
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
-        cure = "pip install 'whet[hf]'"
         raise ModelError(
-            f"{directory} is a {kind}, which whet loads through transformers; {cure}"
+            f"{directory} is a {kind}, which whet loads through transformers; "
+            "pip install 'whet[hf]'"
         ) from None
     if read_json(directory / CONFIG).get("quantization_config"):
         raise ModelError(f"{directory} is quantized; give the model it was made from")
@@ -147,9 +134,8 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Hug
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                attn_implementation="eager"
-                if capped
-                else None,  # the fused kernels leave the cap out
+                # The fused kernels leave the cap out.
+                attn_implementation="eager" if capped else None,
                 **local,
             )
     except (*REFUSALS, StrictDataclassError) as failure:
@@ -157,19 +143,20 @@ def load(directory: Path, dtype: torch.dtype, device: str | torch.device) -> Hug
             f"{directory} is a {kind}, which transformers cannot load: {_line(failure)}"
         ) from None
     hf, report = loaded
-    if lost := sorted(report["missing_keys"]) + sorted(
-        str(m[0]) for m in report["mismatched_keys"]
-    ):
+    mismatched = sorted(str(m[0]) for m in report["mismatched_keys"])
+    if lost := sorted(report["missing_keys"]) + mismatched:
         raise ModelError(
-            f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); is the model whole?"
+            f"{directory} lacks {lost[0]} in the right shape ({len(lost)} such); "
+            "is the model whole?"
         )
     return HuggingFaceModel(_aligned(hf.to(device)), _config(hf, directory))
 
 
 def _aligned(hf: Any) -> Any:
-    """With each weight where torch would have put it. Products round by where in a cache line they
-    begin to read, so weights left where a file's bytes happened to lie would make a run that goes
-    on another one.
+    """Moves weights that lie at odd addresses of a file to where torch allocates.
+
+    A matrix product's rounding depends on where in a cache line it begins to read. Without the move
+    a resumed run would differ from an uninterrupted one.
     """
     for p in hf.parameters():
         if p.data_ptr() % ALIGNED:
@@ -178,8 +165,9 @@ def _aligned(hf: Any) -> Any:
 
 
 def write(model: object, directory: Path, shard_bytes: int) -> None:
-    """What save_pretrained writes: configuration, generation settings and safetensors. Raises
-    ModelError where it cannot.
+    """Writes configuration, generation settings and safetensors by save_pretrained.
+
+    Raises ModelError where it cannot.
     """
     if not isinstance(model, HuggingFaceModel):
         raise TypeError(f"{type(model).__name__} is no model that whet can save")
@@ -194,9 +182,7 @@ def write(model: object, directory: Path, shard_bytes: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' tables and bars: what they would say is raised, or nothing the user can
-    act on.
-    """
+    """Silences transformers' tables and bars; faults are raised instead."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -211,13 +197,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(failure: Exception) -> str:
-    """What another library says, in one line that is not too long."""
+    """Another library's message in one line of at most 300 characters."""
     words = " ".join(str(failure).split())
     return words if len(words) <= 300 else f"{words[:300]} …"
 
 
 def _config(hf: Any, directory: Path) -> ModelConfig:
-    """transformers' configuration in our words; what a kind of model does not have is 0."""
+    """Returns transformers' configuration as a ModelConfig; numbers that a model lacks are 0."""
     text = hf.config.get_text_config()
     generation = read_json(directory / GENERATION) if (directory / GENERATION).exists() else {}
 
@@ -226,17 +212,15 @@ def _config(hf: Any, directory: Path) -> ModelConfig:
         return value if isinstance(value, int) else default
 
     def ids(key: str) -> list[int]:
-        found: list[int] = []
+        every: list[int] = []
         for value in (generation.get(key), getattr(text, key, None), getattr(hf.config, key, None)):
-            found += value if isinstance(value, list) else [] if value is None else [value]
-        return list(dict.fromkeys(found))
+            every += value if isinstance(value, list) else [] if value is None else [value]
+        return list(dict.fromkeys(every))
 
-    heads = count("num_attention_heads")
+    heads, head = count("num_attention_heads"), hf.get_output_embeddings()
     return ModelConfig(
         family=hf.config.model_type,
-        vocab=hf.get_output_embeddings().weight.shape[0]
-        if hf.get_output_embeddings()
-        else count("vocab_size"),
+        vocab=head.weight.shape[0] if head else count("vocab_size"),
         hidden=count("hidden_size"),
         layers=count("num_hidden_layers"),
         heads=heads,

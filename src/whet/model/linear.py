@@ -1,6 +1,4 @@
-"""A linear map, which while it only samples may hold its weight in the order that the compiled
-product reads.
-"""
+"""The decoder's linear maps, which hold their weights packed while the model samples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +11,14 @@ from whet.kernels import packed, product, usable
 
 
 class Map(nn.Module):
-    """What maps linearly, by one matrix where it has one now."""
+    """A linear map: a Linear, or one with adapters (lora.py)."""
 
-    packed: Tensor | None = None  # the matrix, while `ready`
+    packed: Tensor | None = None  # the matrix in the order of the compiled product, while `ready`
 
     @property
-    def matrix(self) -> Float[Tensor, "o i"] | None: ...
+    def matrix(self) -> Float[Tensor, "o i"] | None:
+        """The one matrix that the map is, or None where adapters stand beside it."""
+        ...
 
 
 class Linear(nn.Linear, Map):
@@ -32,23 +32,23 @@ class Linear(nn.Linear, Map):
         return mapped(input, self.weight, self.bias, self.packed)
 
 
-def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, ready: Tensor | None) -> Tensor:
-    """x [n, i] W^T + b, by the compiled product where W is `ready` for it."""
-    return F.linear(x, weight, bias) if ready is None else product(x, ready, bias, len(weight))
+def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    """Returns x [n, i] W^T + b, by the compiled product where W is packed for it."""
+    return F.linear(x, weight, bias) if packed is None else product(x, packed, bias, len(weight))
 
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Packs the linear maps of a decoder for sampling: a row's result then depends on that row
-    alone, bit for bit. Weights must not change inside, and nothing is differentiated. On other
-    devices and in other number formats nothing is packed.
+    """Packs a decoder's linear maps for sampling: a row's bits then depend on that row alone.
+
+    Inside, weights must not change and nothing is differentiated. Only float32 on a CPU is packed.
     """
-    held = [m for m in model.modules() if isinstance(m, Map)]
+    maps = [m for m in model.modules() if isinstance(m, Map)]
     try:
-        for module in held:
+        for module in maps:
             if module.matrix is not None and usable(module.matrix):
                 module.packed = packed(module.matrix)
         yield
     finally:
-        for module in held:
+        for module in maps:
             module.packed = None

@@ -1,7 +1,7 @@
-"""The distribution that is sampled from, and log-probabilities under it. Sampler and trainer both
-come here.
+"""The distribution that tokens are sampled from, and log-probabilities under it.
 
-The one place that shifts: the token at index t is predicted by the hidden state at t - 1.
+Sampler and trainer share this file. It is the one place that shifts logits against tokens: the
+token at index t is predicted by the hidden state at t - 1.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils import checkpoint
 
-from whet.kernels import kernels, usable
+from whet.kernels import compiled, usable
 
-MAX_LOGITS = {
-    "cpu": 1 << 22
-}  # numbers of [tokens x vocabulary] held at once; more are made again in the backward pass
-MAX_ELSEWHERE = 1 << 26
+# Logits [tokens x vocabulary] in memory at once; more are computed again in the backward pass.
+MAX_LOGITS, MAX_ELSEWHERE = {"cpu": 1 << 22}, 1 << 26
 
 
 def processed(
@@ -28,13 +26,13 @@ def processed(
     top_k: int = 0,
     keep: Int[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "m v"]:
-    """log-probabilities [M, V] of the distribution that is sampled from: temperature, then top-k,
-    then top-p, renormalised.
+    """Returns log-probabilities [M, V] of the sampling distribution.
 
-    temperature 0 (greedy) gives those at temperature 1. Excluded tokens get -inf; `keep` names one
-    token a row that is never excluded (the trainer's, where the policy has moved on since it
-    sampled). top-p keeps the smallest set of most likely tokens whose probability reaches top_p
-    (arXiv:1904.09751), always at least one.
+    Temperature comes first, then top-k, then top-p; what is left is renormalised. Temperature 0
+    (greedy) gives the distribution at temperature 1. top-p keeps the smallest set of most likely
+    tokens whose probability reaches top_p (arXiv:1904.09751), always at least one. Excluded tokens
+    get -inf. `keep` names a token per row that is never excluded: the sampled one, when a policy
+    that has been updated since is asked.
 
     >>> import torch
     >>> logits = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
@@ -62,15 +60,14 @@ def processed(
 
 
 def rows_at_once(vocabulary: int, device: str) -> int:
-    """How many rows of logits to hold at once on a kind of device, at least one: on a CPU what its
-    cache holds.
-    """
+    """Returns how many rows of logits to hold at once on a device: on a CPU, what its cache holds."""
     return max(1, MAX_LOGITS.get(device, MAX_ELSEWHERE) // vocabulary)
 
 
 def before(states: Float[Tensor, " *n"], chosen: Int[Tensor, " m"]) -> Float[Tensor, " *m"]:
-    """The state (row, or number) of the N that each of the M chosen tokens was drawn in. Raises
-    ValueError where one has no predecessor in the pack.
+    """Returns, of N states, the one that each of M chosen tokens was drawn from.
+
+    Raises ValueError where a chosen token has no predecessor in the pack.
     """
     if len(chosen) and int(chosen.min()) < 1:
         raise ValueError("the first token of a pack has no predecessor")
@@ -85,21 +82,21 @@ def chosen_logprobs(
     shape: Callable[[Tensor, Tensor], Tensor],
     entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """log pi(tokens[chosen]) [M] and the entropy [M] of the distributions they were drawn from.
+    """Returns log pi(tokens[chosen]) [M] and the entropy [M] of their distributions.
 
-    `head` turns hidden rows into logits; `shape(logits [m, V], target [m])` turns those into
+    `head` turns hidden rows into logits; `shape(logits [m, V], targets [m])` turns logits into
     log-probabilities (`processed`, with the sampling's settings). Only the M rows that predict a
     chosen token are projected, in chunks of `rows_at_once` that are computed again in the backward
-    pass, so that [N x V] is never held. The entropy carries gradient only where `entropy_grad` asks
-    for it. Raises ValueError where a chosen token has no predecessor in the pack.
+    pass, so that [N x V] is never in memory. The entropy has a gradient with `entropy_grad` only.
+    Raises ValueError where a chosen token has no predecessor in the pack.
     """
     rows, targets = before(hidden, chosen), tokens[chosen]
 
     def chunk(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logp = shape(head(rows), targets)
-        spread = logp if entropy_grad else logp.detach()
-        finite = spread.masked_fill(spread == -torch.inf, 0.0)
-        return logp.gather(1, targets[:, None]).squeeze(1), -(spread.exp() * finite).sum(-1)
+        every = logp if entropy_grad else logp.detach()
+        finite = every.masked_fill(every == -torch.inf, 0.0)
+        return logp.gather(1, targets[:, None]).squeeze(1), -(every.exp() * finite).sum(-1)
 
     with torch.no_grad():
         vocabulary = head(rows[:1]).shape[-1] if len(rows) else 1
@@ -122,12 +119,11 @@ def linear_logprobs(
     temperature: float,
     entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """As `chosen_logprobs`, where the logits are hidden x weight^T and nothing but the temperature
-    shapes them.
+    """`chosen_logprobs` of the logits hidden x weight^T, shaped by a temperature alone.
 
     The gradient by the logits z is in closed form, d logp / dz_j = (1[j is chosen] - p_j) /
-    temperature and d entropy / dz_j = -p_j (log p_j + entropy) / temperature, written over the
-    logits themselves: a chunk holds one tensor of them, in either direction.
+    temperature and d entropy / dz_j = -p_j (log p_j + entropy) / temperature. It is written over
+    the logits, so that forward and backward hold one tensor of logits per chunk.
     """
     rows, targets = before(hidden, chosen), tokens[chosen]
     apply = cast(Callable[..., tuple[Tensor, Tensor]], _Chosen.apply)  # pyright: ignore[reportUnknownMemberType]
@@ -135,47 +131,44 @@ def linear_logprobs(
     return logp, entropy if entropy_grad else entropy.detach()
 
 
-def spread(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits [m, V] times scale: log-probability of the targets [m], entropy [m], log-sum-exp
-    [m].
+def summarized(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the targets' log-probabilities [m], entropy [m] and log-sum-exp [m] of logits * scale.
+
+    logits: [m, V]; targets: [m].
     """
     if usable(logits):
-        compiled, told = kernels(), [logits.new_empty(len(logits)) for _ in range(3)]
-        assert compiled is not None
-        compiled.call(
-            "spread", (logits, targets, *told), *logits.shape, float(scale), work=logits.numel()
-        )
-        return told[0], told[1], told[2]
+        logp, entropy, size = (logits.new_empty(len(logits)) for _ in range(3))
+        tensors = (logits, targets, logp, entropy, size)
+        compiled().call("logprobs", tensors, *logits.shape, float(scale), work=logits.numel())
+        return logp, entropy, size
     logp, at = _scaled(logits, scale), targets[:, None]
     chosen = logp.gather(1, at).squeeze(1)
     size = logits.gather(1, at).squeeze(1).to(logp.dtype) * scale - chosen
     return chosen, -(logp.exp() * logp).sum(-1), size
 
 
-def _scaled(logits: Tensor, scale: float) -> Tensor:
-    """log-probabilities of logits times scale, in float32 at least."""
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return (logits if scale == 1.0 else logits.to(kind) * scale).log_softmax(-1, dtype=kind)
-
-
-def spread_back(
-    logits: Tensor, told: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float
+def summarized_back(
+    logits: Tensor, summary: tuple[Tensor, ...], g: Tensor, h: Tensor | None, scale: float
 ) -> Tensor:
-    """The gradient [m, V] by the logits, over which it may be written, of sum(g logp + h entropy);
-    told: targets, entropy, log-sum-exp.
+    """Returns the gradient [m, V] by the logits of sum(g logp + h entropy), perhaps over the logits.
+
+    summary: targets, entropy, log-sum-exp.
     """
-    targets, entropy = told[:2]
+    targets, entropy = summary[:2]
     if usable(logits):
-        compiled = kernels()
-        assert compiled is not None
-        compiled.call(
-            "spread_back", (logits, *told, g, h), *logits.shape, float(scale), work=logits.numel()
-        )
+        tensors = (logits, *summary, g, h)
+        compiled().call("logprobs_back", tensors, *logits.shape, float(scale), work=logits.numel())
         return logits
     logp, g = _scaled(logits, scale), g[:, None] * scale
     by = g if h is None else g + h[:, None] * scale * (logp + entropy[:, None])
     by = logp.exp_().mul_(-by) if h is None else logp.exp() * -by
     return by.scatter_add_(1, targets[:, None], g).to(logits.dtype)
+
+
+def _scaled(logits: Tensor, scale: float) -> Tensor:
+    """log-probabilities of logits * scale, in float32 at least."""
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (logits if scale == 1.0 else logits.to(kind) * scale).log_softmax(-1, dtype=kind)
 
 
 class _Chosen(Function):
@@ -184,36 +177,34 @@ class _Chosen(Function):
         ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         size = rows_at_once(len(weight), rows.device.type)
-        told: list[tuple[Tensor, ...]] = []
-        held = rows.new_empty(min(size, len(rows)), len(weight))
+        chunks: list[tuple[Tensor, ...]] = []
+        buffer = rows.new_empty(min(size, len(rows)), len(weight))
         for i in range(0, len(rows), size):
-            logits = torch.mm(rows[i : i + size], weight.t(), out=held[: len(rows) - i])
-            told.append(spread(logits, targets[i : i + size], scale))
+            logits = torch.mm(rows[i : i + size], weight.t(), out=buffer[: len(rows) - i])
+            chunks.append(summarized(logits, targets[i : i + size], scale))
         logp, entropy, sums = (
-            (torch.cat(x) for x in zip(*told, strict=True)) if told else rows.new_empty(3, 0)
+            (torch.cat(x) for x in zip(*chunks, strict=True)) if chunks else rows.new_empty(3, 0)
         )
-        kept = held if len(told) == 1 else None  # else they are made again
+        kept = buffer if len(chunks) == 1 else None  # else logits are computed again
         ctx.save_for_backward(rows, weight, targets, entropy, sums, kept)
         ctx.scale, ctx.size = scale, size
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         rows, weight, targets, entropy, sums, kept = ctx.saved_tensors
-        g, h = (x.contiguous() for x in given)
+        g, h = (x.contiguous() for x in grads)
         h = h if h.any() else None
         back, by_weight = torch.empty_like(rows), torch.zeros_like(weight)
-        held = rows.new_empty(min(ctx.size, len(rows)), len(weight))
+        buffer = rows.new_empty(min(ctx.size, len(rows)), len(weight))
         for i in range(0, len(rows), ctx.size):
-            at = slice(i, i + ctx.size)
-            logits = held[: len(rows) - i]
-            logits = (
+            at, logits = slice(i, i + ctx.size), buffer[: len(rows) - i]
+            if kept is None:
+                torch.mm(rows[at], weight.t(), out=logits)
+            else:
                 logits.copy_(kept)
-                if kept is not None
-                else torch.mm(rows[at], weight.t(), out=logits)
-            )
-            part = None if h is None else h[at]
-            by = spread_back(logits, (targets[at], entropy[at], sums[at]), g[at], part, ctx.scale)
+            summary, part = (targets[at], entropy[at], sums[at]), None if h is None else h[at]
+            by = summarized_back(logits, summary, g[at], part, ctx.scale)
             torch.mm(by, weight, out=back[at])
             by_weight.addmm_(by.t(), rows[at])
         return back, by_weight, None, None

@@ -1,5 +1,6 @@
-"""Low-rank adapters: a frozen weight W [out, in] plus alpha / rank times B A, of which only A and B
-learn (LoRA, arXiv:2106.09685).
+"""Low-rank adapters (LoRA, arXiv:2106.09685).
+
+A frozen weight W [out, in] becomes W + alpha / rank * B A, of which only A and B are trained.
 """
 
 import copy
@@ -22,18 +23,15 @@ from whet.model.transformer import Transformer
 from whet.model.weights import parts
 
 Model = TypeVar("Model", bound=Policy)
-Stack = tuple[
-    tuple[str, int], ...
-]  # (projection, rows) of what stands in one of the decoder's fused matrices
+Stack = tuple[tuple[str, int], ...]  # (projection, rows) of each part of a fused matrix
 
 
 class LoraLinear(Map):
-    """A linear map, frozen, and an A [rank, in] and B [rows, rank] for each adapted projection of
-    the stack that it holds.
+    """A frozen linear map, with A [rank, in] and B [rows, rank] for each adapted projection in it.
 
-    y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as the
-    paper's released code has it, so within 1 / sqrt(in); B starts at 0, so that the map is what it
-    was.
+    y = W x + b + alpha / rank * B A x (arXiv:2106.09685, eq. 3). A starts Kaiming-uniform, as in
+    the paper's released code, so within 1 / sqrt(in). B starts at 0, so that at first y is as
+    without adapters.
 
     >>> plain = Linear(2, 1, bias=False)
     >>> _ = plain.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
@@ -71,83 +69,79 @@ class LoraLinear(Map):
         if self.whole is not None:
             return mapped(x, self.whole, self.bias, self.packed)
         y = F.linear(x, self.weight, self.bias).split([rows for _, rows in self.stack], dim=-1)
-        return torch.cat(
-            [self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)],
-            dim=-1,
-        )
+        parts = [self._added(part, name, x) for part, (name, _) in zip(y, self.stack, strict=True)]
+        return torch.cat(parts, dim=-1)
 
     def _added(self, y: Tensor, name: str, x: Tensor) -> Tensor:
         if name not in self.lora_a:
             return y
-        return torch.addmm(
-            y, F.linear(x, self.lora_a[name]), self.lora_b[name].t(), alpha=self.scale
-        )
+        inner = F.linear(x, self.lora_a[name])
+        return torch.addmm(y, inner, self.lora_b[name].t(), alpha=self.scale)
 
     @torch.no_grad()
     def merged(self) -> Float[Tensor, "o i"]:
-        """W + alpha / rank * B A, in a tensor of its own."""
+        """Returns W + alpha / rank * B A in a new tensor."""
         weight = self.weight.clone()
-        for (name, _), rows in zip(
-            self.stack, weight.split([rows for _, rows in self.stack]), strict=True
-        ):
+        parts = weight.split([rows for _, rows in self.stack])
+        for (name, _), rows in zip(self.stack, parts, strict=True):
             if name in self.lora_a:
                 rows.addmm_(self.lora_b[name], self.lora_a[name], alpha=self.scale)
         return weight
 
 
 def stacks(shape: ModelConfig) -> dict[str, Stack]:
-    """{module of the decoder: the projections stacked in it}, in Hugging Face's words."""
-    found: dict[str, Stack] = {}
+    """Returns {module of the decoder: the projections stacked in it, by Hugging Face's names}."""
+    fused: dict[str, Stack] = {}
     for ours, theirs in parts(shape).items():
         named = tuple((part.name.split(".")[-2], part.shape[0]) for part in theirs)
         if ours.endswith(".weight") and any(name in PROJECTIONS for name, _ in named):
-            found[ours.removesuffix(".weight")] = named
-    return found
+            fused[ours.removesuffix(".weight")] = named
+    return fused
 
 
 def size(shape: ModelConfig, lora: Lora) -> int:
-    """Numbers in the adapters of a decoder of this shape."""
-    named = [
-        part for theirs in parts(shape).values() for part in theirs if part.name.endswith(".weight")
+    """Returns the number of parameters in the adapters of a decoder of this shape."""
+    stacked = [part for theirs in parts(shape).values() for part in theirs]
+    adapted = [
+        part
+        for part in stacked
+        if part.name.endswith(".weight") and part.name.split(".")[-2] in lora.targets
     ]
-    return sum(
-        lora.rank * sum(part.shape) for part in named if part.name.split(".")[-2] in lora.targets
-    )
+    return sum(lora.rank * sum(part.shape) for part in adapted)
 
 
 def adapted(model: nn.Module | Policy) -> dict[str, LoraLinear]:
-    """The maps that have adapters, by name; none in a plain model. What has adapters has all other
-    weights frozen.
-    """
+    """Returns the maps with adapters by name; none for a model without. Its other weights are frozen."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     return {name: module for name, module in modules if isinstance(module, LoraLinear)}
 
 
 def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
-    """Makes of a decoder, in place, what is to be trained: adapters alone, new or those that it
-    has; all weights where `lora` is None.
+    """Prepares a model for training, in place: its adapters alone, or all weights without `lora`.
 
-    Adapters that a full training meets are folded in first. Raises ModelError for a model that is
-    no decoder of ours, and where the model has other adapters than `lora` says.
+    With `lora`, adapters are added unless the model has them. Without it, adapters are merged into
+    the weights. Raises ModelError for a model other than whet's decoder, and for one whose adapters
+    differ from `lora`.
     """
-    held = adapted(model)
+    maps = adapted(model)
     if lora is None:
-        if held:
+        if maps:
             merge(model)
             model.requires_grad_(True)
         return
-    if held:
-        told = described(held)
-        if told != (lora.rank, float(lora.alpha), frozenset(lora.targets)):
-            names = ", ".join(n for n in PROJECTIONS if n in told[2])
+    if maps:
+        rank, alpha, targets = described(maps)
+        if (rank, alpha, targets) != (lora.rank, float(lora.alpha), frozenset(lora.targets)):
+            names = ", ".join(n for n in PROJECTIONS if n in targets)
             raise ModelError(
-                f"the model has adapters of rank {told[0]} and alpha {told[1]:g} on {names}, and lora asks for others; give it the same, "
-                "or keep merge = true where they were trained"
+                f"the model has adapters of rank {rank} and alpha {alpha:g} on {names}, and lora "
+                "asks for others; give it the same, or keep merge = true where they were trained"
             )
         return
     if not isinstance(model, Transformer):
         raise ModelError(
-            "lora adapts whet's own decoder only (llama, qwen2, qwen3, smollm3); drop the stage's lora table"
+            "lora adapts whet's own decoder only (llama, qwen2, qwen3, smollm3); drop the stage's "
+            "lora table"
         )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -158,19 +152,16 @@ def adapt(model: nn.Module | Policy, lora: Lora | None, seed: int = 0) -> None:
             model.set_submodule(name, LoraLinear(plain, stack, lora, generator))
 
 
-def described(held: dict[str, LoraLinear]) -> tuple[int, float, frozenset[str]]:
-    """(rank, alpha, targets) of a model's adapters."""
-    one = next(iter(held.values()))
-    return (
-        one.rank,
-        one.alpha,
-        frozenset(name for module in held.values() for name in module.lora_a),
-    )
+def described(maps: dict[str, LoraLinear]) -> tuple[int, float, frozenset[str]]:
+    """Returns rank, alpha and targets of a model's adapters."""
+    one = next(iter(maps.values()))
+    return one.rank, one.alpha, frozenset(name for m in maps.values() for name in m.lora_a)
 
 
 def merge(model: nn.Module | Policy) -> None:
-    """Folds adapters into the weights, in place; the result is a plain decoder. The weights that
-    they were trained on are not written to.
+    """Turns a model with adapters into one without, in place: W becomes W + alpha / rank * B A.
+
+    The sum is a new tensor, for other models may share W.
     """
     for name, module in adapted(model).items():
         assert isinstance(model, nn.Module)
@@ -183,30 +174,24 @@ def merge(model: nn.Module | Policy) -> None:
 
 
 def copied(model: Model) -> Model:
-    """A copy that shares the frozen weights of a model with adapters; a plain model's are all
-    copied.
-    """
+    """Returns a copy that shares the frozen weights of a model with adapters, and no others."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad} if adapted(model) else {}
     return copy.deepcopy(model, dict[int, object](shared))
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Within it, adapted maps are one matrix product each: W + alpha / rank * B A, made once, held
-    beside W, dropped afterwards.
-    """
-    held = adapted(model).values()
+    """Inside, each map with adapters is one matrix: W + alpha / rank * B A, kept beside W."""
+    maps = adapted(model).values()
     try:
-        for module in held:
+        for module in maps:
             module.whole = module.merged()
         yield
     finally:
-        for module in held:
+        for module in maps:
             module.whole = None
 
 
 def frozen(policy: Policy) -> Policy:
-    """A copy that no optimizer will move. Of a policy with adapters it shares the weights that none
-    moves anyway.
-    """
+    """Returns a copy for reference that is not trained; it shares weights as `copied` does."""
     return copied(policy).eval().requires_grad_(False)

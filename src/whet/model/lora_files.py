@@ -1,6 +1,4 @@
-"""Adapters in PEFT's format: adapter_config.json beside adapter_model.safetensors, a pair of
-tensors for each projection.
-"""
+"""LoRA adapters on disk, in PEFT's format: adapter_config.json beside adapter_model.safetensors."""
 
 import json
 import os
@@ -20,9 +18,8 @@ from whet.model.weights import FLOATS
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, BASE = "base_model.model.", "base_model_name_or_path"
-PLAIN: dict[
-    str, Any
-] = {  # keys that change the maths, at the values that mean plain LoRA on linear maps
+# Keys that change the maths, at the values that mean plain LoRA on linear maps.
+PLAIN: dict[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
     "use_rslora": False,
@@ -42,8 +39,9 @@ def holds_adapter(directory: Path) -> bool:
 
 
 def base_of(directory: Path) -> str:
-    """What an adapter was trained on: a Hub id, or a directory; a relative one is relative to the
-    adapter's. Raises ModelError.
+    """Returns the model that an adapter was trained on: a Hub id, or a directory.
+
+    A relative directory is relative to the adapter's. Raises ModelError where none is named.
     """
     name = read_json(directory / CONFIG).get(BASE)
     if not isinstance(name, str) or not name:
@@ -55,17 +53,18 @@ def base_of(directory: Path) -> str:
 
 
 def shape_of(directory: Path) -> Lora:
-    """Rank, alpha and targets of an adapter. Raises ModelError where it is not plain LoRA on the
-    decoder's projections.
+    """Returns rank, alpha and targets of an adapter.
+
+    Raises ModelError where it is not plain LoRA on the decoder's projections.
     """
-    held = read_json(directory / CONFIG)
     where = directory / CONFIG
+    options = read_json(where)
     for key, plain in PLAIN.items():
-        if (held.get(key) or plain) != plain:
+        if (options.get(key) or plain) != plain:
             raise ModelError(
-                f"{where}: {key} is {held[key]!r}; whet reads plain LoRA only ({key} = {plain!r})"
+                f"{where}: {key} is {options[key]!r}; whet reads plain LoRA only ({key} = {plain!r})"
             )
-    rank, alpha = held.get("r"), held.get("lora_alpha")
+    rank, alpha = options.get("r"), options.get("lora_alpha")
     if (
         type(rank) is not int
         or rank < 1
@@ -74,7 +73,8 @@ def shape_of(directory: Path) -> Lora:
         or not alpha > 0
     ):
         raise ModelError(
-            f"{where}: r is {rank!r} and lora_alpha {alpha!r}; both must be numbers above 0, r a whole one"
+            f"{where}: r is {rank!r} and lora_alpha {alpha!r}; both must be numbers above 0, "
+            "r a whole one"
         )
     with opened(directory) as file:
         names = {name.split(".")[-3] for name in file.keys() if name.count(".") > 3}  # noqa: SIM118
@@ -87,9 +87,7 @@ def shape_of(directory: Path) -> Lora:
 
 
 def opened(directory: Path) -> Any:
-    """The adapter's tensors, to be used in a `with`. Raises ModelError where there are none that
-    can be read.
-    """
+    """Opens the adapter's tensors, for a `with`. Raises ModelError where none can be read."""
     from safetensors import SafetensorError, safe_open
 
     path = directory / WEIGHTS
@@ -108,37 +106,35 @@ def opened(directory: Path) -> Any:
 
 
 def names(module: str, maps: LoraLinear) -> dict[str, Tensor]:
-    """{PEFT's name: A or B} of one of the decoder's modules, such as layers.0.qkv."""
+    """Returns {PEFT's name: A or B} of a module of the decoder, such as layers.0.qkv."""
     layer, kind = (
         module.split(".")[1],
         "mlp" if module.endswith(("gate_up", "down")) else "self_attn",
     )
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for target in maps.lora_a:
         stem = f"{PREFIX}model.layers.{layer}.{kind}.{target}"
-        found[f"{stem}.lora_A.weight"] = maps.lora_a[target]
-        found[f"{stem}.lora_B.weight"] = maps.lora_b[target]
-    return found
+        named[f"{stem}.lora_A.weight"] = maps.lora_a[target]
+        named[f"{stem}.lora_B.weight"] = maps.lora_b[target]
+    return named
 
 
 def tensors(model: Policy) -> dict[str, Tensor]:
-    """All of a model's adapters, under PEFT's names: the model's own tensors."""
-    return {
-        name: held
-        for module, maps in adapted(model).items()
-        for name, held in names(module, maps).items()
-    }
+    """Returns all of a model's adapters, the tensors themselves, under PEFT's names."""
+    every = (names(module, maps) for module, maps in adapted(model).items())
+    return {name: tensor for named in every for name, tensor in named.items()}
 
 
 def write(model: Policy, directory: Path, base: str) -> None:
-    """A model's adapters, trained on `base`, into a directory that `committed` has yielded. Raises
-    ModelError where it cannot be written.
+    """Writes a model's adapters, trained on `base`, into a directory that `committed` has yielded.
+
+    Raises ModelError where it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     rank, alpha, targets = described(adapted(model))
-    text = {
+    options = {
         **PLAIN,
         "task_type": "CAUSAL_LM",
         BASE: base,
@@ -148,54 +144,54 @@ def write(model: Policy, directory: Path, base: str) -> None:
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-    held = {
+    copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in tensors(model).items()
     }
     try:
-        save_file(held, directory / WEIGHTS, metadata={"format": "pt"})
-        (directory / CONFIG).write_text(
-            json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        save_file(copies, directory / WEIGHTS, metadata={"format": "pt"})
+        _write_json(directory / CONFIG, options)
     except (SafetensorError, OSError) as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None
 
 
 def put(model: Policy, directory: Path) -> None:
-    """Gives a model, in place, the adapters of a directory. Raises ModelError where they do not fit
-    it.
-    """
+    """Adds the adapters of a directory to a model. Raises ModelError where they do not fit it."""
     if not isinstance(model, Transformer):
         raise ModelError(
-            f"{directory}: whet reads adapters of its own decoder only (llama, qwen2, qwen3, smollm3)"
+            f"{directory}: whet reads adapters of its own decoder only "
+            "(llama, qwen2, qwen3, smollm3)"
         )
     adapt(model, shape_of(directory))
     expected = tensors(model)
     with opened(directory) as file:
-        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        if odd := sorted(found.keys() ^ expected.keys()):
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        if odd := sorted(stored.keys() ^ expected.keys()):
             lacks = "lacks" if odd[0] in expected else "holds"
             raise ModelError(
-                f"{directory} {lacks} {odd[0]} ({len(odd)} such): its adapters do not fit the base {base_of(directory)}"
+                f"{directory} {lacks} {odd[0]} ({len(odd)} such): its adapters do not fit the base "
+                f"{base_of(directory)}"
             )
-        for name, held in expected.items():
-            shape = tuple(found[name].get_shape())
-            if shape != tuple(held.shape) or found[name].get_dtype() not in FLOATS:
+        for name, tensor in expected.items():
+            shape, dtype = tuple(stored[name].get_shape()), stored[name].get_dtype()
+            if shape != tuple(tensor.shape) or dtype not in FLOATS:
                 raise ModelError(
-                    f"{directory}: {name} is {found[name].get_dtype()} of shape {list(shape)}; the base {base_of(directory)} and r call for "
-                    f"floating-point numbers of shape {list(held.shape)}"
+                    f"{directory}: {name} is {dtype} of shape {list(shape)}; the base "
+                    f"{base_of(directory)} and r call for floating-point numbers of shape "
+                    f"{list(tensor.shape)}"
                 )
-            held.data.copy_(cast(Tensor, file.get_tensor(name)))
+            tensor.data.copy_(cast(Tensor, file.get_tensor(name)))
 
 
 def rebase(directory: Path, old: Path, new: Path) -> None:
-    """Mends the path to the base in a copy, standing in `directory`, of an adapter that is to move
-    from `old` to `new`.
-    """
-    path = directory / CONFIG
+    """Mends an adapter's relative path to its base, for a copy in `directory` of `old` to be `new`."""
     if not holds_adapter(directory):
         return
-    held = read_json(path)
-    if not os.path.isabs(held[BASE]) and (old / held[BASE]).is_dir():
-        held[BASE] = os.path.relpath(old / held[BASE], new)
-        path.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    options = read_json(directory / CONFIG)
+    if not os.path.isabs(options[BASE]) and (old / options[BASE]).is_dir():
+        options[BASE] = os.path.relpath(old / options[BASE], new)
+        _write_json(directory / CONFIG, options)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
-"""A decoder's steps between its matrix products: in torch, and on a CPU in float32 compiled
-(kernels.c), with the same results to rounding.
+"""The operations between a decoder's matrix products: norm, heads with rotary positions, gate.
+
+Each is in torch, and for a CPU in float32 compiled (kernels/ops.c), equal up to rounding.
 """
 
 from typing import Any
@@ -10,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-from whet.kernels import BLOCK, kernels, usable
+from whet.kernels import BLOCK, compiled, usable
 
-Turn = tuple[Tensor, Tensor] | None  # cos and sin [N, 1, d]; None where positions are not told
+Pair = tuple[Tensor | None, Tensor | None]
+Turn = tuple[Tensor, Tensor] | None  # cos and sin [N, 1, d]; None for a layer without positions
 
 
 def rms_norm(
@@ -32,8 +34,9 @@ def rms_norm(
 
 
 def turned(x: Float[Tensor, "n h d"], cos: Tensor, sin: Tensor) -> Float[Tensor, "n h d"]:
-    """Rotates halves, as Hugging Face's checkpoints expect (arXiv:2104.09864): of halves a, b it is
-    (a cos - b sin, b cos + a sin).
+    """Rotates by position (arXiv:2104.09864): halves a, b become (a cos - b sin, b cos + a sin).
+
+    Halves, not neighbouring pairs, are rotated together, as Hugging Face's checkpoints expect.
     """
     half = x.shape[-1] // 2
     signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
@@ -47,8 +50,9 @@ def heads(
     eps: float,
     turn: Turn,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [N, heads, d], keys and values [N, kv, d] of a fused projection; queries and keys
-    normed by `norms` and turned.
+    """Splits a fused projection into queries [N, heads, d], keys and values [N, kv, d].
+
+    sizes: heads and kv. Queries and keys are normed by the weights `norms`, then turned.
     """
     count, kv = sizes
     wq, wk = norms or (None, None)
@@ -57,13 +61,13 @@ def heads(
         if torch.is_grad_enabled():
             return _Heads.apply(qkv, wq, wk, turn, (count, kv, eps))
         return _headed(qkv.contiguous(), (wq, wk), (cos, sin), sizes, eps)[:3]
-    asks, v = qkv.view(len(qkv), count + 2 * kv, -1).split([count + kv, kv], dim=1)
+    qk, v = qkv.view(len(qkv), count + 2 * kv, -1).split([count + kv, kv], dim=1)
     if norms is not None:
-        q, k = asks.split([count, kv], dim=1)
-        asks = torch.cat([rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)], dim=1)
+        q, k = qk.split([count, kv], dim=1)
+        qk = torch.cat([rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)], dim=1)
     if cos is not None and sin is not None:
-        asks = turned(asks, cos, sin)
-    q, k = asks.split([count, kv], dim=1)
+        qk = turned(qk, cos, sin)
+    q, k = qk.split([count, kv], dim=1)
     return q, k, v
 
 
@@ -75,40 +79,36 @@ def swiglu(gate_up: Float[Tensor, "n w2"]) -> Float[Tensor, "n w"]:
     return F.silu(gate) * up
 
 
-def _call(name: str, tensors: tuple[Tensor | None, ...], *numbers: int | float, work: int) -> None:
-    compiled = kernels()
-    assert compiled is not None  # usable() has said so
-    compiled.call(name, tensors, *numbers, work=work)
-
-
 def _partial(n: int) -> int:
-    """Rows of partial sums over n rows."""
+    """How many rows of partial sums there are over n rows."""
     return -(-n // BLOCK)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The result, and 1 / rms of each row."""
+    """Returns the normed rows, and 1 / rms of each."""
     y, rstd = torch.empty_like(x), x.new_empty(len(x))
-    _call("rms_norm", (x, weight, y, rstd), *x.shape, eps, work=x.numel())
+    compiled().call("rms_norm", (x, weight, y, rstd), *x.shape, eps, work=x.numel())
     return y, rstd
 
 
 def _headed(
-    qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], turn: tuple[Tensor | None, Tensor | None], sizes: tuple[int, int], eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Queries, keys, values, and 1 / rms of each normed head."""
+    qkv: Tensor, norms: Pair, turn: Pair, sizes: tuple[int, int], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns queries, keys, values, and 1 / rms of each normed head."""
     n, (count, kv) = len(qkv), sizes
     d = qkv.shape[1] // (count + 2 * kv)
     q, k, v = qkv.new_empty(n, count, d), qkv.new_empty(n, kv, d), qkv.new_empty(n, kv, d)
     rstd = qkv.new_empty(n, count + kv)
-    _call("heads_", (qkv, *norms, *turn, q, k, v, rstd), n, count, kv, d, eps, work=qkv.numel())
+    compiled().call(
+        "heads_", (qkv, *norms, *turn, q, k, v, rstd), n, count, kv, d, eps, work=qkv.numel()
+    )
     return q, k, v, rstd
 
 
 def _gated(gate_up: Tensor) -> Tensor:
     n, f = len(gate_up), gate_up.shape[1] // 2
     y = gate_up.new_empty(n, f)
-    _call("swiglu", (gate_up, y), n, f, work=gate_up.numel())
+    compiled().call("swiglu", (gate_up, y), n, f, work=gate_up.numel())
     return y
 
 
@@ -121,15 +121,11 @@ class _RMSNorm(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, rstd = ctx.saved_tensors
         dx, dw = torch.empty_like(x), x.new_empty(_partial(len(x)), x.shape[1])
-        _call(
-            "rms_norm_back",
-            (given[0].contiguous(), x, weight, rstd, dx, dw),
-            *x.shape,
-            work=x.numel(),
-        )
+        tensors = (grads[0].contiguous(), x, weight, rstd, dx, dw)
+        compiled().call("rms_norm_back", tensors, *x.shape, work=x.numel())
         return dx, dw.sum(0), None
 
 
@@ -141,21 +137,21 @@ class _Heads(Function):
         wq: Tensor | None,
         wk: Tensor | None,
         turn: Turn,
-        told: tuple[int, int, float],
+        sizes: tuple[int, int, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        qkv, (count, kv, eps), (cos, sin) = qkv.contiguous(), told, turn or (None, None)
+        qkv, (count, kv, eps), (cos, sin) = qkv.contiguous(), sizes, turn or (None, None)
         q, k, v, rstd = _headed(qkv, (wq, wk), (cos, sin), (count, kv), eps)
         ctx.save_for_backward(qkv, wq, wk, cos, sin, rstd)
         ctx.sizes = *q.shape[:2], kv, q.shape[2]
         return q, k, v
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         qkv, wq, wk, cos, sin, rstd = ctx.saved_tensors
         n, count, kv, d = ctx.sizes
         back, dw = torch.empty_like(qkv), qkv.new_empty(_partial(n), 2, d)
-        tensors = (*(g.contiguous() for g in given), qkv, wq, wk, cos, sin, rstd, back, dw)
-        _call("heads_back", tensors, n, count, kv, d, work=qkv.numel())
+        tensors = (*(g.contiguous() for g in grads), qkv, wq, wk, cos, sin, rstd, back, dw)
+        compiled().call("heads_back", tensors, n, count, kv, d, work=qkv.numel())
         dq, dk = (None, None) if wq is None else dw.sum(0)
         return back, dq, dk, None, None
 
@@ -168,8 +164,8 @@ class _SwiGLU(Function):
         return _gated(gate_up)
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         (gate_up,) = ctx.saved_tensors
-        dy, back = given[0].contiguous(), torch.empty_like(gate_up)
-        _call("swiglu_back", (dy, gate_up, back), *dy.shape, work=gate_up.numel())
+        dy, back = grads[0].contiguous(), torch.empty_like(gate_up)
+        compiled().call("swiglu_back", (dy, gate_up, back), *dy.shape, work=gate_up.numel())
         return back

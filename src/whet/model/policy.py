@@ -1,4 +1,4 @@
-"""What the stages need of a model, whether it is our decoder or an adapted one."""
+"""Policy: a causal language model as stages see it, whet's decoder or one of transformers."""
 
 from collections.abc import Iterator
 from typing import Protocol, Self

@@ -1,5 +1,6 @@
-"""Models by directory or Hub id: found, loaded, saved, in Hugging Face's format. No pickle, no
-remote code.
+"""Loads and saves models in Hugging Face's format, by directory or Hub id.
+
+Pickled weights and remote code are refused.
 """
 
 import json
@@ -42,8 +43,7 @@ UNWANTED = ["*/*", "consolidated*"]  # folders hold other formats of the same we
 
 
 def resolve(name: str | Path) -> Path:
-    """The directory of a model: `name` itself, or a Hub id (`Qwen/Qwen3-0.6B`), downloaded unless
-    it was before.
+    """Returns a model's directory: `name`, or the download of a Hub id (`Qwen/Qwen3-0.6B`).
 
     Raises ModelError where there is no such directory and the Hub does not have it or cannot be
     reached.
@@ -58,7 +58,8 @@ def resolve(name: str | Path) -> Path:
         )
     if not HUB_ID.fullmatch(name):
         raise ModelError(
-            f"there is no directory {name!r}; give a model's directory or a Hub id such as Qwen/Qwen3-0.6B"
+            f"there is no directory {name!r}; give a model's directory or a Hub id such as "
+            "Qwen/Qwen3-0.6B"
         )
     return _download(name)
 
@@ -67,11 +68,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     missing = f"{name} is no directory here, and"
-    later = [
-        getattr(errors, n)
-        for n in ("XetDownloadError", "RevisionResolutionError")
-        if hasattr(errors, n)
-    ]
+    newer = ("XetDownloadError", "RevisionResolutionError")  # of recent versions only
+    later = [getattr(errors, n) for n in newer if hasattr(errors, n)]
     network = [base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
@@ -85,21 +83,20 @@ def _download(name: str) -> Path:
         ) from None
     except (*network, *later, OSError) as failure:
         why = str(failure).strip().partition("\n")[0]
-        cure = f"where there is a network run `hf download {name} --local-dir DIR`, copy DIR here and give its path"
         raise ModelError(
-            f"{missing} it cannot be had from the Hugging Face Hub ({why}); {cure}"
+            f"{missing} it cannot be had from the Hugging Face Hub ({why}); where there is a network "
+            f"run `hf download {name} --local-dir DIR`, copy DIR here and give its path"
         ) from None
 
 
 def load(
     name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Policy:
-    """A model with its weights in `dtype` on `device`: whet's decoder for its FAMILIES, else an
-    adapted transformers model.
+    """Loads a model: whet's decoder for its FAMILIES, else one of transformers.
 
-    Of an adapter in PEFT's format, the base that it names and the adapter in it.
-    Takes the memory of the model and of its largest stored tensor. Raises ModelError for all that
-    can be wrong with a directory, before any weight is read.
+    A directory with a LoRA adapter gives the adapter's base with the adapter in it. Loading takes
+    the memory of the model and of its largest stored tensor. Raises ModelError for a faulty
+    directory before any weight is read.
     """
     directory = resolve(name)
     if lora_files.holds_adapter(directory):
@@ -124,32 +121,34 @@ def load(
 
 
 def base_directory(directory: Path) -> Path:
-    """The whole model of a directory: itself, or the base of the adapter that it holds. Raises
-    ModelError.
+    """Returns the directory itself, or the base's for one that holds an adapter.
+
+    Raises ModelError where the base cannot be found or is an adapter, too.
     """
     if not lora_files.holds_adapter(directory):
         return directory
     base = resolve(lora_files.base_of(directory))
     if lora_files.holds_adapter(base):
         raise ModelError(
-            f"the base of the adapter {directory} is an adapter, too ({base}); merge one of them first"
+            f"the base of the adapter {directory} is an adapter, too ({base}); "
+            "merge one of them first"
         )
     return base
 
 
 def tokenizer_directory(directory: Path) -> Path:
-    """Where a model's tokenizer is: its directory, or its base's for an adapter that came without
-    one. Raises ModelError.
+    """Returns the directory of a model's tokenizer: its own, or the base's for an adapter without.
+
+    Raises ModelError as `base_directory` does.
     """
     return directory if (directory / "tokenizer.json").is_file() else base_directory(directory)
 
 
 def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """config.json, generation_config.json and the weights, into a directory that `committed` has
-    yielded; adapters are folded in.
+    """Writes config.json, generation_config.json and weights to a directory from `committed`.
 
-    Raises ModelError where it cannot be written or Hugging Face's format cannot say what the model
-    is.
+    Adapters are merged into the weights. Raises ModelError where the directory cannot be written,
+    and where Hugging Face's format cannot express the model.
     """
     if not isinstance(model, Transformer):
         from whet.model import huggingface
@@ -163,15 +162,14 @@ def write(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> Non
     texts = {CONFIG: config_json(model.config, dtype), GENERATION: generation_json(model.config)}
     weights.write(weights.tensors(model, model.config), directory, shard_bytes)
     try:
-        for name, held in texts.items():
-            (directory / name).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+        for name, value in texts.items():
+            (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except OSError as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None
 
 
 def save(model: Policy, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """`write`, committed: the directory is there whole or not at all; the one before it is
-    replaced, its tokenizer too.
+    """Writes the model as a directory, whole or not at all; an older one is replaced entirely.
 
     To keep a tokenizer with the weights, write both inside one `committed(directory)`.
     """

@@ -1,5 +1,4 @@
-"""Rotary positions (RoPE, arXiv:2104.09864) and how they are stretched: linear, Llama 3.1's bands,
-YaRN (arXiv:2309.00071).
+"""Rotary positions (RoPE, arXiv:2104.09864) and their scaling: linear, Llama 3.1's, YaRN.
 
 The order of the float32 operations is Hugging Face's: at position 100,000 one unit in the last
 place of a frequency moves the angle by a hundredth of a radian.
@@ -15,27 +14,28 @@ from torch import Tensor, nn
 from whet.errors import ModelError
 from whet.model.config import ModelConfig
 
-Scaling = Callable[
-    [Tensor, ModelConfig], tuple[Tensor, float]
-]  # wavelengths / 2 pi [d/2] -> frequencies [d/2], factor
+# (wavelengths / 2 pi [d/2], config) -> frequencies [d/2], factor on cos and sin
+Scaling = Callable[[Tensor, ModelConfig], tuple[Tensor, float]]
 
 
 def number(config: ModelConfig, key: str, default: float | None = None) -> float:
-    """A positive number of the rope_scaling table. Raises ModelError where it is none, or absent
-    without a default.
+    """Returns a positive number of the rope_scaling table.
+
+    Raises ModelError where it is not one, or is absent without a default.
     """
     value = (config.rope_scaling or {}).get(key)
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ModelError(
-            f"rope_scaling of type {rope_type(config)!r} needs {key}, a positive number; it is {value!r}"
+            f"rope_scaling of type {rope_type(config)!r} needs {key}, a positive number; "
+            f"it is {value!r}"
         )
     return value
 
 
 def rope_type(config: ModelConfig) -> str:
-    """The scaling's name; `default` where nothing is scaled."""
+    """Returns the scaling's name; `default` means none."""
     table = config.rope_scaling or {}
     return table.get("rope_type") or table.get("type") or "default"
 
@@ -45,18 +45,14 @@ def plain(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def linear(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Every position divided by `factor` (arXiv:2306.15595)."""
+    """Divides every position by `factor` (arXiv:2306.15595)."""
     return 1.0 / periods / number(config, "factor"), 1.0
 
 
 def llama3(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Long waves are stretched by `factor`, short ones are kept, those between are blended (Llama
-    3.1).
-    """
-    factor, original = (
-        number(config, "factor"),
-        number(config, "original_max_position_embeddings", config.max_positions),
-    )
+    """Stretches long waves by `factor`, keeps short ones, blends those between (Llama 3.1)."""
+    factor = number(config, "factor")
+    original = number(config, "original_max_position_embeddings", config.max_positions)
     low, high = number(config, "low_freq_factor"), number(config, "high_freq_factor")
     if low >= high:
         raise ModelError(
@@ -71,8 +67,9 @@ def llama3(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """NTK by parts with a temperature on attention, which stands as a factor on cos and sin
-    (arXiv:2309.00071, eq. 19-22).
+    """YaRN (arXiv:2309.00071, eq. 19-22): NTK by parts, and a temperature on attention.
+
+    The temperature is a factor on cos and sin.
     """
     table: dict[str, Any] = config.rope_scaling or {}
     original = number(config, "original_max_position_embeddings", config.max_positions)
@@ -96,14 +93,9 @@ def yarn(periods: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def _dimension(turns: float, length: float, config: ModelConfig) -> float:
-    """The dimension pair that makes `turns` full turns over `length` positions (YaRN, eq. 17 solved
-    for d).
-    """
-    return (
-        config.head_dim
-        * math.log(length / (turns * 2 * math.pi))
-        / (2 * math.log(config.rope_theta))
-    )
+    """The dimension pair with `turns` full turns over `length` positions (YaRN, eq. 17 for d)."""
+    base = 2 * math.log(config.rope_theta)
+    return config.head_dim * math.log(length / (turns * 2 * math.pi)) / base
 
 
 def _temperature(factor: float, scale: float) -> float:
@@ -115,18 +107,17 @@ SCALINGS: dict[str, Scaling] = {"default": plain, "linear": linear, "llama3": ll
 
 
 def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Radians a position for each pair of dimensions, float32 [head_dim / 2], and the factor on cos
-    and sin.
+    """Returns radians per position, float32 [head_dim / 2], and the factor on cos and sin.
 
-    Raises ModelError for a scaling that whet does not know and for tables that lack what their type
-    needs.
+    Raises ModelError for an unknown scaling, and for a table that lacks a number of its type.
     """
     kind = rope_type(config)
     if kind not in SCALINGS:
         raise ModelError(f"rope type {kind!r} is not supported; known: {', '.join(SCALINGS)}")
     if config.head_dim % 2 or not 1 < config.rope_theta < math.inf:
         raise ModelError(
-            f"rotary positions need an even head_dim ({config.head_dim}) and a base above 1 ({config.rope_theta})"
+            f"rotary positions need an even head_dim ({config.head_dim}) and a base above 1 "
+            f"({config.rope_theta})"
         )
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     return SCALINGS[kind](config.rope_theta ** (pairs / config.head_dim), config)

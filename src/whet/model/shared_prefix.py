@@ -1,7 +1,7 @@
-"""Beginnings that sequences of a pack have in common, computed once: what a causal decoder makes of
-equal tokens at equal positions is equal.
+"""Prefixes that neighbouring sequences of a pack share, such as a group's prompt, computed once.
 
-The samples of a group share their prompt. Nobody has to say so: neighbours in a pack are compared.
+A causal decoder's states of equal tokens at equal positions are equal. Neighbours are compared, so
+no caller has to name the prefixes.
 """
 
 from bisect import bisect
@@ -13,17 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WORTH = 0.03  # share of a pack's tokens below which nothing is shared
+WORTH = 0.03  # share of a pack's tokens that sharing must save
 
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefixes:
-    """A pack of N tokens laid out anew in N' <= N: each run of sequences as its common beginning,
-    then what each goes on with.
+    """A pack of N tokens in N' <= N: for each run of sequences their prefix, then the rest of each.
 
-    keep [N']: where in the pack each token is taken from; expand [N]: where it is now. starts [S' +
-    1]: the new segments, each causal in itself. reads: (first, last, begin, end): tokens first ..
-    last - 1 also read all of begin .. end - 1.
+    keep [N']: the place in the pack of each token that is kept. expand [N]: the place among these
+    of each token of the pack. starts [S' + 1]: the new segments, each causal in itself. reads:
+    (first, last, begin, end), tokens first .. last - 1 also read begin .. end - 1.
     """
 
     keep: Tensor
@@ -33,33 +32,33 @@ class SharedPrefixes:
 
 
 def share_prefixes(tokens: Tensor, positions: Tensor, starts: Tensor) -> SharedPrefixes | None:
-    """None where sharing would save less than WORTH of the pack."""
-    words, places, bounds = tokens.numpy(), positions.numpy(), starts.numpy()
+    """Finds the prefixes of a pack; None where sharing them saves less than WORTH of its tokens."""
+    ids, places, bounds = tokens.numpy(), positions.numpy(), starts.numpy()
     common = [
-        _common(words, places, a, b, c)
+        _common(ids, places, a, b, c)
         for a, b, c in zip(bounds, bounds[1:], bounds[2:], strict=False)
     ]
-    if sum(common) < WORTH * len(words):
+    if sum(common) < WORTH * len(ids):
         return None
     runs = _runs(common)
-    if sum((last - first) * least for first, last, least in runs) < WORTH * len(words):
+    if sum((last - first) * prefix for first, last, prefix in runs) < WORTH * len(ids):
         return None
     keep, sizes, reads = list[NDArray[np.int64]](), list[int](), list[tuple[int, int, int, int]]()
-    expand, at = np.empty(len(words), dtype=np.int64), 0
-    for first, last, least in runs:
-        begin, end = at, at + least
-        if least:
-            keep.append(np.arange(bounds[first], bounds[first] + least))
-            sizes.append(least)
+    expand, at = np.empty(len(ids), dtype=np.int64), 0
+    for first, last, prefix in runs:
+        begin, end = at, at + prefix
+        if prefix:
+            keep.append(np.arange(bounds[first], bounds[first] + prefix))
+            sizes.append(prefix)
             at = end
         for i in range(first, last + 1):
-            own = np.arange(bounds[i] + least, bounds[i + 1])
+            own = np.arange(bounds[i] + prefix, bounds[i + 1])
             keep.append(own)
             sizes.append(len(own))
-            expand[bounds[i] : bounds[i] + least] = np.arange(begin, end)
+            expand[bounds[i] : bounds[i] + prefix] = np.arange(begin, end)
             expand[own] = np.arange(at, at + len(own))
             at += len(own)
-        if least:
+        if prefix:
             reads.append((end, at, begin, end))
     layout = np.concatenate([[0], np.cumsum(sizes)])
     return SharedPrefixes(
@@ -70,22 +69,19 @@ def share_prefixes(tokens: Tensor, positions: Tensor, starts: Tensor) -> SharedP
     )
 
 
-def _common(words: NDArray[np.int64], places: NDArray[np.int64], a: int, b: int, c: int) -> int:
-    """How many tokens the sequences a .. b - 1 and b .. c - 1 begin with in common, less than the
-    whole of either.
-    """
+def _common(ids: NDArray[np.int64], places: NDArray[np.int64], a: int, b: int, c: int) -> int:
+    """The length of the prefix that sequences a .. b - 1 and b .. c - 1 share, less than either."""
     most = min(b - a, c - b) - 1
-    same = (words[a : a + most] == words[b : b + most]) & (
-        places[a : a + most] == places[b : b + most]
-    )
+    same = ids[a : a + most] == ids[b : b + most]
+    same &= places[a : a + most] == places[b : b + most]
     return most if same.all() else int(same.argmin())
 
 
 def _runs(common: list[int]) -> list[tuple[int, int, int]]:
-    """(first, last, tokens shared) of runs of sequences; common [S - 1] is what each has in common
-    with the one before it.
+    """Returns runs of sequences as (first, last, length of their prefix).
 
-    A run is cut where it has least in common if its parts save more than the whole.
+    common [S - 1]: the length of the prefix that each sequence shares with the one before it. A run
+    is cut where neighbours share least, if its parts save more than the whole.
     """
     whole, cuts = np.array(common, dtype=np.int64), [-1, len(common)]
 

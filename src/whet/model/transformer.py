@@ -1,9 +1,8 @@
-"""One decoder for the Llama, Qwen2, Qwen3 and SmolLM families: RMSNorm, rotary positions, grouped
-queries, SwiGLU.
+"""The decoder, for the Llama, Qwen2, Qwen3 and SmolLM families.
 
-It works on a flat list of N tokens. What a token may look at is decided by the `attend` it is
-called with (attention.py), so training on packs, prefill and decoding from a cache are the same
-code over the same weights.
+RMSNorm, rotary positions, grouped queries, SwiGLU, over a flat list of N tokens. The `attend` that
+it is called with (attention.py) decides which tokens a token reads. So training on packs, prefill
+and decoding from a cache are the same code over the same weights.
 """
 
 from functools import partial
@@ -68,8 +67,11 @@ again = partial(checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=F
 
 
 class Transformer(nn.Module):
-    """Tokens in, hidden states out; `logits` projects the rows one needs. With `recompute` a
-    layer's activations are made again in the backward pass, and only what goes into it is kept."""
+    """Turns tokens into hidden states; `logits` projects the rows that are needed.
+
+    With `recompute` only each layer's input is kept, and the backward pass computes its activations
+    again (gradient checkpointing).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -89,38 +91,34 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         cos, sin = self.rotary(positions, x.dtype)
         for layer in self.layers:
-            x = (
-                again(layer, x, cos, sin, attend)
-                if self.recompute and torch.is_grad_enabled()
-                else layer(x, cos, sin, attend)
-            )
+            run = partial(again, layer) if self.recompute and torch.is_grad_enabled() else layer
+            x = run(x, cos, sin, attend)
         return self.norm(x)
 
     def packed(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Tensor:
-        """Hidden states [N, hidden] of a pack whose segments begin at `starts` [S + 1]; common
-        beginnings are computed once.
+        """Returns the hidden states [N, hidden] of a pack; shared prefixes are computed once.
+
+        starts [S + 1]: the segments' offsets, ending with N.
         """
         weight, width = self.embed.weight, self.config.head_dim
-        once = (
-            share_prefixes(tokens.cpu(), positions.cpu(), starts.cpu())
-            if can_share_prefixes(weight, width)
-            else None
-        )
+        once = None
+        if can_share_prefixes(weight, width):
+            once = share_prefixes(tokens.cpu(), positions.cpu(), starts.cpu())
         if once is None:
             return self(tokens, positions, attention_for(starts, weight, width))
         keep, expand = once.keep.to(tokens.device), once.expand.to(tokens.device)
-        return self(
-            tokens[keep], positions[keep], attention_for(once.starts, weight, width, once.reads)
-        ).index_select(0, expand)
+        attend = attention_for(once.starts, weight, width, once.reads)
+        return self(tokens[keep], positions[keep], attend).index_select(0, expand)
 
     def logits(self, hidden: Float[Tensor, "m h"]) -> Float[Tensor, "m v"]:
         return self.head(hidden)
 
     def initialize(self, generator: torch.Generator) -> "Transformer":
-        """Fresh weights: normal with deviation 0.02, residual outputs scaled down by sqrt(2
-        layers); norms 1, biases 0.
+        """Draws fresh weights: normal with deviation 0.02, norms 1, biases 0.
+
+        Projections into the residual stream have 0.02 / sqrt(2 layers).
         """
         with torch.no_grad():
             for name, p in self.named_parameters():
@@ -128,9 +126,6 @@ class Transformer(nn.Module):
                     p.fill_(1.0 if "norm" in name else 0.0)
                     continue
                 residual = name.endswith(("out.weight", "down.weight"))
-                p.normal_(
-                    0.0,
-                    0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02,
-                    generator=generator,
-                )
+                deviation = 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02
+                p.normal_(0.0, deviation, generator=generator)
         return self

@@ -1,5 +1,6 @@
-"""A decoder with one number for each state in place of a vocabulary: critics, reward models,
-token-level reward models.
+"""The value head: a decoder that gives one number per token, not logits over a vocabulary.
+
+Critics, reward models and token-level reward models are such models.
 """
 
 import copy
@@ -19,17 +20,16 @@ from whet.model import pretrained
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 
-TOKENS = 16384  # of one forward pass that needs no gradient
-BIAS = "score_bias"  # the key of config.json that holds what Hugging Face's head has no place for
+TOKENS = 16384  # in one forward pass of `score`
+BIAS = "score_bias"  # a key of config.json, for Hugging Face's score head has no bias
 
 
 class ScalarModel(nn.Module):
-    """A copy of a policy's body and a head of its own, which starts at 0 so that nothing is claimed
-    before anything was learnt.
+    """A copy of a policy's body with a linear head from each state to one number.
 
-    Of a model that is one already (`config.scalar`), the head is copied too. With `lora` the body
-    has adapters to train, and shares the frozen weights of a policy that has adapters. Raises
-    ModelError as `lora.adapt` does.
+    The head starts at 0, or as a copy where the policy has such a head already (`config.scalar`).
+    With `lora` only adapters of the body and the head are trained, and the body shares the frozen
+    weights of a policy that has adapters. Raises ModelError as `lora.adapt` does.
     """
 
     def __init__(self, policy: Policy, lora: Lora | None = None) -> None:
@@ -52,15 +52,14 @@ class ScalarModel(nn.Module):
     def forward(
         self, tokens: Int[Tensor, " n"], positions: Int[Tensor, " n"], starts: Int[Tensor, " s1"]
     ) -> Float[Tensor, " n"]:
-        """One number for each of the N tokens of a pack, of the state in which the token has been
-        read.
-        """
+        """Returns one number per token of a pack, from the state after that token."""
         hidden = self.body.packed(tokens, positions, starts)
         return self.value_head(hidden).squeeze(-1)
 
     def whole(self) -> Transformer:
-        """As one decoder whose head is a single row: what is kept on disk. Shares its weights.
-        Raises ModelError for an adapted model.
+        """Returns the model as one decoder with a head of one row, to be saved; weights are shared.
+
+        Raises ModelError for a model of transformers.
         """
         if not isinstance(self.body, Transformer):
             raise ModelError(
@@ -79,43 +78,41 @@ class ScalarModel(nn.Module):
         return model
 
 
-def _bias(held: object) -> float:
-    if isinstance(held, bool) or not isinstance(held, int | float) or not math.isfinite(held):
-        raise ModelError(f"{BIAS} is {held!r} in config.json; it must be a finite number")
-    return float(held)
+def _bias(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ModelError(f"{BIAS} is {value!r} in config.json; it must be a finite number")
+    return float(value)
 
 
 def load(
     name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> ScalarModel:
-    """A reward model's directory or Hub id. Raises ModelError, also where it holds a policy."""
-    held = pretrained.load(name, dtype, device)
-    if not held.config.scalar:
+    """Loads a reward model's directory or Hub id. Raises ModelError, also for a policy's."""
+    model = pretrained.load(name, dtype, device)
+    if not model.config.scalar:
         raise ModelError(
             f"{name} holds a policy, not a reward model (a sequence classifier with one label)"
         )
-    return ScalarModel(held)
+    return ScalarModel(model)
 
 
 def score(model: ScalarModel, rows: Sequence[Sequence[int]]) -> list[float]:
-    """The number of the state behind the last token of each of the S rows (ragged lists of token
-    ids).
-    """
+    """Returns the model's number after the last token of each of S rows of token ids."""
     device = next(model.parameters()).device
-    found = [0.0] * len(rows)
+    scores = [0.0] * len(rows)
     waiting = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     while waiting:
-        taken = [waiting.pop(0)]
-        room = TOKENS - len(rows[taken[0]])
+        pack = [waiting.pop(0)]
+        room = TOKENS - len(rows[pack[0]])
         while waiting and len(rows[waiting[0]]) <= room:
             room -= len(rows[waiting[0]])
-            taken.append(waiting.pop(0))
-        lengths = torch.tensor([len(rows[i]) for i in taken])
+            pack.append(waiting.pop(0))
+        lengths = torch.tensor([len(rows[i]) for i in pack])
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        tokens = torch.tensor([t for i in taken for t in rows[i]])
+        tokens = torch.tensor([t for i in pack for t in rows[i]])
         positions = torch.arange(len(tokens)) - starts[:-1].repeat_interleave(lengths)
         with torch.no_grad():
-            states = model(tokens.to(device), positions.to(device), starts.to(device)).cpu()
-        for i, at in zip(taken, starts[1:] - 1, strict=True):
-            found[i] = float(states[at])
-    return found
+            values = model(tokens.to(device), positions.to(device), starts.to(device)).cpu()
+        for i, last in zip(pack, starts[1:] - 1, strict=True):
+            scores[i] = float(values[last])
+    return scores

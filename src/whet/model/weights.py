@@ -1,6 +1,7 @@
-"""The decoder's tensors under Hugging Face's names, and safetensors files to and from them.
+"""The decoder's weights to and from safetensors files, under Hugging Face's names.
 
-Ours are fused: `qkv` is q_proj, k_proj and v_proj stacked, `gate_up` is gate_proj and up_proj.
+The decoder fuses some: `qkv` is q_proj, k_proj and v_proj stacked, `gate_up` is gate_proj and
+up_proj.
 """
 
 import json
@@ -24,19 +25,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of one of our parameters that are a tensor of their own in Hugging Face's format."""
+    """A tensor of Hugging Face's format: some rows of a parameter of the decoder."""
 
     name: str
     shape: Shape
 
 
 def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
-    """{our parameter: the tensors that stand in it, stacked by rows}. A tied head has none of its
-    own.
-    """
+    """Returns {parameter of the decoder: the tensors stacked in it}; a tied head is left out."""
     c = config
     q, kv, h = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.hidden
-    found: dict[str, tuple[Part, ...]] = {
+    stacks: dict[str, tuple[Part, ...]] = {
         "embed.weight": (Part("model.embed_tokens.weight", (c.vocab, h)),)
     }
     for i in range(c.layers):
@@ -53,27 +52,27 @@ def parts(config: ModelConfig) -> dict[str, tuple[Part, ...]]:
         if c.qk_norm:
             norms += [("q", "self_attn.q_norm", c.head_dim), ("k", "self_attn.k_norm", c.head_dim)]
         for ours, theirs, width, biased in linear:
-            found[f"layers.{i}.{ours}.weight"] = tuple(
+            stacks[f"layers.{i}.{ours}.weight"] = tuple(
                 Part(f"{n}.weight", (rows, width)) for n, rows in theirs
             )
             if biased:
-                found[f"layers.{i}.{ours}.bias"] = tuple(
+                stacks[f"layers.{i}.{ours}.bias"] = tuple(
                     Part(f"{n}.bias", (rows,)) for n, rows in theirs
                 )
         for ours, theirs, width in norms:
-            found[f"layers.{i}.norm_{ours}.weight"] = (
+            stacks[f"layers.{i}.norm_{ours}.weight"] = (
                 Part(f"model.layers.{i}.{theirs}.weight", (width,)),
             )
-    found["norm.weight"] = (Part("model.norm.weight", (h,)),)
+    stacks["norm.weight"] = (Part("model.norm.weight", (h,)),)
     if c.scalar:
-        found["head.weight"] = (Part("score.weight", (1, h)),)
+        stacks["head.weight"] = (Part("score.weight", (1, h)),)
     elif not c.tied:
-        found["head.weight"] = (Part("lm_head.weight", (c.vocab, h)),)
-    return found
+        stacks["head.weight"] = (Part("lm_head.weight", (c.vocab, h)),)
+    return stacks
 
 
 def tensors(model: nn.Module, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under Hugging Face's name: views of the model's own, nothing is copied."""
+    """Yields every tensor under Hugging Face's name, as a view of the model's parameter."""
     ours = dict(model.named_parameters())
     for name, stacked in parts(config).items():
         split = ours[name].detach().split([p.shape[0] for p in stacked])
@@ -81,8 +80,7 @@ def tensors(model: nn.Module, config: ModelConfig) -> Iterator[tuple[str, Tensor
 
 
 class Shards:
-    """The open safetensors files of a directory, their headers read and the whole checked before
-    any tensor is.
+    """The open safetensors files of a directory, of which only the headers are read at first.
 
     Raises ModelError where the directory has none, one is missing or broken, or the index disagrees
     with them.
@@ -110,8 +108,8 @@ class Shards:
     def shape(self, name: str) -> Shape:
         return tuple(self.files[name].get_slice(name).get_shape())
 
-    def stored(self, name: str) -> str:
-        """The stored number format, as safetensors calls it."""
+    def dtype(self, name: str) -> str:
+        """The stored number format, by safetensors' name."""
         return self.files[name].get_slice(name).get_dtype()
 
     def tensor(self, name: str) -> Tensor:
@@ -124,8 +122,9 @@ class Shards:
 
 
 def shard_names(directory: Path) -> list[str]:
-    """The files that hold a directory's weights. Raises ModelError where there are none, or only
-    pickled ones.
+    """Returns the names of a directory's weight files.
+
+    Raises ModelError where there are none, or only pickled ones.
     """
     if (directory / SINGLE).exists():
         return [SINGLE]
@@ -136,11 +135,9 @@ def shard_names(directory: Path) -> list[str]:
             for p in directory.glob(pattern)
         )
         if pickled:
-            cure = (
-                "convert it where you trust it: transformers' from_pretrained, then save_pretrained"
-            )
             raise ModelError(
-                f"{directory} holds only pickled weights ({pickled[0]}), which whet never loads; {cure}"
+                f"{directory} holds only pickled weights ({pickled[0]}), which whet never loads; "
+                "convert it where you trust it: transformers' from_pretrained, then save_pretrained"
             )
         raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}; it holds no weights")
     weight_map = read_json(directory / INDEX).get("weight_map")
@@ -153,24 +150,24 @@ def shard_names(directory: Path) -> list[str]:
 
 
 def check(config: ModelConfig, shards: Shards) -> None:
-    """Raises ModelError where tensors are missing, left over, of the wrong shape or not plain
-    floating-point numbers.
+    """Compares the stored tensors with the config.
+
+    Raises ModelError where one is missing, left over, of the wrong shape or not floating-point.
     """
     expected = {p.name: p.shape for stacked in parts(config).values() for p in stacked}
     where = shards.directory
-    found = {n for n in shards.files if not n.endswith("rotary_emb.inv_freq")}
-    if missing := sorted(expected.keys() - found):
+    stored = {n for n in shards.files if not n.endswith("rotary_emb.inv_freq")}
+    if missing := sorted(expected.keys() - stored):
         raise ModelError(
             f"{where} lacks {_some(missing)}, which its config.json calls for; is the model whole?"
         )
-    extra = found - expected.keys()
+    extra = stored - expected.keys()
     if config.tied and not config.scalar and "lm_head.weight" in extra:
-        if not torch.equal(
-            shards.tensor("lm_head.weight"), shards.tensor("model.embed_tokens.weight")
-        ):
-            cure = "set tie_word_embeddings to false in its config.json if the head is meant"
+        head, embeddings = map(shards.tensor, ("lm_head.weight", "model.embed_tokens.weight"))
+        if not torch.equal(head, embeddings):
             raise ModelError(
-                f"{where}: lm_head.weight differs from the embeddings that it is said to be tied to; {cure}"
+                f"{where}: lm_head.weight differs from the embeddings that it is said to be tied to; "
+                "set tie_word_embeddings to false in its config.json if the head is meant"
             )
         extra.remove("lm_head.weight")
     if extra:
@@ -180,11 +177,13 @@ def check(config: ModelConfig, shards: Shards) -> None:
     for name, shape in expected.items():
         if shards.shape(name) != shape:
             raise ModelError(
-                f"{where}: {name} has shape {list(shards.shape(name))}; config.json calls for {list(shape)}"
+                f"{where}: {name} has shape {list(shards.shape(name))}; "
+                f"config.json calls for {list(shape)}"
             )
-        if shards.stored(name) not in FLOATS:
+        if shards.dtype(name) not in FLOATS:
             raise ModelError(
-                f"{where}: {name} is stored as {shards.stored(name)}; whet loads unquantized weights only"
+                f"{where}: {name} is stored as {shards.dtype(name)}; "
+                "whet loads unquantized weights only"
             )
 
 
@@ -195,7 +194,7 @@ def fill(
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> None:
-    """Gives a model made on the meta device its weights, one stored tensor at a time."""
+    """Fills a model that was made on the meta device, one stored tensor at a time."""
     ours = dict(model.named_parameters())
     for name, stacked in parts(config).items():
         home, _, last = name.rpartition(".")
@@ -206,10 +205,10 @@ def fill(
 
 
 def write(named: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> None:
-    """Tensors into one safetensors file, or into several of at most `shard_bytes` (a larger tensor
-    alone) with their index.
+    """Writes tensors to one safetensors file, or to several of `shard_bytes` with their index.
 
-    Raises ModelError where they cannot be written, and ValueError where shard_bytes is below 1.
+    A tensor larger than `shard_bytes` has a file of its own. Raises ModelError where they cannot be
+    written, and ValueError where shard_bytes is below 1.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -223,19 +222,13 @@ def write(named: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, shard in zip(files, shards, strict=True):
-            held = {
-                name: tensor.to("cpu", copy=True).contiguous() for name, tensor in shard.items()
-            }
-            save_file(held, directory / file, metadata={"format": "pt"})
+            copies = {n: tensor.to("cpu", copy=True).contiguous() for n, tensor in shard.items()}
+            save_file(copies, directory / file, metadata={"format": "pt"})
         if not one:
-            weight_map = {
-                name: file for file, shard in zip(files, shards, strict=True) for name in shard
-            }
+            weight_map = {n: file for file, shard in zip(files, shards, strict=True) for n in shard}
             size = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
-            text = json.dumps(
-                {"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2
-            )
-            (directory / INDEX).write_text(text + "\n", encoding="utf-8")
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     except (SafetensorError, OSError) as failure:
         raise ModelError(f"{directory} cannot be written: {failure}") from None
 
