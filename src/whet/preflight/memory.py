@@ -18,6 +18,7 @@ from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL
 from whet.errors import WhetError
+from whet.format import gibibytes
 from whet.model import lora
 from whet.model.config import ModelConfig
 from whet.model.logprobs import rows_at_once
@@ -210,10 +211,12 @@ def memory(
         return "nothing is trained"
     name, most = max(wanted.items(), key=lambda item: item[1])
     if not judged:
-        return f"stage {name} takes about {most / 2**30:.2f} GiB"
+        return f"stage {name} takes about {gibibytes(most)}"
     free = available(device)
     if most > free:
         raise WhetError(
-            f"stage {name} takes about {most / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device.type}; lower its micro_tokens, or prompts x samples"
+            f"stage {name} takes about {gibibytes(most)}, and {gibibytes(free)} are free on {device.type}; lower its micro_tokens, or prompts x samples"
         )
-    return f"stage {name} takes about {most / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {device.type}"
+    return (
+        f"stage {name} takes about {gibibytes(most)}; {gibibytes(free)} are free on {device.type}"
+    )

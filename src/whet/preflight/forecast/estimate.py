@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from whet.format import rough_duration
+
 CLOSE = 1.5  # most over least, below which their middle is within a fifth of either
 
 
@@ -71,13 +73,7 @@ def said(span: Span) -> str:
     ('44 s', '44 s (30 to 80 s)', '0.2 s', '100 min')
     """
     if span.most <= CLOSE * span.least or span.most < 1:
-        return _seconds(span.likely)
-    return f"{_seconds(span.likely)} ({_seconds(span.least)} to {_seconds(span.most)})".replace(
+        return rough_duration(span.likely)
+    return f"{rough_duration(span.likely)} ({rough_duration(span.least)} to {rough_duration(span.most)})".replace(
         " s to ", " to "
     )
-
-
-def _seconds(value: float) -> str:
-    if value >= 600:
-        return f"{value / 60:.0f} min" if value < 36_000 else f"{value / 3600:.0f} h"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
