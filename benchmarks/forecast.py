@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.bench.side import memory as memory_used
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory
 from whet.preflight.forecast.estimate import Span, total
@@ -40,7 +40,7 @@ def ran(word: str) -> None:
     """A side of its own: the run, as JSON."""
     before = memory_used()
     name, *overrides = word.split(",")
-    recipe = recipes.load(Path(name), overrides)
+    recipe = load_recipe(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
         run = Measured.of(recipe, Path(scratch) / "run", None)
         began = time.process_time()
@@ -57,7 +57,7 @@ def ran(word: str) -> None:
 
 def compared(word: str) -> None:
     name, *overrides = word.split(",")
-    recipe = recipes.load(Path(name), overrides)
+    recipe = load_recipe(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
         pipeline = Pipeline.of(recipe, Path(scratch) / "check", None)
         model = pipeline.start(recipe.stage[0])

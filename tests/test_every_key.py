@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import parse_recipe
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
 from whet.pipeline import pipeline
@@ -155,7 +155,7 @@ OTHER: dict[str, Any] = {  # by key, or the end of it: another value than that o
 }  # fmt: skip
 # by pattern of a key: what is said where its other value is refused before anything runs
 REFUSED = {
-    r"stage\.\w+\.kind": "does not match any of the expected tags", r"stage\.merge\.start": "drop start", r"stage\.reward_model\.lora\.merge": "drop lora.merge",
+    r"stage\.\w+\.kind": "is not known", r"stage\.merge\.start": "drop start", r"stage\.reward_model\.lora\.merge": "drop lora.merge",
 }  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> d
     for word, place in places.items():
         text = text.replace(f'"{word}', f'"{place}')
     recipe, threads, seen = (
-        recipes.parse(json.loads(text)),
+        parse_recipe(json.loads(text)),
         torch.get_num_threads(),
         Watched(folder),
     )
@@ -294,7 +294,7 @@ def places(tmp_path_factory):
         "optimizer": {"kind": "muon", "lr": 0.02, "lr_rest": 0.01},
     }
     pipeline.run(
-        recipes.parse(
+        parse_recipe(
             {"name": "it", "task": {"name": "chain", "operations": 1}, "stage": [skilled]}
         ),
         folder / "skilled",
@@ -355,7 +355,7 @@ def test_where_it_would_not_be_read_a_key_is_refused_by_name(kind, besides, tmp_
     with pytest.raises(
         RecipeError, match=rf"\b{key}\b.*drop|only = .* means nothing|trains no critic"
     ):
-        pipeline.run(recipes.parse(data), tmp_path / "it")
+        pipeline.run(parse_recipe(data), tmp_path / "it")
     assert not (tmp_path / "it").exists()
 
 
@@ -363,7 +363,7 @@ def test_a_model_that_is_given_has_its_own_shape(tmp_path):
     given = fake_hub.checkpoint("Qwen/Qwen3-0.6B", tmp_path / "given")
     data = {**base("seed"), "model": {"path": str(given), "shape": SHAPE}}
     with pytest.raises(RecipeError, match=r"model\.shape would not be read"):
-        pipeline.run(recipes.parse(data), tmp_path / "it")
+        pipeline.run(parse_recipe(data), tmp_path / "it")
 
 
 def test_the_walk_meets_a_key_that_nobody_has_thought_of():

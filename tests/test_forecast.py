@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 import torch
 
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.preflight import forecast
 from whet.preflight.forecast.estimate import Estimate, Span, said, total
 from whet.preflight.forecast.pace import Paced, Paid
@@ -33,7 +33,7 @@ def recipe(tmp_path):
             "steps = 2\nmax", "steps = 30\nmax"
         )
     )
-    return lambda *overrides: recipes.load(path, [*SMALLER, *overrides])
+    return lambda *overrides: load_recipe(path, [*SMALLER, *overrides])
 
 
 def ticks():

@@ -11,7 +11,7 @@ import random
 import tomllib
 from pathlib import Path
 
-from whet.config import load as recipes
+from whet.config.load import load_recipe, override_recipe, parse_recipe
 from whet.errors import WhetError, one_line
 from whet.rewards.custom.function import CustomReward, Failed
 from whet.rollout.rollout import finite
@@ -63,7 +63,7 @@ def test_recipes_whose_text_was_changed(tmp_path):
                 else b"[]=\"{}',#"[rng.randrange(9) :][:1]
             )
         path.write_bytes(text)
-        told.append(refused(lambda: recipes.load(path)))
+        told.append(refused(lambda: load_recipe(path)))
     assert sum(told) > 700
 
 
@@ -77,7 +77,7 @@ def test_overrides():
             else rng.choice(["", "=", "a..b", "stage.=", "é"])
         )
         text = key + rng.choice(["=", "", "=="]) + str(rng.choice(ODD))
-        refused(lambda data=data, text=text: (recipes.override(data, text), recipes.parse(data)))
+        refused(lambda data=data, text=text: (override_recipe(data, text), parse_recipe(data)))
 
 
 def test_values_of_a_reward_of_one_s_own(tmp_path):

@@ -4,6 +4,7 @@ one line; nothing else ever happens.
 
 import copy
 import random
+import tomllib
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,7 @@ import tomli_w
 
 from whet import config
 from whet.algorithms.table import algorithm
-from whet.config import load as recipes
+from whet.config.load import load_recipe, override_recipe, parse_recipe
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import pretrained
 from whet.pipeline.setup import rewarded
@@ -139,10 +140,10 @@ def no_network(monkeypatch):
 
 def test_thousands_of_changed_recipes_are_accepted_or_refused_in_one_line():
     rng, told = random.Random(1), Counter()
-    data = [recipes.tomllib.loads(text) for text in SOURCES.values()]
+    data = [tomllib.loads(text) for text in SOURCES.values()]
     for _ in range(CASES * 2 // 3):
         held = mutated(rng.choice(data), rng)
-        told[refused(lambda held=held: validated(recipes.parse(held)))] += 1
+        told[refused(lambda held=held: validated(parse_recipe(held)))] += 1
     assert min(told.values()) > CASES / 20
 
 
@@ -173,13 +174,13 @@ def test_thousands_of_changed_texts_of_recipes_are_accepted_or_refused_in_one_li
                     + f"\nx = {rng.choice(['[' * 9999, '9' * 5000, '{a=' * 3000, '0x' + 'f' * 9999, 'a.' * 3000])}".encode()
                 )
         path.write_bytes(text)
-        told[refused(lambda: validated(recipes.load(path)))] += 1
+        told[refused(lambda: validated(load_recipe(path)))] += 1
     assert min(told.values()) > CASES / 400
 
 
 def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
     rng, told = random.Random(3), Counter()
-    data = [recipes.tomllib.loads(text) for text in SOURCES.values()]
+    data = [tomllib.loads(text) for text in SOURCES.values()]
     words = [
         "stage",
         "rl",
@@ -223,8 +224,8 @@ def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
         )
 
         def resolved(held=held, text=text):
-            recipes.override(held, text)
-            validated(recipes.parse(held))
+            override_recipe(held, text)
+            validated(parse_recipe(held))
 
         told[refused(resolved)] += 1
     assert min(told.values()) > CASES / 400

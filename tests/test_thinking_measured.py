@@ -12,7 +12,7 @@ from whet import config, report
 from whet.chat import Chat
 from whet.cli import terminal
 from whet.cli.commands import print_evaluation
-from whet.config import load as recipes
+from whet.config.load import parse_recipe
 from whet.data import preferences, responses
 from whet.errors import ModelError
 from whet.evaluation.measure import measure, vote
@@ -272,7 +272,7 @@ def recipe(directory, **keys):
     }
     data |= {"stage": [{"name": "last", "kind": "evaluate", "problems": 20, "max_tokens": 8}]}
     data["evaluation"] = {"problems": 10, "max_tokens": 8}
-    return recipes.parse({**data, **keys})
+    return parse_recipe({**data, **keys})
 
 
 @pytest.mark.parametrize("template", [DEAF, OPEN])

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from whet import config
 from whet.cli import terminal
-from whet.config import load as recipes
+from whet.config.load import load_recipe, toml_value
 from whet.errors import RecipeError
 
 SEEDS = re.compile(r"seed=(-?\d+)\.\.(-?\d+)")
@@ -44,7 +44,7 @@ def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
     ranges = [m for m in (SEEDS.fullmatch(o) for o in overrides) if m]
     plain = [o for o in overrides if not SEEDS.fullmatch(o)]
     if not ranges:
-        recipe = recipes.load(path, plain)
+        recipe = load_recipe(path, plain)
         one_run(recipe, runs / recipe.name, way)
         return 0
     if way.only is not None:
@@ -52,7 +52,7 @@ def run(path: Path, overrides: Sequence[str], runs: Path, way: Way) -> int:
     first, last = int(ranges[-1].group(1)), int(ranges[-1].group(2))
     if not 0 <= last - first < 1000:
         raise RecipeError(f"{ranges[-1].group(0)}: give a rising range, such as seed=1..5")
-    loaded = [recipes.load(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
+    loaded = [load_recipe(path, [*plain, f"seed={seed}"]) for seed in range(first, last + 1)]
     summaries: list[Mapping[str, Any]] = []
     for recipe in loaded:
         directory = runs / f"{recipe.name}-seed{recipe.seed}"
@@ -120,7 +120,7 @@ def show(path: Path, overrides: Sequence[str]) -> int:
     """The recipe with every key filled in, and each algorithm's row as it resolves."""
     from whet.algorithms.table import algorithm, cells
 
-    recipe = recipes.load(path, overrides)
+    recipe = load_recipe(path, overrides)
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
@@ -137,7 +137,7 @@ def check(path: Path, overrides: Sequence[str], offline: bool = False) -> int:
     from whet.preflight.check import findings
 
     console, bad = Console(), 0
-    for finding in findings(recipes.load(path, overrides), offline):
+    for finding in findings(load_recipe(path, overrides), offline):
         bad += not finding.ok
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
         console.print(
@@ -224,7 +224,7 @@ def options(words: Sequence[str]) -> dict[str, Any]:
         key, equals, raw = word.partition("=")
         if not equals or not key.isidentifier():
             raise RecipeError(f"option {word!r}: write key=value")
-        found[key] = recipes.told(raw)
+        found[key] = toml_value(raw)
     return found
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from whet.cli.commands import options
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import RewardError
 from whet.rewards import Reward, combined, load, names
 from whet.rewards.known_answers import Tried, figures, read, trial
@@ -77,7 +77,7 @@ def chosen(name: str, pairs: Sequence[str]) -> tuple[Reward, str]:
     """The reward, and the task whose problems it judges where it is a recipe's. Raises WhetError."""
     if not name.endswith(".toml"):
         return load(name, **options(pairs)), ""
-    recipe = recipes.load(Path(name), pairs)
+    recipe = load_recipe(Path(name), pairs)
     task = load_task(recipe.task.name, **recipe.task.options)
     stages = {s.name for s in recipe.stage}
     for part in recipe.reward:

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import RecipeError, did_you_mean
 from whet.pipeline.pipeline import Pipeline
 from whet.storage import provenance
@@ -40,7 +40,7 @@ def resume(
     held: dict[str, Any] = {"stages": [], "seconds": 0.0}
     summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else held
     done = [line["name"] for line in summary["stages"]]
-    changed = changes(recipes.load(directory / "recipe.toml"), recipe, done)
+    changed = changes(load_recipe(directory / "recipe.toml"), recipe, done)
     if changed:
         raise RecipeError(
             f"{directory} cannot go on with other {', '.join(changed)}; set them back, or start a run of another name"
@@ -157,7 +157,7 @@ def _before(recipe: config.Recipe, directory: Path, at: int) -> dict[str, Any]:
         raise RecipeError(
             f"{directory} holds no run whose stages could be built upon; run all of it first"
         )
-    old = recipes.load(directory / "recipe.toml")
+    old = load_recipe(directory / "recipe.toml")
     one, other = (
         {**r.model_dump(), "stage": [s.model_dump() for s in r.stage[:at]]} for r in (old, recipe)
     )
