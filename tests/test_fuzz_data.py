@@ -115,7 +115,7 @@ def lines(rng):
 
 def read_all(path, form):
     """Every question and response to the end: as the pipeline reads them."""
-    task = Files(str(path), **form)
+    task = Files(path=str(path), **form)
     chat = Chat.from_characters(task.alphabet() or "a")
     for split in ("train", "test"):
         found = task.problems(split, task.size(split), 1)
@@ -184,5 +184,5 @@ def test_what_is_raised_of_a_broken_row_names_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(good(i)) for i in range(5)) + '\n{"question": "2"\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:6: not JSON") as told:
-        Files(str(path))
+        Files(path=str(path))
     assert isinstance(told.value, WhetError)

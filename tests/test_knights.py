@@ -12,7 +12,7 @@ from whet.tasks.split import is_test
 from whet.tasks.statements import Statement, possible, read, solutions, written
 from whet.types import Problem
 
-TASKS = [Knights(people, terse) for people in (2, 3, 4) for terse in (False, True)]
+TASKS = [Knights(people=people, terse=terse) for people in (2, 3, 4) for terse in (False, True)]
 
 
 def names(task: Knights) -> str:
@@ -51,7 +51,7 @@ def _holds(text: str, speaker: str, world: dict[str, bool]) -> bool:
 
 @pytest.mark.parametrize("people", [2, 3, 5])
 def test_the_words_have_exactly_the_solution_that_is_paid(people: int) -> None:
-    for problem in Knights(people).problems("train", 60, 1):
+    for problem in Knights(people=people).problems("train", 60, 1):
         (world,) = independent(problem.question)
         assert problem.answer == ", ".join(
             f"{n} is a {'knight' if k else 'knave'}" for n, k in world.items()
@@ -83,11 +83,11 @@ def test_the_corpus_is_right_in_both_modes(task: Knights) -> None:
 
 
 def test_the_cases_end_where_the_solution_is_found() -> None:
-    for problem, response in Knights(3).corpus({"cases": 1.0}, 40, 5):
+    for problem, response in Knights(people=3).corpus({"cases": 1.0}, 40, 5):
         *refuted, last = response.partition("</think>")[0].removeprefix("<think>").split("\n")
         assert last == f"Suppose {problem.answer}: that fits."
         assert all(step.endswith(", so no.") for step in refuted)
-    for problem, response in Knights(3, terse=True).corpus({"cases": 1.0}, 40, 5):
+    for problem, response in Knights(people=3, terse=True).corpus({"cases": 1.0}, 40, 5):
         assert response.endswith(f"{problem.answer}</think>{problem.answer}")
 
 
@@ -157,7 +157,7 @@ def test_hedges_lists_and_half_answers_are_unparsed(reply: str) -> None:
 
 
 def test_terse_replies_name_everyone_once() -> None:
-    task = Knights(3, terse=True)
+    task = Knights(people=3, terse=True)
     problem = task.problems("test", 1, 1)[0]
     for reply in (
         "</think>YN",
@@ -174,9 +174,9 @@ def test_terse_replies_name_everyone_once() -> None:
 def test_bounds_are_one_line() -> None:
     for people in (1, 9):
         with pytest.raises(RecipeError, match=f"people = {people}; it must be between 2 and 8"):
-            Knights(people)
-    two = Knights(2)
-    assert two.size("train") is not None and Knights(3).size("train") is None
+            Knights(people=people)
+    two = Knights(people=2)
+    assert two.size("train") is not None and Knights(people=3).size("train") is None
     with pytest.raises(DataError, match="more than people = 2"):
         two.problems("train", 1000, 1)
     assert isinstance(two.problems("test", two.size("test") or 0, 1)[0], Problem)

@@ -79,8 +79,8 @@ def test_the_first_of_a_ranking_follows_plackett_luce():
 
 
 def test_rules_differ_and_are_fixed():
-    assert Taste(1).weights == load("taste", rule=1).weights != Taste(2).weights  # type: ignore[attr-defined]
-    with pytest.raises(RecipeError, match=r"rule = 0\.5; it must be int"):
+    assert Taste(rule=1).weights == load("taste", rule=1).weights != Taste(rule=2).weights  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match=r"rule = 0\.5; it must be a whole number"):
         load("taste", rule=0.5)
 
 

@@ -6,6 +6,7 @@ A task or a reward is a class whose fields are its options. `whet tasks NAME` pr
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -73,13 +74,15 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     refusal: ClassVar[type[WhetError]] = RecipeError
-    owner: ClassVar[str] = ""  # whose options they are, for messages: "task chain"
+    # whose options they are, for messages: "task chain", or "task gym:{dataset}" to fill in one
+    owner: ClassVar[str] = ""
 
     def __init__(self, /, **options: Any) -> None:
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise self.refusal(f"{self.owner}: {next(faults(error, type(self)))}") from None
+            owner = self.owner.format_map(defaultdict(str, options))
+            raise self.refusal(f"{owner}: {next(faults(error, type(self)))}") from None
 
 
 def dotted(place: Place) -> str:
@@ -101,7 +104,9 @@ def faults(
     by_place: dict[Place, list[ErrorDetails]] = {}
     for fault in error.errors(include_url=False):
         place = fault["loc"]
-        if len(place) > 1 and _ALTERNATIVE.fullmatch(str(place[-1])):
+        if place[-1:] == ("[key]",) or (
+            len(place) > 1 and _ALTERNATIVE.fullmatch(str(place[-1]))
+        ):  # of a table whose keys are a fixed few
             place = place[:-1]
         by_place.setdefault(place, []).append(fault)
     for place, alternatives in by_place.items():
@@ -117,8 +122,13 @@ def faults(
                 yield f"{where}: the {noun} {fault.get('ctx', {})['discriminator']} is missing"
             case "union_tag_invalid":
                 yield f"{where}: {_unknown_tag(fault)}"
+            case "literal_error" if fault["loc"][-1:] == ("[key]",):
+                known = re.findall(r"'([^']*)'", fault.get("ctx", {})["expected"])
+                yield f"unknown {noun} {where!r}{did_you_mean(str(place[-1]), known)}"
             case "value_error" if isinstance(fault["input"], Mapping):
                 yield f"{where}: {wording(fault)}" if where else wording(fault)
+            case "greater_than_equal" | "less_than_equal" if between := _between(model, place):
+                yield f"{where} = {shown(fault['input'])}; {between}"
             case _:
                 words = " or ".join(dict.fromkeys(map(wording, alternatives)))
                 words = words.replace(" or it must be ", " or ")
@@ -190,8 +200,27 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return kind
 
 
+def _between(model: type[BaseModel], place: Place) -> str:
+    """Both bounds of a number in words; empty where it has only one."""
+    for table in _tables_at(model, place):
+        if field := table.model_fields.get(str(place[-1])):
+            low, high = (
+                next((getattr(m, bound) for m in field.metadata if hasattr(m, bound)), None)
+                for bound in ("ge", "le")
+            )
+            if low is not None and high is not None:
+                return f"it must be between {low:g} and {high:g}"
+    return ""
+
+
 def _keys_beside(model: type[BaseModel], place: Place) -> list[str]:
     """The fields of the table in which an unknown key stands."""
+    tables = _tables_at(model, place)
+    return list(dict.fromkeys(name for table in tables for name in table.model_fields))
+
+
+def _tables_at(model: type[BaseModel], place: Place) -> list[type[BaseModel]]:
+    """The tables within a model in which a key may stand."""
     tables = [model]
     for part in place[:-1]:
         inner = [
@@ -202,7 +231,7 @@ def _keys_beside(model: type[BaseModel], place: Place) -> list[str]:
         ]
         tagged = [table for table in tables if part in _tags(table)]
         tables = inner or tagged or tables
-    return list(dict.fromkeys(name for table in tables for name in table.model_fields))
+    return tables
 
 
 def _tags(table: type[BaseModel]) -> tuple[Any, ...]:
