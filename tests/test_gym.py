@@ -156,8 +156,8 @@ def test_python_lists_still_get_their_partial_credit():
             r"refuses these options \(min_terms = 5, max_terms = 3\)",
         ),
         ("chain_sum", {"min_terms": "two"}, "refuses these options"),
-        ("chain_sum", {"pool": 0}, "pool = 0; it must be above 0"),
-        ("chain_sum", {"pool": "9"}, "pool = '9'; it must be int"),
+        ("chain_sum", {"pool": 0}, "pool = 0; it must be at least 1"),
+        ("chain_sum", {"pool": "9"}, 'pool = "9"; it must be a whole number'),
         ("chain_sum", {"dataset": "gcd"}, "leave it out"),
         ("futoshiki", {}, "320 ms a question; set pool"),
         *[

@@ -13,10 +13,15 @@ from whet.types import Problem, Score
 
 
 class TaskOptions(Options):
-    """A task that tells no modes of answering apart, unless it names some."""
+    """A task, whose fields are its options; `owner` is "task NAME"."""
 
-    name: ClassVar[str]
-    modes: ClassVar[tuple[str, ...]] = ()
+    @property
+    def name(self) -> str:
+        return self.owner.removeprefix("task ")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ()
 
     def mode(self, problem: Problem, text: str) -> str:
         return "other"
@@ -46,6 +51,9 @@ class Generated(TaskOptions):
 
     def in_test(self, text: str) -> bool:
         return is_test(text)
+
+    @abstractmethod
+    def alphabet(self) -> str: ...
 
     @abstractmethod
     def problem(self, text: str) -> Problem: ...

@@ -88,8 +88,6 @@ class Chain(Generated):
     """Operations on digits, from left to right. The thinking may name them in words."""
 
     owner = "task chain"
-    name = "chain"
-    modes = ("direct", "coarse", "careful")
     cure = "ask for fewer, or more than operations = {operations}"
     operations: int = Field(default=6, ge=1, le=30, description="operations on digits in a problem")
     checks: int = Field(
@@ -99,10 +97,12 @@ class Chain(Generated):
         description="careful responses of the corpus repeat their last step 0 to so many times, "
         "whatever the problem: a model that learns from them thinks longer than it needs to",
     )
-    words: dict[Language, Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] | None = Field(
-        default=None,
-        description="the corpus names its operations in words: the share of each language, such as "
-        "{ en = 0.6, ru = 0.2, mixed = 0.2 }; mixed changes language within a response",
+    words: dict[Language, Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] | None = (
+        Field(
+            default=None,
+            description="the corpus names its operations in words: the share of each language, such as "
+            "{ en = 0.6, ru = 0.2, mixed = 0.2 }; mixed changes language within a response",
+        )
     )
 
     @field_validator("words")
@@ -113,6 +113,10 @@ class Chain(Generated):
                 "it needs the share of a language, such as words = { en = 0.6, ru = 0.4 }"
             )
         return words
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("direct", "coarse", "careful")
 
     @property
     def variety(self) -> str:

@@ -35,8 +35,6 @@ class Countdown(Generated):
     """Numbers, and a target that some expression of them makes: every problem can be solved."""
 
     owner = "task countdown"
-    name = "countdown"
-    modes = ("direct", "search")
     cure = "ask for fewer, or raise high = {high}"
     numbers: int = Field(default=3, ge=2, le=5, description="numbers in a problem")
     low: int = Field(default=1, ge=1, le=1000, description="smallest number")
@@ -55,6 +53,10 @@ class Countdown(Generated):
         if self.high < self.low:
             raise ValueError(f"high = {self.high}; it must be at least low = {self.low}")
         return self
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("direct", "search")
 
     @property
     def variety(self) -> str:

@@ -39,7 +39,6 @@ class Files(TaskOptions):
     """
 
     owner = "task files"
-    name = "files"
     path: str = Field(description="a .jsonl or .parquet file, or hf:OWNER/NAME")
     test: str = Field(
         default="",

@@ -13,13 +13,13 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from whet.errors import DataError
-from whet.options import Options
 from whet.sandbox.pool import Pool, Result
+from whet.tasks.base import TaskOptions
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Problem, Score
@@ -89,7 +89,7 @@ def _workers(seconds: float) -> Pool:
     return Pool("whet.tasks.gym_worker:serve", processes, seconds, env={"PYTHONHASHSEED": "0"})
 
 
-class Gym(Options):
+class Gym(TaskOptions):
     """A data set of reasoning-gym. Every option but these is the data set's own (`min_terms = 2`).
 
     Questions are made as needed, without end, or `pool` of them once. The split hashes the
@@ -99,7 +99,6 @@ class Gym(Options):
 
     model_config = ConfigDict(extra="allow")
     owner = "task gym:{dataset}"
-    modes: ClassVar[tuple[str, ...]] = ()
     dataset: str = Field(description="reasoning-gym's name of the data set")
     pool: int | None = Field(
         default=None, ge=1, description="make so many questions once; default: as many as needed"
@@ -229,9 +228,6 @@ class Gym(Options):
         accuracy = float(result.value >= CORRECT)
         value = result.value if self.partial else accuracy
         return Score(value, "scored" if accuracy else "wrong", {"accuracy": accuracy})
-
-    def mode(self, problem: Problem, text: str) -> str:
-        return "other"
 
     def alphabet(self) -> str:
         """The characters of 512 training questions and answers.

@@ -51,13 +51,15 @@ class Knights(Generated):
     """
 
     owner = "task knights"
-    name = "knights"
-    modes = ("direct", "cases")
     cure = "ask for fewer, or more than people = {people}"
     people: int = Field(default=3, ge=2, le=len(LETTERS), description="people in a problem")
     terse: bool = Field(
         default=False, description="A:-B;B:-A&-B and YN in place of words, for tiny models"
     )
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("direct", "cases")
 
     @property
     def variety(self) -> str:

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from whet.errors import DataError, RecipeError, did_you_mean
-from whet.options import Options
 from whet.tasks import load
+from whet.tasks.base import TaskOptions
 from whet.tasks.split import Split
 from whet.types import Problem, Ranker, Score, Task
 
@@ -47,12 +47,12 @@ class Part(BaseModel):
 
     @cached_property
     def task(self) -> Task:
-        if self.name == Mix.name:
+        if self.name == "mix":
             raise RecipeError("task mix: a mix within a mix; list its parts in the outer one")
         return load(self.name, **(self.model_extra or {}))
 
 
-class Mix(Options):
+class Mix(TaskOptions):
     """Several tasks as one.
 
     `Problem.task` says which part posed a problem; an id starts with the part's name where it is
@@ -62,7 +62,6 @@ class Mix(Options):
     """
 
     owner = "task mix"
-    name: ClassVar[str] = "mix"
     parts: list[Part] = Field(description="the tasks, a table each")
 
     def model_post_init(self, context: Any) -> None:

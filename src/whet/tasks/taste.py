@@ -38,7 +38,6 @@ class Taste(Generated):
     """
 
     owner = "task taste"
-    name = "taste"
     rule: int = Field(default=1, description="seed of the hidden weights")
 
     @cached_property
