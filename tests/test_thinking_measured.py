@@ -11,7 +11,7 @@ from rich.console import Console
 from whet import config, report
 from whet.chat import Chat
 from whet.cli import terminal
-from whet.cli.commands import print_evaluation
+from whet.cli.eval import print_evaluation
 from whet.config.load import parse_recipe
 from whet.data import preferences, responses
 from whet.errors import ModelError

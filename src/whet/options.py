@@ -141,7 +141,9 @@ def wording(fault: ErrorDetails) -> str:
     if words is None:
         return fault["msg"].removeprefix("Value error, ")
     context = fault.get("ctx", {})
-    return words.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
+    return words.format(
+        **{key: _figure(x) if isinstance(x, float) else x for key, x in context.items()}
+    )
 
 
 def options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
@@ -151,9 +153,10 @@ def options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
         default = None
         if not field.is_required():
             default = shown(field.get_default(call_default_factory=True))
-        yield Option(prefix + name, _kind(properties[name]), default, field.description or "")
+        key = field.alias or name
+        yield Option(prefix + key, _kind(properties[key]), default, field.description or "")
         for table in _tables(field.annotation):
-            yield from options(table, f"{prefix}{name}.")
+            yield from options(table, f"{prefix}{key}.")
 
 
 def shown(value: object) -> str:
@@ -194,10 +197,14 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if high in (2**31, 2**53):  # what an integer of the machine holds is no bound to speak of
         high = None
     if low is not None and high is not None:
-        return f"{kind}, {low:g} to {high:g}"
+        return f"{kind}, {_figure(low)} to {_figure(high)}"
     if low is not None:
-        return f"{kind}, {'at least' if 'minimum' in schema else 'above'} {low:g}"
+        return f"{kind}, {'at least' if 'minimum' in schema else 'above'} {_figure(low)}"
     return kind
+
+
+def _figure(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _between(model: type[BaseModel], place: Place) -> str:
@@ -209,7 +216,7 @@ def _between(model: type[BaseModel], place: Place) -> str:
                 for bound in ("ge", "le")
             )
             if low is not None and high is not None:
-                return f"it must be between {low:g} and {high:g}"
+                return f"it must be between {_figure(low)} and {_figure(high)}"
     return ""
 
 

@@ -40,11 +40,12 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def _found(path: Path) -> Path:
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
+    """The recipe's file; a name stands for a recipe that whet brings where no such file is."""
+    shipped = {} if path.is_file() else shipped_recipes()
     if str(path) in shipped:
         return shipped[str(path)]
+    if path.exists():
+        return path
     hint = "" if path.suffix or len(path.parts) > 1 else did_you_mean(str(path), shipped)
     raise RecipeError(f"no recipe at {path}{hint}")
 
