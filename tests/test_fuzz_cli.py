@@ -67,9 +67,7 @@ def test_a_memory_that_does_not_hold_it_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr("whet.cli.tasks.call", fails)
     assert main.main(["tasks"]) == 2
     told = capsys.readouterr().err
-    assert (
-        told.count("\n") == 1 and "out of memory" in told and "micro_tokens" in told
-    )
+    assert told.count("\n") == 1 and "out of memory" in told and "micro_tokens" in told
 
 
 def test_another_fault_of_ours_is_not_called_one_of_memory(monkeypatch):

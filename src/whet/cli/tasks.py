@@ -7,8 +7,6 @@ from rich.table import Table
 
 from whet.cli import terminal
 
-SLOW = "gym:"  # starts processes, which takes seconds
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="a task, whose options are printed")
@@ -26,9 +24,12 @@ def call(arguments: argparse.Namespace) -> int:
         return 0
     known = options(arguments.name)
     terminal.print_options(console, known)
-    if arguments.name.startswith(SLOW):
+    source = arguments.name.partition(":")[0]
+    if source == "gym":
         console.print("\nEvery other option is the data set's own.", highlight=False)
-    elif all(option.default is not None for option in known if "." not in option.name):
+    elif source != "hf" and all(
+        option.default is not None for option in known if "." not in option.name
+    ):
         (problem,) = load(arguments.name).problems("train", 1, 1)
         terminal.print_plain(console, f"\nA problem:\n{problem.question}\n\nIts answer:")
         terminal.print_plain(console, problem.answer or "")
