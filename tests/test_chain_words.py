@@ -1,4 +1,4 @@
-"""Chain with its operations in words: the same arithmetic, told in a language that the reward
+"""Chain with its operations in words: the same arithmetic, spoken_pairs in a language that the reward
 `language` can judge.
 """
 
@@ -36,14 +36,16 @@ def test_without_words_nothing_changes():
 @pytest.mark.parametrize("words", [EN, RU, {"mixed": 1.0}, {"en": 0.5, "ru": 0.2, "mixed": 0.3}])
 def test_words_change_the_telling_alone(words: dict[str, float]):
     task, plain = Chain(operations=3, words=words), Chain(operations=3)
-    told, symbols = (t.corpus(MIX, 300, 9) for t in (task, plain))
-    assert [p.id for p, _ in told] == [p.id for p, _ in symbols]
-    for (problem, text), (_, other) in zip(told, symbols, strict=True):
+    spoken_pairs, symbols = (t.corpus(MIX, 300, 9) for t in (task, plain))
+    assert [p.id for p, _ in spoken_pairs] == [p.id for p, _ in symbols]
+    for (problem, text), (_, other) in zip(spoken_pairs, symbols, strict=True):
         assert not set(text) & set("+-*")
         assert task.mode(problem, text) == plain.mode(problem, other)
         assert task.mode(problem, other) == plain.mode(problem, other)  # symbols are read too
-    assert {s.value for s in task.score([p for p, _ in told], [t for _, t in told])} == {1.0}
-    assert {task.mode(p, t) for p, t in told} == set(MIX)
+    assert {
+        s.value for s in task.score([p for p, _ in spoken_pairs], [t for _, t in spoken_pairs])
+    } == {1.0}
+    assert {task.mode(p, t) for p, t in spoken_pairs} == set(MIX)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +82,11 @@ def test_the_language_reward_judges_the_words_as_it_is():
 
 
 def test_the_corpus_keeps_the_shares():
-    found = [
+    shares = [
         LanguageReward("en").share(text)
         for text in spoken({"en": 3.0, "ru": 1.0, "mixed": 0.0}, n=2000)
     ]
-    assert set(found) == {0.0, 1.0} and mean(found) == pytest.approx(0.75, abs=0.03)
+    assert set(shares) == {0.0, 1.0} and mean(shares) == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_recipe_logs_the_share_of_a_language_beside_the_verdict():

@@ -60,8 +60,8 @@ def test_questions_of_the_test_file_leave_train_and_repeats_are_counted(tmp_path
     assert task.size("train") == 18 and task.size("test") == 7
     assert not questions(task, "train") & questions(task, "test")
     assert (
-        task.note
-        == "2 training questions are in the test file too and were removed from train; 2 repeated questions were removed"
+        task.note == "2 training questions are in the test file too and were removed from train; "
+        "2 repeated questions were removed"
     )
     assert {p.answer for p in task.problems("train", 18, 0) if p.question == "What is 5 + 1?"} == {
         "6"
@@ -79,7 +79,8 @@ def test_more_than_there_are(tmp_path: Path):
 
 def test_the_same_problems_under_another_hash_seed(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", sums(0, 200))
-    script = f"from whet.tasks import load; print([p.id for p in load('files', path={path!r}).problems('test', 10, 5)])"
+    script = f"""from whet.tasks import load
+print([p.id for p in load('files', path={path!r}).problems('test', 10, 5)])"""
     outs = [
         subprocess.run(
             [sys.executable, "-c", script],
@@ -252,13 +253,18 @@ def test_broken_input_is_one_clear_line(tmp_path: Path, case: str):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"question": "a", "answer": "1"}, {"question": "b"}, {"question": "c", "answer": None}, {"question": "d", "answer": " "}],
+        ([{"question": "a", "answer": "1"}, {"question": "b"}, {"question": "c", "answer": None},
+        {"question": "d", "answer": " "}],
          {}, r"3 of 4 rows have no answer; the first is .*a\.jsonl:2"),
-        ([{"question": "a", "answer": "1"}, {"question": "", "answer": "1"}], {}, r"1 of 2 rows have no question; .*:2"),
+        ([{"question": "a", "answer": "1"}, {"question": "", "answer": "1"}], {},
+        r"1 of 2 rows have no question; .*:2"),
         ([{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "2"}],
-         {"answer_after": "####"}, r"1 of 2 rows have no answer \(nothing after '####' in column 'answer'\).*:2"),
-        ([{"question": "a", "answer": "none"}], {"answer_pattern": r"\d"}, "answer_pattern finds none in column 'answer'"),
-        ([{"question": "a", "answer": "1", "r": "x"}, {"question": "b", "answer": "1"}], {"response": "r"}, "no response.*:2"),
+         {"answer_after": "####"},
+         r"1 of 2 rows have no answer \(nothing after '####' in column 'answer'\).*:2"),
+        ([{"question": "a", "answer": "none"}], {"answer_pattern": r"\d"},
+        "answer_pattern finds none in column 'answer'"),
+        ([{"question": "a", "answer": "1", "r": "x"}, {"question": "b", "answer": "1"}],
+        {"response": "r"}, "no response.*:2"),
     ],
 )  # fmt: skip
 def test_rows_that_lack_something_are_counted(

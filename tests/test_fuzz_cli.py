@@ -27,7 +27,8 @@ CASES = {
     "an override of nothing": (GOOD, "show r.toml =3", "write key=value"),
     "a directory": (GOOD, "show .", "directory"),
     "a name that is too long": (GOOD, f"show {'x' * 300}.toml", "too long"),
-    "an unknown algorithm": (HEAD + '[[stage]]\nname = "rl"\nkind = "rl"\nsteps = 1\nalgorithm = "grpoo"', "show r.toml", "grpo"),
+    "an unknown algorithm": (
+        HEAD + '[[stage]]\nname = "rl"\nkind = "rl"\nsteps = 1\nalgorithm = "grpoo"', "show r.toml", "grpo"),
     "a task's option": (GOOD, "run r.toml task.operations=9999999999999999999999", "between 1 and 30"),
     "no data": (FILES, "run r.toml", "rows.jsonl"),
     "a reward without its model": (GOOD + '[[reward]]\nname = "learned"', "run r.toml", "'model' is missing"),
@@ -58,7 +59,8 @@ def test_what_cannot_be_used_is_told_in_one_line_with_exit_code_2(tmp_path, case
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("[enforce fail]\nDefaultCPUAllocator: can't allocate memory"), type("OutOfMemoryError", (RuntimeError,), {})()],
+    [MemoryError(), RuntimeError("[enforce fail]\nDefaultCPUAllocator: can't allocate memory"),
+    type("OutOfMemoryError", (RuntimeError,), {})()],
 )  # fmt: skip
 def test_a_memory_that_does_not_hold_it_is_one_line(monkeypatch, capsys, error):
     def fails(arguments):
@@ -66,8 +68,8 @@ def test_a_memory_that_does_not_hold_it_is_one_line(monkeypatch, capsys, error):
 
     monkeypatch.setattr("whet.cli.tasks.call", fails)
     assert main.main(["tasks"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "out of memory" in told and "micro_tokens" in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "out of memory" in message and "micro_tokens" in message
 
 
 def test_another_fault_of_ours_is_not_called_one_of_memory(monkeypatch):

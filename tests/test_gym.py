@@ -23,7 +23,8 @@ def sums() -> Gym:
 
 
 def test_same_seed_same_questions_in_any_process(sums: Gym):
-    script = f"from whet.tasks import load; print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"
+    script = f"""from whet.tasks import load
+print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"""
     out = subprocess.run(
         [sys.executable, "-c", script],
         env={"PYTHONHASHSEED": "9"},

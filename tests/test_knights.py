@@ -21,14 +21,14 @@ def names(task: Knights) -> str:
 
 def independent(question: str) -> list[dict[str, bool]]:
     """Solves the problem from its words alone."""
-    told = dict(part.split(' says: "') for part in _sentences(question))
-    people = list(told)
-    found = []
+    claims = dict(part.split(' says: "') for part in _sentences(question))
+    people = list(claims)
+    worlds = []
     for kinds in itertools.product([True, False], repeat=len(people)):
         world = dict(zip(people, kinds, strict=True))
-        if all(_holds(told[name], name, world) == world[name] for name in people):
-            found.append(world)
-    return found
+        if all(_holds(claims[name], name, world) == world[name] for name in people):
+            worlds.append(world)
+    return worlds
 
 
 def _sentences(question: str) -> list[str]:
@@ -110,11 +110,11 @@ def test_only_one_of_all_assignments_is_paid(task: Knights) -> None:
                 reply = "</think>" + "".join("Y" if k else "N" for k in kinds)
             else:
                 who = problem.meta["names"]
-                said = ", ".join(
+                answer = ", ".join(
                     f"{n} is a {'knight' if k else 'knave'}"
                     for n, k in zip(who, kinds, strict=True)
                 )
-                reply = f"<think>hm</think><answer>{said}</answer>"
+                reply = f"<think>hm</think><answer>{answer}</answer>"
             values.append(task.score([problem], [reply])[0])
         assert sorted(s.value for s in values) == [0.0] * (len(values) - 1) + [1.0]
         assert {s.status for s in values} == {"scored", "wrong"}
@@ -135,7 +135,8 @@ WHO = ["Ada", "Ben"]
         "Ada = knight, Ben = knave",
         "Ada is a knight Ben is a knave",
         "<think>Ada is a knave?</think><answer>\nAda is a knight, and Ben is a knave.\n</answer>",
-        "<think>x</think>So: <answer>Ada is a knave, Ben is a knave</answer> no: <answer>Ada is a knight, Ben is a knave</answer>",
+        "<think>x</think>So: <answer>Ada is a knave, Ben is a knave</answer> no: "
+        "<answer>Ada is a knight, Ben is a knave</answer>",
     ],
 )
 def test_ways_to_say_it(reply: str) -> None:
@@ -145,11 +146,15 @@ def test_ways_to_say_it(reply: str) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "Ada is a knight", "Ada is a knight, Ada is a knave, Ben is a knave", "Ada is a knight or a knave, Ben is a knave",
-        "Ada is not a knight, Ben is a knave", "Ada is a knight, Ben is a knave, Cleo is a knave", "Ada is a knight, Ben is a knave?",
+        "Ada is a knight", "Ada is a knight, Ada is a knave, Ben is a knave",
+        "Ada is a knight or a knave, Ben is a knave",
+        "Ada is not a knight, Ben is a knave", "Ada is a knight, Ben is a knave, Cleo is a knave",
+        "Ada is a knight, Ben is a knave?",
         "It may be that Ada is a knight, Ben is a knave", "Ada is a knightBen is a knave", "",
-        "Ada is a knight, Ben is a knave, Ben is a knight", "<think>Ada is a knight, Ben is a knave", "NAME is a knight, NAME is a knave",
-        "<answer></answer>Ada is a knight, Ben is a knave", "If Ada is a knight, Ben is a knave", "Ada and Ben are a knight and a knave",
+        "Ada is a knight, Ben is a knave, Ben is a knight",
+        "<think>Ada is a knight, Ben is a knave", "NAME is a knight, NAME is a knave",
+        "<answer></answer>Ada is a knight, Ben is a knave", "If Ada is a knight, Ben is a knave",
+        "Ada and Ben are a knight and a knave",
     ],
 )  # fmt: skip
 def test_hedges_lists_and_half_answers_are_unparsed(reply: str) -> None:

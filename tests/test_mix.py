@@ -104,8 +104,8 @@ def test_a_task_twice_needs_a_name_and_never_shares_an_id():
     assert len({p.id for p in problems}) == 40 and {p.task for p in problems} == {"chain", "spoken"}
     assert all(p.id.startswith("spoken/chain:") == (p.task == "spoken") for p in problems)
     assert "spoken_careful" in task.modes and "chain_careful" in task.modes
-    told = "<think>1plus1=2</think>2"
-    assert {task.mode(p, told) for p in problems} == {"other", "spoken_careful"}
+    spoken = "<think>1plus1=2</think>2"
+    assert {task.mode(p, spoken) for p in problems} == {"other", "spoken_careful"}
 
 
 def test_a_mix_is_as_large_as_its_first_part_to_run_out():
