@@ -55,6 +55,7 @@ def recipe_schema() -> Schema:
 
 def _tasks(definitions: Schema, shared: Schema, without: str = "") -> list[Schema]:
     """A table for each task: its options, `budget` and the shared keys."""
+    shared = {"budget": {"$ref": "#/$defs/Budget"}, **shared}
     tables: list[Schema] = []
     for name, about in tasks.names():
         if name == without:
@@ -64,7 +65,6 @@ def _tasks(definitions: Schema, shared: Schema, without: str = "") -> list[Schem
         table["properties"].pop(named, None)
         table["required"] = [key for key in table.get("required", []) if key != named]
         key = {"pattern": pattern} if pattern else {"const": name}
-        shared = {"budget": {"$ref": "#/$defs/Budget"}, **shared}
         tables.append(_named(table, key, about, shared))
     return tables
 
