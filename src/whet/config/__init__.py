@@ -3,7 +3,7 @@
 Nothing here knows how a stage runs, or what a task or a reward is.
 """
 
-from typing import Any, Self, cast
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,6 @@ __all__ = [
 
 
 RESERVED = ("samples", "model", "previous", "new", "corpus")  # no names for stages
-RENAMED = {"prefer": "dpo"}  # kinds of stages that go by another name
 
 
 class Recipe(Table):
@@ -100,16 +99,6 @@ class Recipe(Table):
     def trained(self) -> list[str]:
         """The names of the stages that make a policy, in order."""
         return [s.name for s in self.stage if isinstance(s, Makes)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names_of_today(cls, data: Any) -> Any:
-        stages = cast(dict[str, Any], data).get("stage") if isinstance(data, dict) else None
-        for stage in cast(list[Any], stages) if isinstance(stages, list) else ():
-            kind = cast(dict[str, Any], stage).get("kind") if isinstance(stage, dict) else None
-            if isinstance(kind, str) and kind in RENAMED:
-                raise ValueError(f"a stage has kind = {kind!r}; write kind = {RENAMED[kind]!r}")
-        return cast(Any, data)
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:

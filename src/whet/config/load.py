@@ -52,6 +52,10 @@ def _found(path: Path) -> Path:
 
 def parse_recipe(data: dict[str, Any], source: str = "recipe") -> Recipe:
     """Raises RecipeError with every fault in one line."""
+    stages = data.get("stage")
+    for stage in cast(list[Any], stages) if isinstance(stages, list) else ():
+        if isinstance(stage, dict) and cast(dict[str, Any], stage).get("kind") == "prefer":
+            raise RecipeError(f"{source}: a stage has kind = 'prefer'; write kind = 'dpo'")
     try:
         return Recipe.model_validate_json(_json(data))
     except ValidationError as error:

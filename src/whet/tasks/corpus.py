@@ -1,4 +1,4 @@
-"""What the tasks' corpora share: the mode of each response, and problems for any number of pairs."""
+"""What corpora share: the mode of each response, and problems for any number of pairs."""
 
 import random
 from collections.abc import Mapping
