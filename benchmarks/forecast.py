@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from whet.bench.side import memory as process_bytes
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import check, forecast, memory
 from whet.preflight.forecast import Span, total
@@ -46,7 +46,7 @@ def run_recipe(word: str) -> None:
     """Runs the recipe in this process, and prints what it cost as JSON."""
     before = process_bytes()
     name, *overrides = word.split(",")
-    recipe = recipes.load(Path(name), overrides)
+    recipe = load_recipe(Path(name), overrides)
     costs = StageCosts()
     with tempfile.TemporaryDirectory() as scratch:
         pipeline = Pipeline.of(recipe, Path(scratch) / "run", costs)
@@ -63,7 +63,7 @@ def run_recipe(word: str) -> None:
 
 def compare(word: str) -> None:
     name, *overrides = word.split(",")
-    recipe = recipes.load(Path(name), overrides)
+    recipe = load_recipe(Path(name), overrides)
     with tempfile.TemporaryDirectory() as scratch:
         pipeline = Pipeline.of(recipe, Path(scratch) / "check")
         model = pipeline.starting_policy(recipe.stage[0])

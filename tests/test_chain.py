@@ -46,7 +46,7 @@ def test_other_seeds_give_other_problems():
 
 @pytest.mark.parametrize("operations", [1, 2, 3, 6])
 def test_train_and_test_never_share(operations: int):
-    task = Chain(operations)
+    task = Chain(operations=operations)
     train = {
         p.id
         for seed in range(3)
@@ -65,7 +65,7 @@ def test_train_and_test_never_share(operations: int):
 
 @pytest.mark.parametrize("operations", [1, 2])
 def test_small_pools_are_known_and_can_be_had_whole(operations: int):
-    task = Chain(operations)
+    task = Chain(operations=operations)
     sizes = task.size("train"), task.size("test")
     assert sum(s or 0 for s in sizes) == 10 * 30**operations
     for split, size in zip(("train", "test"), sizes, strict=True):
@@ -76,17 +76,17 @@ def test_small_pools_are_known_and_can_be_had_whole(operations: int):
 
 
 def test_more_than_an_unlisted_pool_holds_ends_in_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("whet.tasks.chain.is_test", lambda text: text.startswith("0+0"))
+    monkeypatch.setattr("whet.tasks.base.is_test", lambda text: text.startswith("0+0"))
     monkeypatch.setattr("whet.tasks.split.PATIENCE", 200)
-    assert Chain(3).size("test") is None
+    assert Chain(operations=3).size("test") is None
     with pytest.raises(DataError, match=r"1000 asked for, but only \d+ were found; ask for fewer"):
-        Chain(3).problems("test", 1000, 0)
+        Chain(operations=3).problems("test", 1000, 0)
 
 
 @pytest.mark.parametrize("operations", [0, 31])
 def test_operations_out_of_range(operations: int):
     with pytest.raises(RecipeError, match="between 1 and 30"):
-        Chain(operations)
+        Chain(operations=operations)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_scratchpads():
     ],
 )
 def test_verdict_and_mode(text: str, status: str, mode: str):
-    task = Chain(3)
-    problem = task._problem("3+5*2-7")
+    task = Chain(operations=3)
+    problem = task.problem("3+5*2-7")
     (score,) = task.score([problem], [text])
     assert (score.status, score.value, task.mode(problem, text)) == (
         status,
@@ -147,7 +147,7 @@ def test_the_corpus_keeps_its_mix_and_is_right():
 
 
 def test_a_corpus_larger_than_its_pool_repeats_every_problem_alike():
-    task = Chain(1)
+    task = Chain(operations=1)
     size = task.size("train") or 0
     ids = [p.id for p, _ in task.corpus({"direct": 1.0}, 2 * size + 5, 0)]
     counts = Counter(ids)

@@ -1,4 +1,4 @@
-"""Chain with its operations in words: the same arithmetic, told in a language that the reward
+"""Chain with its operations in words: the same arithmetic, spoken_pairs in a language that the reward
 `language` can judge.
 """
 
@@ -19,11 +19,13 @@ EN, RU = {"en": 1.0}, {"ru": 1.0}
 
 
 def spoken(words: dict[str, float], mix: dict[str, float] | None = None, n: int = 300) -> list[str]:
-    return [text for _, text in Chain(3, words=words).corpus(mix or {"careful": 1.0}, n, 4)]
+    return [
+        text for _, text in Chain(operations=3, words=words).corpus(mix or {"careful": 1.0}, n, 4)
+    ]
 
 
 def test_without_words_nothing_changes():
-    plain = Chain(2)
+    plain = Chain(operations=2)
     assert [text for _, text in plain.corpus({"careful": 1.0}, 1, 0)] == [
         "<think>2-7=5;5+5=0</think>0"
     ]
@@ -33,15 +35,17 @@ def test_without_words_nothing_changes():
 
 @pytest.mark.parametrize("words", [EN, RU, {"mixed": 1.0}, {"en": 0.5, "ru": 0.2, "mixed": 0.3}])
 def test_words_change_the_telling_alone(words: dict[str, float]):
-    task, plain = Chain(3, words=words), Chain(3)
-    told, symbols = (t.corpus(MIX, 300, 9) for t in (task, plain))
-    assert [p.id for p, _ in told] == [p.id for p, _ in symbols]
-    for (problem, text), (_, other) in zip(told, symbols, strict=True):
+    task, plain = Chain(operations=3, words=words), Chain(operations=3)
+    spoken_pairs, symbols = (t.corpus(MIX, 300, 9) for t in (task, plain))
+    assert [p.id for p, _ in spoken_pairs] == [p.id for p, _ in symbols]
+    for (problem, text), (_, other) in zip(spoken_pairs, symbols, strict=True):
         assert not set(text) & set("+-*")
         assert task.mode(problem, text) == plain.mode(problem, other)
         assert task.mode(problem, other) == plain.mode(problem, other)  # symbols are read too
-    assert {s.value for s in task.score([p for p, _ in told], [t for _, t in told])} == {1.0}
-    assert {task.mode(p, t) for p, t in told} == set(MIX)
+    assert {
+        s.value for s in task.score([p for p, _ in spoken_pairs], [t for _, t in spoken_pairs])
+    } == {1.0}
+    assert {task.mode(p, t) for p, t in spoken_pairs} == set(MIX)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_words_change_the_telling_alone(words: dict[str, float]):
     ],
 )
 def test_verdicts_and_modes(text: str, status: str, mode: str):
-    task = Chain(2, words=EN)
+    task = Chain(operations=2, words=EN)
     assert (task.score([PROBLEM], [text])[0].status, task.mode(PROBLEM, text)) == (status, mode)
 
 
@@ -78,11 +82,11 @@ def test_the_language_reward_judges_the_words_as_it_is():
 
 
 def test_the_corpus_keeps_the_shares():
-    found = [
+    shares = [
         LanguageReward("en").share(text)
         for text in spoken({"en": 3.0, "ru": 1.0, "mixed": 0.0}, n=2000)
     ]
-    assert set(found) == {0.0, 1.0} and mean(found) == pytest.approx(0.75, abs=0.03)
+    assert set(shares) == {0.0, 1.0} and mean(shares) == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_recipe_logs_the_share_of_a_language_beside_the_verdict():
@@ -100,7 +104,7 @@ def test_a_recipe_logs_the_share_of_a_language_beside_the_verdict():
 
 
 def test_its_alphabet_is_a_tokenizers():
-    task = Chain(3, words={"mixed": 1.0})
+    task = Chain(operations=3, words={"mixed": 1.0})
     chat = Chat.from_characters(task.alphabet())
     for problem, text in task.corpus(MIX, 100, 2):
         assert chat.decode(chat.encode(problem.question)) == problem.question
@@ -120,12 +124,12 @@ def test_every_word_counts_as_one_of_its_language_and_none_hides_in_another():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (True, "words = True; it must be dict"),
-        ({"eng": 1.0}, "unknown language 'eng'; did you mean 'en'?"),
-        ({"en": -1.0}, "en = -1.0; it must be a share"),
-        ({"en": True}, "en = True; it must be a share"),
-        ({"en": float("nan")}, "en = nan"),
-        ({"en": float("inf")}, "en = inf"),
+        (True, "words = true; it must be a table"),
+        ({"eng": 1.0}, "unknown option 'words.eng'; did you mean 'en'?"),
+        ({"en": -1.0}, "words.en = -1.0; it must be at least 0"),
+        ({"en": True}, "words.en = true; it must be a number"),
+        ({"en": float("nan")}, "words.en = NaN; it must be a finite number"),
+        ({"en": float("inf")}, "words.en = Infinity; it must be a finite number"),
         ({"en": 0.0}, "needs the share of a language"),
         ({}, "needs the share of a language"),
     ],

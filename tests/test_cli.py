@@ -154,19 +154,24 @@ def test_the_model_is_that_of_the_result_and_loads_in_transformers(ran):
 def test_eval_prints_json_with_the_settings_beside_the_score(ran):
     place, _ = ran
     done = whet(
-        "eval", "runs/tiny/model", "--task", "chain", "--n", "4", "--problems", "30", "--max-tokens", "24", "--json",
+        "eval", "runs/tiny/model", "--task", "chain", "--n", "4", "--problems", "30",
+        "--max-tokens", "24", "--json",
         "--against", "runs/tiny/base/model", "operations=2", cwd=place,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert (
-        told["n"] == 30 and told["sampling"]["n"] == 4 and set(told["pass_at"]) == {"1", "2", "4"}
+        result["n"] == 30
+        and result["sampling"]["n"] == 4
+        and set(result["pass_at"]) == {"1", "2", "4"}
     )
-    assert told["pass_at"]["1"] == pytest.approx(told["accuracy"]) and 0 <= told["majority"] <= 1
-    assert told["against"]["model"] == "runs/tiny/base/model"
-    assert told["paired"]["n"] == 30 and 0 < told["paired"]["p"] <= 1
-    assert told["paired"]["difference"] == pytest.approx(
-        told["accuracy"] - told["against"]["accuracy"]
+    assert (
+        result["pass_at"]["1"] == pytest.approx(result["accuracy"]) and 0 <= result["majority"] <= 1
+    )
+    assert result["against"]["model"] == "runs/tiny/base/model"
+    assert result["paired"]["n"] == 30 and 0 < result["paired"]["p"] <= 1
+    assert result["paired"]["difference"] == pytest.approx(
+        result["accuracy"] - result["against"]["accuracy"]
     )
 
 
@@ -183,12 +188,12 @@ def test_eval_prints_a_table_and_the_paired_test_in_words(ran):
     )
     done = whet("eval", "runs/tiny/model", "--task", "chain", *words, cwd=place)
     assert done.returncode == 0, done.stderr
-    told = " ".join(done.stdout.split())
+    result = " ".join(done.stdout.split())
     for word in ("pass@1", "95 % interval", "careful: share", "temperature 1.0"):
-        assert word in told
+        assert word in result
     assert (
-        "paired on the same 20 problems: +0.0 points [" in told
-        and "p 1.0000 (McNemar, exact)" in told
+        "paired on the same 20 problems: +0.0 points [" in result
+        and "p 1.0000 (McNemar, exact)" in result
     )
 
 
@@ -222,11 +227,13 @@ def test_several_seeds_make_one_table(ran, tmp_path):
 def refused(capsys, *words, naming):
     """One line on stderr, exit code 2, no traceback."""
     assert main(words) == 2
-    told = capsys.readouterr()
+    result = capsys.readouterr()
     assert (
-        told.err.count("\n") == 1 and told.err.startswith("whet: ") and "Traceback" not in told.err
+        result.err.count("\n") == 1
+        and result.err.startswith("whet: ")
+        and "Traceback" not in result.err
     )
-    assert naming in told.err, told.err
+    assert naming in result.err, result.err
 
 
 def test_bad_input_is_one_line(ran, tmp_path, capsys):
@@ -349,7 +356,7 @@ def test_small_models_take_one_thread_unless_told(monkeypatch):
 
 def test_tables_print(capsys):
     assert main(["algorithms"]) == 0 and main(["tasks"]) == 0
-    told = capsys.readouterr().out
+    result = capsys.readouterr().out
     for word in (
         *TABLE,
         "sequence_mean",
@@ -359,4 +366,4 @@ def test_tables_print(capsys):
         "countdown",
         "gym:",
     ):
-        assert word in told
+        assert word in result

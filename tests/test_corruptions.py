@@ -11,7 +11,7 @@ import pytest
 
 import whet
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import RecipeError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.storage import provenance
@@ -122,7 +122,7 @@ def filed(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("PATH", str(path)))
-    return path, recipes.load(tmp_path / "recipe.toml")
+    return path, load_recipe(tmp_path / "recipe.toml")
 
 
 def stopped(recipe, folder):
@@ -172,7 +172,7 @@ def test_a_run_that_does_not_say_what_it_was_made_of_is_refused(filed, tmp_path)
 def test_the_file_of_a_reward_of_one_s_own_counts(tmp_path):
     own = tmp_path / "mine.py"
     own.write_text("def score(completions): return [0.0] * len(completions)\n")
-    recipe = recipes.load(write(tmp_path, f'reward = [{{ name = "{own}:score" }}]\n'))
+    recipe = load_recipe(write(tmp_path, f'reward = [{{ name = "{own}:score" }}]\n'))
     before = provenance.origin(recipe)
     assert list(before["files"]) == [str(own)]
     own.write_text("def score(completions): return [1.0] * len(completions)\n")
@@ -187,7 +187,7 @@ def test_every_file_of_the_code_counts(tmp_path):
     package = tmp_path / "whet"
     shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     whole = provenance.code(package)
-    assert whole == provenance.origin(recipes.load(write(tmp_path, "")))["code"]
+    assert whole == provenance.origin(load_recipe(write(tmp_path, "")))["code"]
     paths = [p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h")]
     assert {package / "errors.py", *package.glob("kernels/*.c")} < set(paths)
     for path in {(p.parent, p.suffix): p for p in paths}.values():  # one of each folder

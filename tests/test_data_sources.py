@@ -33,13 +33,13 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path):
         for row in sums(0, 50)
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    lines = Files(write(tmp_path / "a.jsonl", sums(0, 50)))
-    table = Files(str(tmp_path / "a.parquet"))
+    lines = Files(path=write(tmp_path / "a.jsonl", sums(0, 50)))
+    table = Files(path=str(tmp_path / "a.parquet"))
     assert table.problems("train", 30, 1) == lines.problems("train", 30, 1)
-    talk = Files(str(tmp_path / "a.parquet"), messages="talk")
+    talk = Files(path=str(tmp_path / "a.parquet"), messages="talk")
     assert talk.problems("train", 30, 1) == lines.problems("train", 30, 1)
     with pytest.raises(DataError, match="no column 'anser'; did you mean 'answer'"):
-        Files(str(tmp_path / "a.parquet"), answer="anser")
+        Files(path=str(tmp_path / "a.parquet"), answer="anser")
 
 
 def test_broken_parquet(tmp_path: Path):
@@ -51,20 +51,20 @@ def test_broken_parquet(tmp_path: Path):
     for content in (b"", b"PAR1", whole[: len(whole) // 2], whole[:100] + whole[150:], b"{}" * 500):
         (tmp_path / "a.parquet").write_bytes(content)
         with pytest.raises(DataError, match="no readable Parquet file") as caught:
-            Files(str(tmp_path / "a.parquet"))
+            Files(path=str(tmp_path / "a.parquet"))
         assert "\n" not in str(caught.value)
     parquet.write_table(
         pyarrow.Table.from_pylist(sums(0, 50)).slice(0, 0), tmp_path / "none.parquet"
     )
     with pytest.raises(DataError, match="it is empty"):
-        Files(str(tmp_path / "none.parquet"))
+        Files(path=str(tmp_path / "none.parquet"))
 
 
 def test_without_pyarrow_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'whet\[data\]'"):
-        Files(str(tmp_path / "a.parquet"))
+        Files(path=str(tmp_path / "a.parquet"))
 
 
 # ---- the Hub
@@ -104,7 +104,7 @@ def test_a_hub_data_set_brings_its_own_split(tmp_path: Path, monkeypatch: pytest
     task = load("hf:some/sums")
     assert (task.size("train"), task.size("test")) == (30, 5)
     assert sorted(hub.fetched) == ["main/test.jsonl", "main/train-0.jsonl", "main/train-1.jsonl"]
-    assert Files("hf:some/sums/main").problems("test", 5, 0) == task.problems("test", 5, 0)
+    assert Files(path="hf:some/sums/main").problems("test", 5, 0) == task.problems("test", 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -154,4 +154,4 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     )
     assert sum(load("hf:some/sums").size(s) or 0 for s in ("train", "test")) == 30
     with pytest.raises(DataError, match="write hf:owner/name"):
-        Files("hf:name")
+        Files(path="hf:name")

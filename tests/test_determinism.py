@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.engines import engine_for
 from whet.pipeline import pipeline
 
@@ -95,7 +95,7 @@ def test_two_processes_leave_the_same_bits(written, tmp_path):
 def test_the_number_of_reward_workers_changes_nothing(written, tmp_path):
     found = []
     for workers in (1, 3):
-        pipeline.run(recipes.load(written(workers)), tmp_path / str(workers))
+        pipeline.run(load_recipe(written(workers)), tmp_path / str(workers))
         found.append(told(tmp_path / str(workers)))
     assert found[0] == found[1]
 
@@ -106,7 +106,7 @@ def test_the_number_of_rows_drawn_side_by_side_changes_no_token(written, tmp_pat
         monkeypatch.setattr(
             pipeline, "engine_for", lambda model, chat, rows=rows: engine_for(model, chat, rows)
         )
-        recipe = recipes.load(written())
+        recipe = load_recipe(written())
         only = recipe.model_copy(
             update={"stage": [recipe.stage[0], recipe.stage[1].model_copy(update={"steps": 1})]}
         )

@@ -8,7 +8,7 @@ from whet import config
 from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.cli.main import main
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import DataError, ModelError
 from whet.model import pretrained, value_head
 from whet.model.transformer import Transformer
@@ -22,7 +22,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_passes(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    recipe = recipes.load(path)
+    recipe = load_recipe(path)
     data = [p for p in (recipe.task.options.get("path"), recipe.task.options.get("test")) if p]
     if any(not p.startswith("hf:") and not Path(p).exists() for p in data):
         pytest.skip("reads ../shared/data, which is not here")
@@ -116,7 +116,7 @@ def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(
         raise DataError("nothing was kept")
 
     monkeypatch.setattr(reject, "run", nothing)
-    recipe = recipes.load(RECIPES[0].with_name("r1-zero-mini.toml"))
+    recipe = load_recipe(RECIPES[0].with_name("r1-zero-mini.toml"))
     results = list(findings(recipe))
     assert (results[-1].name, results[-1].ok, results[-1].message) == (
         "stage verified",
@@ -126,7 +126,7 @@ def test_a_stage_that_cannot_go_on_is_found_and_those_behind_it_are_left_out(
 
 
 def test_shrink_keeps_what_matters_and_shrinks_the_rest():
-    recipe = dry_run.shrink(recipes.load(RECIPES[0].with_name("r1.toml")))
+    recipe = dry_run.shrink(load_recipe(RECIPES[0].with_name("r1.toml")))
     cold, reasoning, verified, again, aligned = recipe.stage
     assert (
         isinstance(reasoning, config.RL)
@@ -151,13 +151,13 @@ def test_shrink_keeps_what_matters_and_shrinks_the_rest():
 
 
 def test_a_critics_warm_up_is_left_out():
-    recipe = recipes.load(RECIPES[0].with_name("oreal-mini.toml"))
+    recipe = load_recipe(RECIPES[0].with_name("oreal-mini.toml"))
     stages = [s for s in dry_run.shrink(recipe).stage if isinstance(s, config.RL)]
     assert stages and all(s.override["warmup"] == 0 for s in stages)
 
 
 def test_a_stage_without_a_probe_is_shrunk_without_one():
-    recipe = recipes.load(RECIPES[0])
+    recipe = load_recipe(RECIPES[0])
     stages = [
         s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage
     ]

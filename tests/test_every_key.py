@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import parse_recipe
 from whet.errors import RecipeError, WhetError
 from whet.model.transformer import Layer
 from whet.pipeline import pipeline
@@ -91,7 +91,9 @@ BEFORE = {
 IT["dpo"]["start"] = "base"
 MIX = {"name": "mix", "parts": [{"name": "chain", "operations": 1}, {"name": "taste"}]}
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16}
-FAILS = "def reward(completions, **columns):\n    return [1 / (len(str(completions)) % 3) for _ in completions]\n"
+FAILS = """def reward(completions, **columns):
+    return [1 / (len(str(completions)) % 3) for _ in completions]
+"""
 # Where a key is read only beside others: {part of its name: keys of its stage, or of the recipe
 # where they begin with a colon}.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -139,23 +141,33 @@ BESIDE: dict[str, dict[str, Any]] = {
     "model.device": {":model": {"shape": SHAPE, "device": "cpu"}},
 }
 OTHER: dict[str, Any] = {  # by key, or the end of it: another value than that of the stages above
-    "name": "other", "about": "something else", "seed": 2, "result": "base", "task.name": "chain", "kind": "nothing",
+    "name": "other", "about": "something else", "seed": 2, "result": "base", "task.name": "chain",
+    "kind": "nothing",
     "model.path": "OTHER", "dtype": "bfloat16", "device": "cuda", "threads": 2, "recompute": True,
-    "family": "llama", "hidden": 8, "layers": 2, "heads": 1, "shape.kv_heads": 2, "ffn": 8, "max_positions": 64,
-    "system": "Be brief.", "ask.thinking": False, "thinking": "off", "reward.name": "format", "reward.weight": 0.5,
-    "problems": 6, "samples": 3, "temperature": 0.5, "top_p": 0.3, "top_k": 1, "max_tokens": 3, "every": 3, "last": 1,
+    "family": "llama", "hidden": 8, "layers": 2, "heads": 1, "shape.kv_heads": 2, "ffn": 8,
+    "max_positions": 64,
+    "system": "Be brief.", "ask.thinking": False, "thinking": "off", "reward.name": "format",
+    "reward.weight": 0.5,
+    "problems": 6, "samples": 3, "temperature": 0.5, "top_p": 0.3, "top_k": 1, "max_tokens": 3,
+    "every": 3, "last": 1,
     "start": "new", "data": "fewer", "stage.sft.data": {"corpus": 0.5, "kept": 0.5}, "mix": {"careful": 1.0},
-    "steps": 4, "batch": 3, "micro_tokens": 8, "evaluate": True, "only": "chain", "models": {"base": 0.25, "again": 0.75},
-    "optimizer.kind": "muon", "critic.kind": "muon", "lr": 2e-2, "lr_rest": 1e-3, "betas": [0.5, 0.5], "weight_decay": 10.0,
-    "schedule": "linear", "warmup": 2, "max_grad_norm": 1e-3, "rank": 1, "alpha": 8, "targets": ["q_proj"], "lora.merge": False,
+    "steps": 4, "batch": 3, "micro_tokens": 8, "evaluate": True, "only": "chain",
+    "models": {"base": 0.25, "again": 0.75},
+    "optimizer.kind": "muon", "critic.kind": "muon", "lr": 2e-2, "lr_rest": 1e-3, "betas": [0.5,
+    0.5], "weight_decay": 10.0,
+    "schedule": "linear", "warmup": 2, "max_grad_norm": 1e-3, "rank": 1, "alpha": 8,
+    "targets": ["q_proj"], "lora.merge": False,
     "gate.mode": "careful", "accuracy": 1.0, "above": "direct", "gate.every": 1, "gate.max_tokens": 1,
-    "per_prompt": 2, "choose": "shortest", "by": "length", "longer": 3.0, "held_out": 0.5, "beta": 0.5, "reference": "again",
-    "algorithm": "grpo", "override": {"updates": 2}, "critic.start": "rm", "pool": 5, "prompts": 3, "ahead": 1, "draws": 5,
+    "per_prompt": 2, "choose": "shortest", "by": "length", "longer": 3.0, "held_out": 0.5,
+    "beta": 0.5, "reference": "again",
+    "algorithm": "grpo", "override": {"updates": 2}, "critic.start": "rm", "pool": 5, "prompts": 3,
+    "ahead": 1, "draws": 5,
     "max_errors": 0.0, "probe": 2, "probe_every": 1,
 }  # fmt: skip
 # by pattern of a key: what is said where its other value is refused before anything runs
 REFUSED = {
-    r"stage\.\w+\.kind": "does not match any of the expected tags", r"stage\.merge\.start": "drop start", r"stage\.reward_model\.lora\.merge": "drop lora.merge",
+    r"stage\.\w+\.kind": "is not known", r"stage\.merge\.start": "drop start",
+    r"stage\.reward_model\.lora\.merge": "drop lora.merge",
 }  # fmt: skip
 
 
@@ -216,15 +228,15 @@ def base(key: str) -> dict[str, Any]:
 def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     *path, last = key.split(".")
     recipe = copy.deepcopy(recipe)
-    held: Any = recipe
+    table: Any = recipe
     if path[:1] == ["stage"]:
-        held, path = recipe["stage"][-1], path[2:]
+        table, path = recipe["stage"][-1], path[2:]
     for word in path:
-        held = held.setdefault(word, [{"name": "task"}] if word == "reward" else {})
-        held = held[0] if isinstance(held, list) else held
+        table = table.setdefault(word, [{"name": "task"}] if word == "reward" else {})
+        table = table[0] if isinstance(table, list) else table
     if key.endswith("reward.name"):
-        held.clear()
-    held[last] = value
+        table.clear()
+    table[last] = value
     return recipe
 
 
@@ -248,27 +260,27 @@ def outcome(data: dict[str, Any], folder: Path, places: Mapping[str, Path]) -> d
     for word, place in places.items():
         text = text.replace(f'"{word}', f'"{place}')
     recipe, threads, seen = (
-        recipes.parse(json.loads(text)),
+        parse_recipe(json.loads(text)),
         torch.get_num_threads(),
         Watched(folder),
     )
     try:
         with patch.object(Layer, "forward", autospec=True, side_effect=Layer.forward) as layers:
             pipeline.run(recipe, folder, seen)
-        found: dict[str, Any] = {
+        left_behind: dict[str, Any] = {
             **left(folder),
             "kept": seen.seen,
             "threads": torch.get_num_threads(),
         }
-        found["layers"] = layers.call_count  # what is made again is made of the same bits
+        left_behind["layers"] = layers.call_count  # what is made again is made of the same bits
     except WhetError as refusal:
         return {"refused": str(refusal)}
     finally:
         torch.set_num_threads(threads)
-    for stage in found["summary.json"]["stages"]:
+    for stage in left_behind["summary.json"]["stages"]:
         stage.pop("sampling", None)
         stage.pop("algorithm", None)
-    return {k: v for k, v in found.items() if k not in ECHO}
+    return {k: v for k, v in left_behind.items() if k not in ECHO}
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +306,7 @@ def places(tmp_path_factory):
         "optimizer": {"kind": "muon", "lr": 0.02, "lr_rest": 0.01},
     }
     pipeline.run(
-        recipes.parse(
+        parse_recipe(
             {"name": "it", "task": {"name": "chain", "operations": 1}, "stage": [skilled]}
         ),
         folder / "skilled",
@@ -305,13 +317,13 @@ def places(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, places):
     """Outcomes of recipes as they are, each run once."""
-    held: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
 
     def of(recipe: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(recipe)
-        if text not in held:
-            held[text] = outcome(recipe, tmp_path_factory.mktemp("base") / "it", places)
-        return held[text]
+        if text not in outcomes:
+            outcomes[text] = outcome(recipe, tmp_path_factory.mktemp("base") / "it", places)
+        return outcomes[text]
 
     return of
 
@@ -325,10 +337,10 @@ def test_a_key_changes_what_a_run_leaves_or_is_refused(key, tmp_path, places, un
     assert "refused" not in before, before
     if key == "about":  # for who reads the recipe
         return
-    if told := next(
-        (told for pattern, told in REFUSED.items() if re.fullmatch(pattern, key)), None
+    if refusal := next(
+        (message for pattern, message in REFUSED.items() if re.fullmatch(pattern, key)), None
     ):
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(RecipeError, match=refusal):
             outcome(other, tmp_path / "it", places)
     else:
         assert outcome(other, tmp_path / "it", places) != before
@@ -355,7 +367,7 @@ def test_where_it_would_not_be_read_a_key_is_refused_by_name(kind, besides, tmp_
     with pytest.raises(
         RecipeError, match=rf"\b{key}\b.*drop|only = .* means nothing|trains no critic"
     ):
-        pipeline.run(recipes.parse(data), tmp_path / "it")
+        pipeline.run(parse_recipe(data), tmp_path / "it")
     assert not (tmp_path / "it").exists()
 
 
@@ -363,7 +375,7 @@ def test_a_model_that_is_given_has_its_own_shape(tmp_path):
     given = fake_hub.fake_model("Qwen/Qwen3-0.6B", tmp_path / "given")
     data = {**base("seed"), "model": {"path": str(given), "shape": SHAPE}}
     with pytest.raises(RecipeError, match=r"model\.shape would not be read"):
-        pipeline.run(recipes.parse(data), tmp_path / "it")
+        pipeline.run(parse_recipe(data), tmp_path / "it")
 
 
 def test_the_walk_meets_a_key_that_nobody_has_thought_of():

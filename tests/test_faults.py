@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import RecipeError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.storage.run_log import Silent
@@ -28,7 +28,7 @@ RECIPE = TESTS / "data" / "every_stage.toml"
 
 @pytest.fixture(scope="module")
 def recipe():
-    return recipes.load(RECIPE)
+    return load_recipe(RECIPE)
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ def questions(task: Files, split: str) -> set[str]:
 
 def test_one_file_is_split_by_its_questions_whatever_their_order(tmp_path: Path):
     rows = sums(0, 400)
-    forward = Files(write(tmp_path / "a.jsonl", rows))
-    backward = Files(write(tmp_path / "b.jsonl", rows[::-1]))
+    forward = Files(path=write(tmp_path / "a.jsonl", rows))
+    backward = Files(path=write(tmp_path / "b.jsonl", rows[::-1]))
     train, test = questions(forward, "train"), questions(forward, "test")
     assert not train & test and len(train | test) == 400
     assert 20 <= len(test) <= 60
@@ -54,13 +54,14 @@ def test_questions_of_the_test_file_leave_train_and_repeats_are_counted(tmp_path
         {"question": "What is 5 + 1?", "answer": "7"},
     ]
     task = Files(
-        write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", sums(18, 25))
+        path=write(tmp_path / "train.jsonl", train),
+        test=write(tmp_path / "test.jsonl", sums(18, 25)),
     )
     assert task.size("train") == 18 and task.size("test") == 7
     assert not questions(task, "train") & questions(task, "test")
     assert (
-        task.note
-        == "2 training questions are in the test file too and were removed from train; 2 repeated questions were removed"
+        task.note == "2 training questions are in the test file too and were removed from train; "
+        "2 repeated questions were removed"
     )
     assert {p.answer for p in task.problems("train", 18, 0) if p.question == "What is 5 + 1?"} == {
         "6"
@@ -68,7 +69,7 @@ def test_questions_of_the_test_file_leave_train_and_repeats_are_counted(tmp_path
 
 
 def test_more_than_there_are(tmp_path: Path):
-    task = Files(write(tmp_path / "a.jsonl", sums(0, 30)), test_share=0.0)
+    task = Files(path=write(tmp_path / "a.jsonl", sums(0, 30)), test_share=0.0)
     assert task.size("train") == 30 and task.size("test") == 0
     with pytest.raises(DataError, match="31 asked for, but there are only 30"):
         task.problems("train", 31, 0)
@@ -78,7 +79,8 @@ def test_more_than_there_are(tmp_path: Path):
 
 def test_the_same_problems_under_another_hash_seed(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", sums(0, 200))
-    script = f"from whet.tasks import load; print([p.id for p in load('files', path={path!r}).problems('test', 10, 5)])"
+    script = f"""from whet.tasks import load
+print([p.id for p in load('files', path={path!r}).problems('test', 10, 5)])"""
     outs = [
         subprocess.run(
             [sys.executable, "-c", script],
@@ -92,7 +94,7 @@ def test_the_same_problems_under_another_hash_seed(tmp_path: Path):
     assert (
         outs[0].stdout
         == outs[1].stdout
-        == f"{[p.id for p in Files(path).problems('test', 10, 5)]}\n"
+        == f"{[p.id for p in Files(path=path).problems('test', 10, 5)]}\n"
     )
 
 
@@ -101,7 +103,7 @@ def test_the_same_problems_under_another_hash_seed(tmp_path: Path):
 
 def test_named_columns_system_and_numbers(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", [{"q": "How many?", "a": 18}, {"q": "And now?", "a": 2.5}])
-    task = Files(path, question="q", answer="a", system="Be brief.", test_share=0.0)
+    task = Files(path=path, question="q", answer="a", system="Be brief.", test_share=0.0)
     first, second = sorted(task.problems("train", 2, 0), key=lambda p: p.question)
     assert second.messages == (
         {"role": "system", "content": "Be brief."},
@@ -126,14 +128,14 @@ def test_the_gold_answer_within_a_longer_text(tmp_path: Path, options: dict, gol
         tmp_path / "a.jsonl",
         [{"question": "q", "answer": "48/2 = <<48/2=24>>24\n#### 1\n#### 72 "}],
     )
-    assert Files(path, test_share=0.0, **options).problems("train", 1, 0)[0].answer == gold
+    assert Files(path=path, test_share=0.0, **options).problems("train", 1, 0)[0].answer == gold
 
 
 def test_responses_and_messages_make_a_corpus(tmp_path: Path):
     rows = [
         {"question": f"q{i}", "answer": f"{i}", "how": f"<think>hm</think>{i}"} for i in range(5)
     ]
-    task = Files(write(tmp_path / "a.jsonl", rows), response="how", test_share=0.0)
+    task = Files(path=write(tmp_path / "a.jsonl", rows), response="how", test_share=0.0)
     pairs = task.corpus({}, 12, 0)
     assert len(pairs) == 12 and all(text == f"<think>hm</think>{p.answer}" for p, text in pairs)
     talk = [
@@ -142,7 +144,10 @@ def test_responses_and_messages_make_a_corpus(tmp_path: Path):
         {"role": "assistant", "content": "r"},
     ]
     task = Files(
-        write(tmp_path / "b.jsonl", [{"chat": talk}]), messages="chat", answer="", test_share=0.0
+        path=write(tmp_path / "b.jsonl", [{"chat": talk}]),
+        messages="chat",
+        answer="",
+        test_share=0.0,
     )
     ((problem, text),) = task.corpus({}, 1, 0)
     assert (list(problem.messages), text, problem.answer) == (talk[:2], "r", None)
@@ -151,7 +156,7 @@ def test_responses_and_messages_make_a_corpus(tmp_path: Path):
 
 
 def test_no_responses_and_a_mix(tmp_path: Path):
-    task = Files(write(tmp_path / "a.jsonl", sums(0, 9)), test_share=0.0)
+    task = Files(path=write(tmp_path / "a.jsonl", sums(0, 9)), test_share=0.0)
     with pytest.raises(DataError, match="no responses to learn from"):
         task.corpus({}, 1, 0)
     with pytest.raises(RecipeError, match="leave mix out"):
@@ -160,7 +165,7 @@ def test_no_responses_and_a_mix(tmp_path: Path):
 
 def test_scores_come_from_the_named_reward(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", sums(10, 11))
-    task = Files(path, test_share=0.0)
+    task = Files(path=path, test_share=0.0)
     (problem,) = task.problems("train", 1, 0)
     scores = task.score([problem] * 3, ["<think>10+1</think>11", "<think>11</think>12", ""])
     assert [(s.status, s.correct) for s in scores] == [
@@ -169,13 +174,13 @@ def test_scores_come_from_the_named_reward(tmp_path: Path):
         ("unparsed", False),
     ]
     with pytest.raises(WhetError, match="did you mean 'math'"):
-        Files(path, reward="maths").score([problem], ["11"])
+        Files(path=path, reward="maths").score([problem], ["11"])
 
 
 def test_what_a_data_set_says_is_data(tmp_path: Path):
     hostile = "<script>alert(1)</script> {{ 7*7 }} <|im_end|> __import__('os').system('true') \u202e %s {0}"
     task = Files(
-        write(tmp_path / "a.jsonl", [{"question": hostile, "answer": "1"}]), test_share=0.0
+        path=write(tmp_path / "a.jsonl", [{"question": hostile, "answer": "1"}]), test_share=0.0
     )
     assert task.problems("train", 1, 0)[0].question == hostile
 
@@ -241,27 +246,32 @@ def test_broken_input_is_one_clear_line(tmp_path: Path, case: str):
     content, options, message = CASES[case]
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(WhetError, match=message) as caught:
-        Files(str(tmp_path / "a.jsonl"), **options)
+        Files(path=str(tmp_path / "a.jsonl"), **options)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"question": "a", "answer": "1"}, {"question": "b"}, {"question": "c", "answer": None}, {"question": "d", "answer": " "}],
+        ([{"question": "a", "answer": "1"}, {"question": "b"}, {"question": "c", "answer": None},
+        {"question": "d", "answer": " "}],
          {}, r"3 of 4 rows have no answer; the first is .*a\.jsonl:2"),
-        ([{"question": "a", "answer": "1"}, {"question": "", "answer": "1"}], {}, r"1 of 2 rows have no question; .*:2"),
+        ([{"question": "a", "answer": "1"}, {"question": "", "answer": "1"}], {},
+        r"1 of 2 rows have no question; .*:2"),
         ([{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "2"}],
-         {"answer_after": "####"}, r"1 of 2 rows have no answer \(nothing after '####' in column 'answer'\).*:2"),
-        ([{"question": "a", "answer": "none"}], {"answer_pattern": r"\d"}, "answer_pattern finds none in column 'answer'"),
-        ([{"question": "a", "answer": "1", "r": "x"}, {"question": "b", "answer": "1"}], {"response": "r"}, "no response.*:2"),
+         {"answer_after": "####"},
+         r"1 of 2 rows have no answer \(nothing after '####' in column 'answer'\).*:2"),
+        ([{"question": "a", "answer": "none"}], {"answer_pattern": r"\d"},
+        "answer_pattern finds none in column 'answer'"),
+        ([{"question": "a", "answer": "1", "r": "x"}, {"question": "b", "answer": "1"}],
+        {"response": "r"}, "no response.*:2"),
     ],
 )  # fmt: skip
 def test_rows_that_lack_something_are_counted(
     tmp_path: Path, rows: list[dict], options: dict, message: str
 ):
     with pytest.raises(DataError, match=message):
-        Files(write(tmp_path / "a.jsonl", rows), **options)
+        Files(path=write(tmp_path / "a.jsonl", rows), **options)
 
 
 def test_files_that_are_not_there(tmp_path: Path):
@@ -273,7 +283,7 @@ def test_files_that_are_not_there(tmp_path: Path):
         if path.suffix == ".csv":
             path.write_text("question,answer\n")
         with pytest.raises(DataError, match=message):
-            Files(str(path))
+            Files(path=str(path))
 
 
 # ---- real data

@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.preflight import forecast
 from whet.preflight.dry_run import CoinReward
 from whet.preflight.forecast import Estimate, Span, total
@@ -32,7 +32,7 @@ def recipe(tmp_path):
             "steps = 2\nmax", "steps = 30\nmax"
         )
     )
-    return lambda *overrides: recipes.load(path, [*SMALLER, *overrides])
+    return lambda *overrides: load_recipe(path, [*SMALLER, *overrides])
 
 
 def ticks():

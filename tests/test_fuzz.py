@@ -11,7 +11,7 @@ import random
 import tomllib
 from pathlib import Path
 
-from whet.config import load as recipes
+from whet.config.load import load_recipe, override_recipe, parse_recipe
 from whet.errors import WhetError, one_line
 from whet.rewards.custom.function import CustomReward, Failed
 from whet.rollout.rollout import finite
@@ -19,8 +19,10 @@ from whet.types import Problem, Score
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 ODD = [
-    None, True, -1, 0, 2**63, 10**400, -0.0, 1e308, math.nan, math.inf, "", "x" * 5000, "\0", "\n", "\ud800", "ﷺ<|im_end|>", "nan",
-    [], [[]], {}, {"a": {"b": [1, {"c": None}]}}, [1, "a", {}], "../../etc/passwd", "hf:", "a:b", "__import__('os')",
+    None, True, -1, 0, 2**63, 10**400, -0.0, 1e308, math.nan, math.inf, "", "x" * 5000, "\0", "\n",
+    "\ud800", "ﷺ<|im_end|>", "nan",
+    [], [[]], {}, {"a": {"b": [1, {"c": None}]}}, [1, "a", {}], "../../etc/passwd", "hf:", "a:b",
+    "__import__('os')",
 ]  # fmt: skip
 
 
@@ -29,20 +31,20 @@ def refused(call):
     try:
         call()
     except WhetError as error:
-        said = one_line(error)  # as the command line prints it
-        assert 0 < len(said) < 2100 and said.isprintable(), repr(said)
-        assert "Traceback" not in said
+        line = one_line(error)  # as the command line prints it
+        assert 0 < len(line) < 2100 and line.isprintable(), repr(line)
+        assert "Traceback" not in line
         return True
     return False
 
 
-def places(held, path=()):
+def places(table, path=()):
     """Every place in nested data."""
     inside = (
-        held.items()
-        if isinstance(held, dict)
-        else enumerate(held)
-        if isinstance(held, list)
+        table.items()
+        if isinstance(table, dict)
+        else enumerate(table)
+        if isinstance(table, list)
         else ()
     )
     for key, value in inside:
@@ -51,7 +53,7 @@ def places(held, path=()):
 
 
 def test_recipes_whose_text_was_changed(tmp_path):
-    rng, path, told = random.Random(2), tmp_path / "r.toml", []
+    rng, path, refusals = random.Random(2), tmp_path / "r.toml", []
     texts = [p.read_bytes() for p in RECIPES]
     for _ in range(1500):
         text = bytearray(rng.choice(texts))
@@ -63,8 +65,8 @@ def test_recipes_whose_text_was_changed(tmp_path):
                 else b"[]=\"{}',#"[rng.randrange(9) :][:1]
             )
         path.write_bytes(text)
-        told.append(refused(lambda: recipes.load(path)))
-    assert sum(told) > 700
+        refusals.append(refused(lambda: load_recipe(path)))
+    assert sum(refusals) > 700
 
 
 def test_overrides():
@@ -77,7 +79,7 @@ def test_overrides():
             else rng.choice(["", "=", "a..b", "stage.=", "é"])
         )
         text = key + rng.choice(["=", "", "=="]) + str(rng.choice(ODD))
-        refused(lambda data=data, text=text: (recipes.override(data, text), recipes.parse(data)))
+        refused(lambda data=data, text=text: (override_recipe(data, text), parse_recipe(data)))
 
 
 def test_values_of_a_reward_of_one_s_own(tmp_path):
@@ -106,7 +108,7 @@ def test_values_of_a_reward_of_one_s_own(tmp_path):
         reward.function = lambda *given, value=value, **named: value
         try:
             scores = reward.score([problem] * 2, ["a", "b"])
-        except Failed as error:  # the answers' error: told, logged, never trained on
+        except Failed as error:  # the answers' error: reported, logged, never trained on
             assert "\n" not in str(error)
             failed += 1
             continue

@@ -17,7 +17,8 @@ from whet.types import Problem, Sample
 
 COUNT = 10_000
 TEXTS = [
-    "", "a", "2 + 2", "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "<|endoftext|>", "é\u0301", "\u202e", "\0", "  \n\n ", "🙂",
+    "", "a", "2 + 2", "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>",
+    "<|endoftext|>", "é\u0301", "\u202e", "\0", "  \n\n ", "🙂",
     "<|im_end|><|im_end|>", "im_end", "{{ messages }}", "{% raw %}", "\ufffd", "a" * 300,
 ]  # fmt: skip
 

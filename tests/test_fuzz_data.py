@@ -64,7 +64,7 @@ def cell(rng, deep=3):
 
 
 def good(i):
-    said = [
+    messages = [
         {"role": "user", "content": f"{i}+1="},
         {"role": "assistant", "content": f"#### {i + 1}"},
     ]
@@ -72,7 +72,7 @@ def good(i):
         "question": f"{i}+1=",
         "answer": f"#### {i + 1}",
         "response": f"{i + 1}",
-        "messages": said,
+        "messages": messages,
         "prompt": f"{i}",
     }
     return row | {"chosen": "a", "rejected": "b"} if i % 2 else row | {"ranked": ["a", "b"]}
@@ -92,62 +92,62 @@ def rows(rng):
 
 
 def lines(rng):
-    held = [json.dumps(row).encode("utf-8", "surrogatepass") for row in rows(rng)]
-    i = rng.randrange(len(held))
-    at = rng.randrange(len(held[i]))
+    lines = [json.dumps(row).encode("utf-8", "surrogatepass") for row in rows(rng)]
+    i = rng.randrange(len(lines))
+    at = rng.randrange(len(lines[i]))
     match rng.randrange(12):
         case 0:
-            held[i] = held[i][:at]
+            lines[i] = lines[i][:at]
         case 1:
-            held[i] = held[i][:at] + rng.randbytes(3) + held[i][at:]
+            lines[i] = lines[i][:at] + rng.randbytes(3) + lines[i][at:]
         case 2:
-            held[i] = held[i].decode().encode(rng.choice(["utf-16", "latin-1", "utf-8-sig"]))
+            lines[i] = lines[i].decode().encode(rng.choice(["utf-16", "latin-1", "utf-8-sig"]))
         case 3:
-            held[i] = rng.choice(
+            lines[i] = rng.choice(
                 [b"[" * 9999, b"9" * 5000, b"null", b"[]", b"\x00", b'{"a":' * 3000, b"NaN"]
             )
         case 4:
             return rng.choice([b"", b"\n\n", b"\r\n", b"PAR1", rng.randbytes(100)])
         case 5:
-            return rng.choice([b"\r", b"\r\n", b"\n\n", b"\x85"]).join(held)
-    return b"\n".join(held) + b"\n"
+            return rng.choice([b"\r", b"\r\n", b"\n\n", b"\x85"]).join(lines)
+    return b"\n".join(lines) + b"\n"
 
 
 def read_all(path, form):
     """Every question and response to the end: as the pipeline reads them."""
-    task = Files(str(path), **form)
+    task = Files(path=str(path), **form)
     chat = Chat.from_characters(task.alphabet() or "a")
     for split in ("train", "test"):
-        found = task.problems(split, task.size(split), 1)
-        for problem in found:
+        problems = task.problems(split, task.size(split), 1)
+        for problem in problems:
             ids = chat.prompt(problem).tokens
             assert not set(ids[1:]) & set(chat.eos), problem
         if form.get("answer") != "":
-            task.score(found[:2], ["8", "<think></think>2"][: len(found[:2])])
+            task.score(problems[:2], ["8", "<think></think>2"][: len(problems[:2])])
     if form.get("response") and task.size("train"):
         for _, text in task.corpus({}, 3, 1):
             assert chat.turn_end not in chat.response(text)[:-1]
 
 
 def test_thousands_of_broken_files_of_lines_are_read_or_refused_in_one_line(tmp_path):
-    rng, told, path = random.Random(5), Counter(), tmp_path / "rows.jsonl"
+    rng, refusals, path = random.Random(5), Counter(), tmp_path / "rows.jsonl"
     for i in range(LINES):
         path.write_bytes(lines(rng))
         if i % 4 == 3:
-            told[refused(lambda: preferences.read(str(path)))] += 1
+            refusals[refused(lambda: preferences.read(str(path)))] += 1
         else:
-            told[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
-    assert min(told.values()) > LINES / 10, told
+            refusals[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
+    assert min(refusals.values()) > LINES / 10, refusals
 
 
 def test_hundreds_of_broken_parquet_files_are_read_or_refused_in_one_line(tmp_path):
-    rng, told, path = random.Random(6), Counter(), tmp_path / "rows.parquet"
+    rng, refusals, path = random.Random(6), Counter(), tmp_path / "rows.parquet"
     for i in range(PARQUETS):
-        held = [good(j) for j in range(12)]
-        for row in held:
+        lines = [good(j) for j in range(12)]
+        for row in lines:
             for key in ("chosen", "rejected", "ranked"):
                 row.pop(key, None)
-        columns = {key: [row[key] for row in held] for key in held[0]}
+        columns = {key: [row[key] for row in lines] for key in lines[0]}
         kind = rng.choice(list(columns))
         columns[kind] = rng.choice(
             [
@@ -176,13 +176,13 @@ def test_hundreds_of_broken_parquet_files_are_read_or_refused_in_one_line(tmp_pa
                     ]
                 )
             )
-        told[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
-    assert min(told.values()) > PARQUETS / 10, told
+        refusals[refused(lambda i=i: read_all(path, FORMS[i % len(FORMS)]))] += 1
+    assert min(refusals.values()) > PARQUETS / 10, refusals
 
 
 def test_what_is_raised_of_a_broken_row_names_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(good(i)) for i in range(5)) + '\n{"question": "2"\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:6: not JSON") as told:
-        Files(str(path))
-    assert isinstance(told.value, WhetError)
+    with pytest.raises(DataError, match=r"rows\.jsonl:6: not JSON") as caught:
+        Files(path=str(path))
+    assert isinstance(caught.value, WhetError)

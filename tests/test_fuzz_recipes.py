@@ -4,6 +4,7 @@ one line; nothing else ever happens.
 
 import copy
 import random
+import tomllib
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,7 @@ import tomli_w
 
 from whet import config
 from whet.algorithms.table import algorithm
-from whet.config import load as recipes
+from whet.config.load import load_recipe, override_recipe, parse_recipe
 from whet.errors import ModelError, WhetError, one_line
 from whet.model import pretrained
 from whet.pipeline.setup import build_reward
@@ -25,9 +26,17 @@ SOURCES = {
     p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 }
 HERE = {"chain", "countdown", "knights", "taste", "mix"}  # tasks that read no file
-WORDS = ["", " ", "previous", "new", "start", "rl", "base", "none", "math", "task", "<|im_end|>", "a/b", "../x", "~", "é\u202e\u0000", "\n\n", "x" * 5000, "hf:a/b", "gym:x", "a:b:c", "nan", "{budget}"]  # fmt: skip
-NUMBERS = [0, 1, -1, 2, 3, -7, 0.0, -0.0, 0.5, 1.0, 1.5, -1e-300, 1e308, 1e-308, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400, float("nan"), float("inf"), float("-inf")]  # fmt: skip
+WORDS = [
+    "", " ", "previous", "new", "start", "rl", "base", "none", "math", "task", "<|im_end|>", "a/b",
+    "../x", "~", "é\u202e\u0000", "\n\n", "x" * 5000, "hf:a/b", "gym:x", "a:b:c", "nan",
+    "{budget}",
+]  # fmt: skip
+NUMBERS = [
+    0, 1, -1, 2, 3, -7, 0.0, -0.0, 0.5, 1.0, 1.5, -1e-300, 1e308, 1e-308, 2**31, 2**63,
+    -(2**63) - 1, 10**30, 10**400, float("nan"), float("inf"), float("-inf"),
+]  # fmt: skip
 DEEP = 200
+LONG = ["[" * 9999, "9" * 5000, "{a=" * 3000, "0x" + "f" * 9999, "a." * 3000]
 
 
 def value(rng):
@@ -52,14 +61,14 @@ def value(rng):
     return deep
 
 
-def places(held, found=None):
+def places(table, spots=None):
     """(table or list, key) of everything in a recipe."""
-    found = [] if found is None else found
-    for key in list(held) if isinstance(held, dict) else range(len(held)):
-        found.append((held, key))
-        if isinstance(held[key], dict | list):
-            places(held[key], found)
-    return found
+    spots = [] if spots is None else spots
+    for key in list(table) if isinstance(table, dict) else range(len(table)):
+        spots.append((table, key))
+        if isinstance(table[key], dict | list):
+            places(table[key], spots)
+    return spots
 
 
 def misspelt(word, rng):
@@ -69,12 +78,12 @@ def misspelt(word, rng):
     )
 
 
-def mutated(held, rng):
+def mutated(mutant, rng):
     """The recipe after one to three things have happened to it."""
-    held = copy.deepcopy(held)
+    mutant = copy.deepcopy(mutant)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        at, key = rng.choice(places(held))
-        others = [(a, k) for a, k in places(held)]
+        at, key = rng.choice(places(mutant))
+        others = [(a, k) for a, k in places(mutant)]
         match rng.randrange(8):
             case 0:
                 at[key] = value(rng)
@@ -87,7 +96,7 @@ def mutated(held, rng):
             case _:
                 other, its = rng.choice(others)
                 at[key] = copy.deepcopy(other[its])
-    return held
+    return mutant
 
 
 def refused(call) -> bool:
@@ -138,16 +147,16 @@ def no_network(monkeypatch):
 
 
 def test_thousands_of_changed_recipes_are_accepted_or_refused_in_one_line():
-    rng, told = random.Random(1), Counter()
-    data = [recipes.tomllib.loads(text) for text in SOURCES.values()]
+    rng, refusals = random.Random(1), Counter()
+    data = [tomllib.loads(text) for text in SOURCES.values()]
     for _ in range(CASES * 2 // 3):
-        held = mutated(rng.choice(data), rng)
-        told[refused(lambda held=held: validated(recipes.parse(held)))] += 1
-    assert min(told.values()) > CASES / 20
+        mutant = mutated(rng.choice(data), rng)
+        refusals[refused(lambda mutant=mutant: validated(parse_recipe(mutant)))] += 1
+    assert min(refusals.values()) > CASES / 20
 
 
 def test_thousands_of_changed_texts_of_recipes_are_accepted_or_refused_in_one_line(tmp_path):
-    rng, told, path = random.Random(2), Counter(), tmp_path / "r.toml"
+    rng, refusals, path = random.Random(2), Counter(), tmp_path / "r.toml"
     for _ in range(CASES // 6):
         text = rng.choice(list(SOURCES.values())).encode()
         at = rng.randrange(len(text))
@@ -168,18 +177,15 @@ def test_thousands_of_changed_texts_of_recipes_are_accepted_or_refused_in_one_li
                     + text[at:]
                 )
             case _:
-                text = (
-                    text
-                    + f"\nx = {rng.choice(['[' * 9999, '9' * 5000, '{a=' * 3000, '0x' + 'f' * 9999, 'a.' * 3000])}".encode()
-                )
+                text += f"\nx = {rng.choice(LONG)}".encode()
         path.write_bytes(text)
-        told[refused(lambda: validated(recipes.load(path)))] += 1
-    assert min(told.values()) > CASES / 400
+        refusals[refused(lambda: validated(load_recipe(path)))] += 1
+    assert min(refusals.values()) > CASES / 400
 
 
 def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
-    rng, told = random.Random(3), Counter()
-    data = [recipes.tomllib.loads(text) for text in SOURCES.values()]
+    rng, refusals = random.Random(3), Counter()
+    data = [tomllib.loads(text) for text in SOURCES.values()]
     words = [
         "stage",
         "rl",
@@ -197,7 +203,7 @@ def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
         "x",
     ]
     for _ in range(CASES // 6):
-        held = copy.deepcopy(rng.choice(data))
+        mutant = copy.deepcopy(rng.choice(data))
         key = rng.choice(
             [
                 "seed",
@@ -222,9 +228,9 @@ def test_a_thousand_overrides_are_accepted_or_refused_in_one_line():
             ]
         )
 
-        def resolved(held=held, text=text):
-            recipes.override(held, text)
-            validated(recipes.parse(held))
+        def resolved(mutant=mutant, text=text):
+            override_recipe(mutant, text)
+            validated(parse_recipe(mutant))
 
-        told[refused(resolved)] += 1
-    assert min(told.values()) > CASES / 400
+        refusals[refused(resolved)] += 1
+    assert min(refusals.values()) > CASES / 400

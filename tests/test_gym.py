@@ -19,11 +19,12 @@ SHORT = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 
 @pytest.fixture(scope="module")
 def sums() -> Gym:
-    return Gym("chain_sum", **SHORT)
+    return Gym(dataset="chain_sum", **SHORT)
 
 
 def test_same_seed_same_questions_in_any_process(sums: Gym):
-    script = f"from whet.tasks import load; print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"
+    script = f"""from whet.tasks import load
+print([p.id for p in load('gym:chain_sum', **{SHORT}).problems('test', 40, 3)])"""
     out = subprocess.run(
         [sys.executable, "-c", script],
         env={"PYTHONHASHSEED": "9"},
@@ -38,7 +39,7 @@ def test_same_seed_same_questions_in_any_process(sums: Gym):
 
 
 def test_questions_that_walk_through_sets_are_the_same_too():
-    first, second = (Gym("isomorphic_strings").problems("train", 30, 1) for _ in range(2))
+    first, second = (Gym(dataset="isomorphic_strings").problems("train", 30, 1) for _ in range(2))
     assert first == second
 
 
@@ -50,7 +51,7 @@ def test_splits_share_no_question_and_repeat_none(sums: Gym):
 
 
 def test_neighbouring_seeds_share_few_questions():
-    task = Gym("word_sorting")
+    task = Gym(dataset="word_sorting")
     first, second = ({p.question for p in task.problems("train", 200, seed)} for seed in (1, 2))
     assert len(first & second) < 10  # reasoning-gym's own seeds s and s + 1 share all but one
 
@@ -80,7 +81,7 @@ def test_partial_credit_is_a_value_never_an_accuracy(sums: Gym):
         and not kept.correct
         and kept.parts == {"accuracy": 0.0}
     )
-    strict = Gym("chain_sum", partial=False, **SHORT)
+    strict = Gym(dataset="chain_sum", partial=False, **SHORT)
     assert [s.value for s in strict.score([problem] * 2, [f"{answer} or 1234567", answer])] == [
         0.0,
         1.0,
@@ -114,7 +115,7 @@ ATTACKS = (
     "name", ["binary_matrix", "spiral_matrix", "n_queens", "countdown", "simple_integration"]
 )
 def test_no_scorer_executes_an_answer(name: str, tmp_path: Path):
-    task = Gym(name)
+    task = Gym(dataset=name)
     (problem,) = task.problems("train", 1, 0)
     texts = [attack.format(str(tmp_path / "executed")) for attack in ATTACKS]
     texts += ["9**9**9**9", "(" * 5000, "[" * 5000, "x" * 9999, "-" * 5000 + "1", "{" + "[" * 300]
@@ -132,14 +133,14 @@ def test_no_scorer_executes_an_answer(name: str, tmp_path: Path):
     ],
 )
 def test_junk_that_makes_a_scorer_raise_is_unparsed(name: str, right: None, wrong: list[str]):
-    task = Gym(name)
+    task = Gym(dataset=name)
     (problem,) = task.problems("train", 1, 0)
     assert task.score([problem], [problem.answer or ""])[0].value == 1.0
     assert {s.status for s in task.score([problem] * len(wrong), wrong)} == {"unparsed"}
 
 
 def test_python_lists_still_get_their_partial_credit():
-    task = Gym("spiral_matrix")
+    task = Gym(dataset="spiral_matrix")
     (problem,) = task.problems("train", 1, 0)
     assert task.score([problem], [f"[{', '.join((problem.answer or '').split())}]"])[0].value == 0.1
 
@@ -156,8 +157,8 @@ def test_python_lists_still_get_their_partial_credit():
             r"refuses these options \(min_terms = 5, max_terms = 3\)",
         ),
         ("chain_sum", {"min_terms": "two"}, "refuses these options"),
-        ("chain_sum", {"pool": 0}, "pool = 0; it must be above 0"),
-        ("chain_sum", {"pool": "9"}, "pool = '9'; it must be int"),
+        ("chain_sum", {"pool": 0}, "pool = 0; it must be at least 1"),
+        ("chain_sum", {"pool": "9"}, 'pool = "9"; it must be a whole number'),
         ("chain_sum", {"dataset": "gcd"}, "leave it out"),
         ("futoshiki", {}, "320 ms a question; set pool"),
         *[
@@ -180,12 +181,12 @@ def test_a_data_set_that_runs_out():
         DataError,
         match=r"1000 train questions asked for, but only \d+ were found; widen its options, or set pool",
     ):
-        Gym("chain_sum", **tiny).problems("train", 1000, 0)
+        Gym(dataset="chain_sum", **tiny).problems("train", 1000, 0)
     with pytest.raises(
         DataError, match=r"1000 questions asked for, but only \d+ were found; lower pool"
     ):
-        Gym("chain_sum", pool=1000, **tiny).size("train")
-    task = Gym("chain_sum", pool=120, **tiny)
+        Gym(dataset="chain_sum", pool=1000, **tiny).size("train")
+    task = Gym(dataset="chain_sum", pool=120, **tiny)
     sizes = task.size("train") or 0, task.size("test") or 0
     assert sum(sizes) == 120 and min(sizes) > 10
     assert {p.id for p in task.problems("train", sizes[0], 0)} == {

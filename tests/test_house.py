@@ -23,7 +23,7 @@ SOURCE = ROOT / "src" / "whet"
 # own.
 FLOORS = (
     "errors",
-    "types options",
+    "types options format",
     "kernels config",
     "algorithms chat sandbox",
     "storage data",

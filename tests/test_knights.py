@@ -12,7 +12,7 @@ from whet.tasks.split import is_test
 from whet.tasks.statements import Statement, possible, read, solutions, written
 from whet.types import Problem
 
-TASKS = [Knights(people, terse) for people in (2, 3, 4) for terse in (False, True)]
+TASKS = [Knights(people=people, terse=terse) for people in (2, 3, 4) for terse in (False, True)]
 
 
 def names(task: Knights) -> str:
@@ -21,14 +21,14 @@ def names(task: Knights) -> str:
 
 def independent(question: str) -> list[dict[str, bool]]:
     """Solves the problem from its words alone."""
-    told = dict(part.split(' says: "') for part in _sentences(question))
-    people = list(told)
-    found = []
+    claims = dict(part.split(' says: "') for part in _sentences(question))
+    people = list(claims)
+    worlds = []
     for kinds in itertools.product([True, False], repeat=len(people)):
         world = dict(zip(people, kinds, strict=True))
-        if all(_holds(told[name], name, world) == world[name] for name in people):
-            found.append(world)
-    return found
+        if all(_holds(claims[name], name, world) == world[name] for name in people):
+            worlds.append(world)
+    return worlds
 
 
 def _sentences(question: str) -> list[str]:
@@ -51,7 +51,7 @@ def _holds(text: str, speaker: str, world: dict[str, bool]) -> bool:
 
 @pytest.mark.parametrize("people", [2, 3, 5])
 def test_the_words_have_exactly_the_solution_that_is_paid(people: int) -> None:
-    for problem in Knights(people).problems("train", 60, 1):
+    for problem in Knights(people=people).problems("train", 60, 1):
         (world,) = independent(problem.question)
         assert problem.answer == ", ".join(
             f"{n} is a {'knight' if k else 'knave'}" for n, k in world.items()
@@ -83,11 +83,11 @@ def test_the_corpus_is_right_in_both_modes(task: Knights) -> None:
 
 
 def test_the_cases_end_where_the_solution_is_found() -> None:
-    for problem, response in Knights(3).corpus({"cases": 1.0}, 40, 5):
+    for problem, response in Knights(people=3).corpus({"cases": 1.0}, 40, 5):
         *refuted, last = response.partition("</think>")[0].removeprefix("<think>").split("\n")
         assert last == f"Suppose {problem.answer}: that fits."
         assert all(step.endswith(", so no.") for step in refuted)
-    for problem, response in Knights(3, terse=True).corpus({"cases": 1.0}, 40, 5):
+    for problem, response in Knights(people=3, terse=True).corpus({"cases": 1.0}, 40, 5):
         assert response.endswith(f"{problem.answer}</think>{problem.answer}")
 
 
@@ -110,11 +110,11 @@ def test_only_one_of_all_assignments_is_paid(task: Knights) -> None:
                 reply = "</think>" + "".join("Y" if k else "N" for k in kinds)
             else:
                 who = problem.meta["names"]
-                said = ", ".join(
+                answer = ", ".join(
                     f"{n} is a {'knight' if k else 'knave'}"
                     for n, k in zip(who, kinds, strict=True)
                 )
-                reply = f"<think>hm</think><answer>{said}</answer>"
+                reply = f"<think>hm</think><answer>{answer}</answer>"
             values.append(task.score([problem], [reply])[0])
         assert sorted(s.value for s in values) == [0.0] * (len(values) - 1) + [1.0]
         assert {s.status for s in values} == {"scored", "wrong"}
@@ -135,7 +135,8 @@ WHO = ["Ada", "Ben"]
         "Ada = knight, Ben = knave",
         "Ada is a knight Ben is a knave",
         "<think>Ada is a knave?</think><answer>\nAda is a knight, and Ben is a knave.\n</answer>",
-        "<think>x</think>So: <answer>Ada is a knave, Ben is a knave</answer> no: <answer>Ada is a knight, Ben is a knave</answer>",
+        "<think>x</think>So: <answer>Ada is a knave, Ben is a knave</answer> no: "
+        "<answer>Ada is a knight, Ben is a knave</answer>",
     ],
 )
 def test_ways_to_say_it(reply: str) -> None:
@@ -145,11 +146,15 @@ def test_ways_to_say_it(reply: str) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "Ada is a knight", "Ada is a knight, Ada is a knave, Ben is a knave", "Ada is a knight or a knave, Ben is a knave",
-        "Ada is not a knight, Ben is a knave", "Ada is a knight, Ben is a knave, Cleo is a knave", "Ada is a knight, Ben is a knave?",
+        "Ada is a knight", "Ada is a knight, Ada is a knave, Ben is a knave",
+        "Ada is a knight or a knave, Ben is a knave",
+        "Ada is not a knight, Ben is a knave", "Ada is a knight, Ben is a knave, Cleo is a knave",
+        "Ada is a knight, Ben is a knave?",
         "It may be that Ada is a knight, Ben is a knave", "Ada is a knightBen is a knave", "",
-        "Ada is a knight, Ben is a knave, Ben is a knight", "<think>Ada is a knight, Ben is a knave", "NAME is a knight, NAME is a knave",
-        "<answer></answer>Ada is a knight, Ben is a knave", "If Ada is a knight, Ben is a knave", "Ada and Ben are a knight and a knave",
+        "Ada is a knight, Ben is a knave, Ben is a knight",
+        "<think>Ada is a knight, Ben is a knave", "NAME is a knight, NAME is a knave",
+        "<answer></answer>Ada is a knight, Ben is a knave", "If Ada is a knight, Ben is a knave",
+        "Ada and Ben are a knight and a knave",
     ],
 )  # fmt: skip
 def test_hedges_lists_and_half_answers_are_unparsed(reply: str) -> None:
@@ -157,7 +162,7 @@ def test_hedges_lists_and_half_answers_are_unparsed(reply: str) -> None:
 
 
 def test_terse_replies_name_everyone_once() -> None:
-    task = Knights(3, terse=True)
+    task = Knights(people=3, terse=True)
     problem = task.problems("test", 1, 1)[0]
     for reply in (
         "</think>YN",
@@ -174,9 +179,9 @@ def test_terse_replies_name_everyone_once() -> None:
 def test_bounds_are_one_line() -> None:
     for people in (1, 9):
         with pytest.raises(RecipeError, match=f"people = {people}; it must be between 2 and 8"):
-            Knights(people)
-    two = Knights(2)
-    assert two.size("train") is not None and Knights(3).size("train") is None
+            Knights(people=people)
+    two = Knights(people=2)
+    assert two.size("train") is not None and Knights(people=3).size("train") is None
     with pytest.raises(DataError, match="more than people = 2"):
         two.problems("train", 1000, 1)
     assert isinstance(two.problems("test", two.size("test") or 0, 1)[0], Problem)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from whet.errors import RecipeError, RewardError
 from whet.rewards import length as rewards
 from whet.rewards.length import BudgetError, Cosine, KimiLength, LcpoExact, LcpoMax, Overlong
-from whet.tasks.budget import Budgeted, budgets, checked, tokens
+from whet.tasks.budget import Budget, Budgeted, budgets, checked, tokens
 from whet.tasks.chain import Chain
 from whet.tasks.countdown import Countdown
 from whet.types import Finish, Problem, Sample, Score
@@ -173,7 +173,7 @@ def test_bad_options_are_one_line(kind: Any, options: dict[str, Any], message: s
 
 
 def asked(**options: Any) -> Budgeted:
-    return Budgeted(Chain(operations=3), {"min": 24, "max": 66, **options})
+    return Budgeted(Chain(operations=3), Budget(**{"min": 24, "max": 66, **options}))
 
 
 def test_a_budget_is_asked_for_in_words_and_in_meta() -> None:
@@ -186,9 +186,8 @@ def test_a_budget_is_asked_for_in_words_and_in_meta() -> None:
     plain = Chain(operations=3).problems("train", 300, 1)
     assert [p.question.partition(" ")[0] for p in drawn] == [p.question for p in plain]
     assert len({p.meta["budget"] for p in drawn}) > 25
-    again = Budgeted(
-        Chain(operations=1), {"min": 24, "max": 66}
-    )  # few problems, so that epochs repeat them
+    # few problems, so that epochs repeat them
+    again = Budgeted(Chain(operations=1), Budget(min=24, max=66))
     first, second = (
         {p.question.partition(" ")[0]: p.id for p in again.problems("train", 250, s)}
         for s in (1, 2)
@@ -209,7 +208,7 @@ def test_budgets_of_the_test_split_are_never_asked_for_in_training() -> None:
 
 @pytest.mark.parametrize("inner", [Chain(operations=3), Countdown()], ids=lambda t: t.name)
 def test_the_task_itself_judges_as_if_no_length_were_asked_for(inner: Any) -> None:
-    task = Budgeted(inner, {"min": 30, "max": 90, "checks": 4})
+    task = Budgeted(inner, Budget(min=30, max=90, checks=4))
     mode = inner.modes[-1]
     pairs = task.corpus({mode: 1.0}, 60, 2)
     assert [s.value for s in task.score([p for p, _ in pairs], [r for _, r in pairs])] == [1.0] * 60
@@ -236,11 +235,11 @@ def test_the_corpus_heeds_the_budget_as_often_as_it_says() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mni": 3}, "unknown key 'mni'; did you mean 'min'?"),
+        ({"mni": 3}, "unknown option 'mni'; did you mean 'min'?"),
         ({"min": 70}, "min = 70 is above max = 66"),
         ({"max": 2.5}, "max = 2.5; it must be a whole number"),
         ({"checks": -1}, "checks = -1"),
-        ({"heeded": 2}, "heeded = 2; it must be a share"),
+        ({"heeded": 2}, "heeded = 2; it must be between 0 and 1"),
         ({"ask": "Think!"}, "it must say {budget} once"),
     ],
 )

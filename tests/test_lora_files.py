@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from whet import config
 from whet.chat import Chat
 from whet.cli.main import main
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import ModelError, RecipeError
 from whet.model import lora, lora_files, pretrained
 from whet.preflight.check import findings
@@ -230,7 +230,7 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
     text += RECIPE.format(family="qwen2").split("ffn = 48")[1].split('[[stage]]\nname = "base"')[0]
     text += '[[stage]]\nname = "two"' + RECIPE.format(family="qwen2").split('name = "two"')[1]
     (tmp_path / "low.toml").write_text(text)
-    told = {f.name: f for f in findings(recipes.load(tmp_path / "low.toml"))}
+    told = {f.name: f for f in findings(load_recipe(tmp_path / "low.toml"))}
     assert all(f.ok for f in told.values()), [f.message for f in told.values() if not f.ok]
     assert main(["run", str(tmp_path / "low.toml"), "--runs", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "low/two/model/adapter_config.json").read_text())
@@ -240,7 +240,7 @@ def test_a_recipe_can_begin_with_an_adapter_without_a_tokenizer(ran, tmp_path):
 
 
 def lines(path, *overrides):
-    for finding in findings(recipes.load(path, overrides)):
+    for finding in findings(load_recipe(path, overrides)):
         if not finding.ok:
             raise RecipeError(finding.message)
         yield finding

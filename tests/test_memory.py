@@ -11,7 +11,7 @@ import pytest
 from whet import config
 from whet.bench import whet_side
 from whet.bench.workload import WORKLOADS, prepare
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.engines.cache import LEAST
 from whet.model.config import ModelConfig
 from whet.pipeline.pipeline import Pipeline
@@ -100,7 +100,7 @@ def test_the_sampler_of_what_follows_a_stage_counts_too():
 
 
 def test_lengths_are_the_corpus_where_the_model_is_new_and_unknown_where_it_is_not(tmp_path):
-    recipe = recipes.load(RECIPES / "r1-zero-mini.toml")
+    recipe = load_recipe(RECIPES / "r1-zero-mini.toml")
     context = Pipeline.of(recipe, tmp_path, None).context
     problems = check.some_problems(context)
     load = check.workload(context, recipe, problems)

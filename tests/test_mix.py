@@ -104,8 +104,8 @@ def test_a_task_twice_needs_a_name_and_never_shares_an_id():
     assert len({p.id for p in problems}) == 40 and {p.task for p in problems} == {"chain", "spoken"}
     assert all(p.id.startswith("spoken/chain:") == (p.task == "spoken") for p in problems)
     assert "spoken_careful" in task.modes and "chain_careful" in task.modes
-    told = "<think>1plus1=2</think>2"
-    assert {task.mode(p, told) for p in problems} == {"other", "spoken_careful"}
+    spoken = "<think>1plus1=2</think>2"
+    assert {task.mode(p, spoken) for p in problems} == {"other", "spoken_careful"}
 
 
 def test_a_mix_is_as_large_as_its_first_part_to_run_out():
@@ -157,17 +157,17 @@ def test_a_budget_goes_over_a_mix():
     ("parts", "message"),
     [
         ([], "no parts"),
-        (["chain"], "must be a table"),
-        ([{"weight": 1.0}], "must be a table with a task's name"),
+        (["chain"], 'parts.0 = "chain"; it must be a table'),
+        ([{"weight": 1.0}], "the option 'parts.0.name' is missing"),
         ([{"name": "chian"}], "did you mean 'chain'"),
         ([CHAIN | {"operatons": 3}], "did you mean 'operations'"),
         ([CHAIN | {"weight": 0}], "every part has weight 0"),
-        ([CHAIN | {"weight": -1}], "weight = -1; it must be a number from 0 to 1e9"),
-        ([CHAIN | {"weight": float("nan")}], "weight = nan"),
-        ([CHAIN | {"weight": True}], "weight = True"),
-        ([CHAIN | {"as": ""}], "as = ''"),
+        ([CHAIN | {"weight": -1}], "weight = -1; it must be between 0 and 1000000000"),
+        ([CHAIN | {"weight": float("nan")}], "weight = NaN; it must be a finite number"),
+        ([CHAIN | {"weight": True}], "weight = true; it must be a number"),
+        ([CHAIN | {"as": ""}], 'as = ""; it needs at least 1 characters'),
         ([{"name": "mix", "parts": [CHAIN]}], "a mix within a mix"),
-        ("chain", "parts = 'chain'; it must be list"),
+        ("chain", 'parts = "chain"; it must be a list'),
     ],
 )
 def test_parts_that_cannot_be_mixed(parts: object, message: str):
@@ -177,7 +177,7 @@ def test_parts_that_cannot_be_mixed(parts: object, message: str):
 
 
 def test_a_stage_that_names_a_part_asks_that_part_only():
-    task = Mix([CHAIN, CHAIN | {"as": "other", "weight": 0}])
+    task = Mix(parts=[CHAIN, CHAIN | {"as": "other", "weight": 0}])
     assert {p.task for p in task.problems("train", 20, 0)} == {"chain"} and task.posing == (
         "chain",
     )
@@ -187,4 +187,4 @@ def test_a_stage_that_names_a_part_asks_that_part_only():
     with pytest.raises(RecipeError, match="only = 'othr' is no part; did you mean 'other'"):
         stage_task(task, config.RL(name="rl", kind="rl", steps=1, only="othr"))
     with pytest.raises(RecipeError, match="task chain is no mix"):
-        stage_task(task.parts["chain"], stage)
+        stage_task(task.members["chain"], stage)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from whet.cli.main import main
-from whet.config import load as recipes
-from whet.errors import RewardError
+from whet.config.load import parse_recipe
+from whet.errors import RecipeError, RewardError
 
 RECIPE = """
 name = "all"
@@ -288,5 +288,5 @@ def test_an_unknown_key_of_every_kind_of_stage_is_told_the_nearest():
     ):
         data = tomllib.loads(RECIPE)
         next(s for s in data["stage"] if s["kind"] == kind)[key] = 1
-        with pytest.raises(recipes.RecipeError, match=f"did you mean '{near}'"):
-            recipes.parse(data)
+        with pytest.raises(RecipeError, match=f"did you mean '{near}'"):
+            parse_recipe(data)

@@ -12,7 +12,8 @@ import pytest
 
 from whet import report
 from whet.errors import DataError
-from whet.report.page import SCRIPTS, duration
+from whet.format import duration
+from whet.report.page import SCRIPTS
 from whet.report.read import MOST_POINTS, read
 from whet.report.verdict import details, headline, overlapping, split
 

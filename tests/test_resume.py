@@ -16,7 +16,7 @@ import torch
 
 from whet import config
 from whet.cli.main import main
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import ModelError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.rollout.curriculum import Prioritised
@@ -47,7 +47,7 @@ class Until(Silent):
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "crash.toml"
     path.write_text(RECIPE)
-    return recipes.load(path)
+    return load_recipe(path)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(tmp_path
         and "No space left on device" in message
         and message.strip().count("\n") == 0
     ), message
-    resume.resume(recipes.load(tmp_path / "crash.toml"), tmp_path / "crash")
+    resume.resume(load_recipe(tmp_path / "crash.toml"), tmp_path / "crash")
     assert left(tmp_path / "crash") == undisturbed
 
 

@@ -79,8 +79,8 @@ def test_the_first_of_a_ranking_follows_plackett_luce():
 
 
 def test_rules_differ_and_are_fixed():
-    assert Taste(1).weights == load("taste", rule=1).weights != Taste(2).weights  # type: ignore[attr-defined]
-    with pytest.raises(RecipeError, match=r"rule = 0\.5; it must be int"):
+    assert Taste(rule=1).weights == load("taste", rule=1).weights != Taste(rule=2).weights  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match=r"rule = 0\.5; it must be a whole number"):
         load("taste", rule=0.5)
 
 
@@ -141,8 +141,8 @@ def climbed(weights: dict[str, float], text: str, edits: int, rng: random.Random
     for _ in range(edits):
         i, letter = rng.randrange(len(text) + 1), rng.choice(LETTERS)
         other = (text[:i] + letter + text[i + rng.randrange(2) :])[:47]
-        if (found := paid(weights, other)) > value:
-            text, value = other, found
+        if (payment := paid(weights, other)) > value:
+            text, value = other, payment
     return text
 
 
@@ -151,11 +151,11 @@ def test_a_proxy_that_is_right_on_the_corpus_is_wrong_beyond_it():
     weights = proxy(task, rng)
     problems = task.problems("test", 100, 1)
     pairs = [(p, *(task.written(p.question[:3], rng) for _ in range(2))) for p in problems * 3]
-    told = [
+    preferred = [
         (task.utility(p, a) > task.utility(p, b)) == (paid(weights, a) > paid(weights, b))
         for p, a, b in pairs
     ]
-    assert sum(told) / len(told) > 0.8
+    assert sum(preferred) / len(preferred) > 0.8
     true, learned = [], []
     for edits in (0, 15, 1000):
         now = [(p, climbed(weights, a, edits, rng)) for p, a, _ in pairs[:40]]

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from whet import config
 from whet.chat import Chat
-from whet.config import load as recipes
+from whet.config.load import override_recipe, parse_recipe
 from whet.errors import DataError, RecipeError
 from whet.stages import rl, sft
 from whet.tasks.chain import Chain
@@ -92,11 +92,11 @@ def test_what_is_given_comes_before_the_problem_and_the_problem_before_the_recip
 @pytest.mark.parametrize("value", ['"on"', "1.5", "-0.1", "[0.5]"])
 def test_what_is_no_setting_is_refused_in_one_line(value):
     recipe = {"name": "t", "task": {"name": "chain"}, "stage": [{"name": "e", "kind": "evaluate"}]}
-    recipes.override(recipe, f"ask.thinking={value}")
+    override_recipe(recipe, f"ask.thinking={value}")
     with pytest.raises(
         RecipeError, match=r"^recipe: ask.thinking: must be true, false or a share from 0 to 1"
     ) as caught:
-        recipes.parse(recipe)
+        parse_recipe(recipe)
     assert "\n" not in str(caught.value)
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from whet import config, report
 from whet.chat import Chat
 from whet.cli import terminal
-from whet.cli.commands import print_evaluation
-from whet.config import load as recipes
+from whet.cli.eval import print_evaluation
+from whet.config.load import parse_recipe
 from whet.data import preferences, responses
 from whet.errors import ModelError
 from whet.evaluation.measure import measure, vote
@@ -111,7 +111,7 @@ def test_kept_samples_are_whole_answers_and_are_asked_the_same_way_again(tmp_pat
     assert [p.meta for p, _ in again] == [{"thinking": False}, {"thinking": True}]
     made = [context.example(*pair, seed) for seed in range(4) for pair in again]
     assert [m.text for m in made] == ["8", "<think>3+5=8</think>8"] * 4
-    task = Files(str(tmp_path / "data.jsonl"), messages="messages", test_share=0.0)
+    task = Files(path=str(tmp_path / "data.jsonl"), messages="messages", test_share=0.0)
     assert sorted(context.example(*pair).text for pair in task.corpus({}, 2, 0)) == [
         "8",
         "<think>3+5=8</think>8",
@@ -164,7 +164,9 @@ def test_rows_that_say_so_are_asked_and_taught_without_thinking(tmp_path):
         (write(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", rows[:8]))
     ):
         task = Files(
-            path, response="r", test=write(tmp_path / "test.jsonl", [{**rows[0], "thinking": None}])
+            path=path,
+            response="r",
+            test=write(tmp_path / "test.jsonl", [{**rows[0], "thinking": None}]),
         )
         assert (
             task.size("train") == 7 - number and task.size("test") == 1
@@ -193,7 +195,7 @@ def test_a_question_asked_both_ways_is_on_one_side_and_tested_once(tmp_path):
         for i in range(200)
         for t in (True, False)
     ]
-    task = Files(write(tmp_path / "a.jsonl", rows), test_share=0.2)
+    task = Files(path=write(tmp_path / "a.jsonl", rows), test_share=0.2)
     sides = {
         side: [p.question for p in task.problems(side, task.size(side), 0)]
         for side in ("train", "test")
@@ -275,7 +277,7 @@ def recipe(directory, **keys):
     }
     data |= {"stage": [{"name": "last", "kind": "evaluate", "problems": 20, "max_tokens": 8}]}
     data["evaluation"] = {"problems": 10, "max_tokens": 8}
-    return recipes.parse({**data, **keys})
+    return parse_recipe({**data, **keys})
 
 
 @pytest.mark.parametrize("template", [DEAF, OPEN])

@@ -7,7 +7,7 @@ LONGEST = 2000  # characters of a message
 
 
 class WhetError(Exception):
-    """Something the user gave cannot be used; the message names it and the cure, in one line."""
+    """A mistake that a user can mend; the message names it and the cure, in one line."""
 
 
 class RecipeError(WhetError):
@@ -19,9 +19,7 @@ class DataError(WhetError):
 
 
 class ModelError(WhetError):
-    """A model directory is missing, half-written, of an unknown kind, or disagrees with its
-    tokenizer.
-    """
+    """A model is missing, half-written, of an unknown kind, or disagrees with its tokenizer."""
 
 
 class RewardError(WhetError):
@@ -29,7 +27,7 @@ class RewardError(WhetError):
 
 
 class GateError(WhetError):
-    """A stage ended without reaching what its recipe demands of it."""
+    """A stage ended without reaching its gate."""
 
 
 class Stopped(WhetError):
@@ -37,17 +35,18 @@ class Stopped(WhetError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says as one line of bounded length that a terminal can show: what cannot be
-    printed is spelt out.
+    """An error's message as one line of bounded length that a terminal can show.
+
+    Characters that cannot be printed are escaped.
 
     >>> one_line("a\\n\\x1b[31mb")
     'a \\\\x1b[31mb'
     """
-    said = " ".join(str(error).split())
-    said = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said
+    words = " ".join(str(error).split())
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words
     )
-    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -184,8 +184,13 @@ class Update:
 class Task(Protocol):
     """Problems and what counts as solving them. A split never shares a problem with another."""
 
-    name: str
-    modes: tuple[str, ...]  # ways of answering that the task can tell apart; empty where it cannot
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Ways of answering that the task can tell apart; empty where it cannot."""
+        ...
 
     def size(self, split: Literal["train", "test"]) -> int | None:
         """How many different problems there are; None where they are made as needed and will not

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import WhetError
 from whet.pipeline import pipeline, resume
 
@@ -141,7 +141,7 @@ def main(every: int) -> tuple[int, int]:
     """
     from crash import left
 
-    recipe = recipes.load(Path(__file__).parents[1] / "data" / "every_stage.toml")
+    recipe = load_recipe(Path(__file__).parents[1] / "data" / "every_stage.toml")
     with tempfile.TemporaryDirectory() as place:
         count, wrong = tried(recipe, Path(place), left, every)
     print(*wrong, sep="\n", end="\n" if wrong else "", flush=True)

@@ -1,13 +1,12 @@
-"""What a person sees in the terminal: a bar a stage with the numbers that matter, warnings, the
-table at the end.
-"""
+"""What the terminal shows of a run: a bar for each stage, warnings, and the tables at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,8 @@ from rich.progress import (
 from rich.table import Table
 
 from whet.evaluation import statistics
+from whet.format import UNKNOWN, number, percent, points, signed
+from whet.options import Option
 
 SHOWN = {
     "sft": (("loss", "loss", "{:.3f}"), ("lr", "lr", "{:.1e}"), ("gate", "gate", "{:.2f}")),
@@ -37,8 +38,8 @@ SHOWN = {
 
 
 class Terminal:
-    """Draws a run on a rich console; where that is no terminal, plain lines at every tenth of a
-    stage.
+    """Draws a run on a rich console, or prints a line at every tenth of a stage where output is
+    redirected.
     """
 
     def __init__(self, console: Console) -> None:
@@ -53,16 +54,21 @@ class Terminal:
             self.console.print(f"{stage} ({kind}) …")
             return
         self.bar = Progress(
-            TextColumn("[bold]{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[numbers]}"), console=self.console,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description:<10}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+        )
         self.bar.start()
         self.task = self.bar.add_task(escape(stage), total=total or None, numbers=kind)
 
     def step(self, done: int, values: Mapping[str, float]) -> None:
-        shown = SHOWN.get(self.kind, ())
         numbers = "  ".join(
-            f"{label} {form.format(values[key])}" for key, label, form in shown if key in values
+            f"{label} {form.format(values[key])}"
+            for key, label, form in SHOWN.get(self.kind, ())
+            if key in values
         )
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, numbers=numbers)
@@ -78,24 +84,28 @@ class Terminal:
             self.bar = None
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def print_plain(console: Console, text: str) -> None:
+    """Prints text as it is: nothing in it is markup, and lines keep their length."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def number(value: float | None, form: str = "{:.1f}") -> str:
-    return "–" if value is None else form.format(value)
+def print_options(console: Console, options: Iterable[Option]) -> None:
+    """What a task or a reward accepts: name, kind, default and meaning of each option."""
+    for option in options:
+        default = "required" if option.default is None else f"default {option.default}"
+        console.print(f"[bold]{escape(option.name)}[/]  {escape(f'{option.kind}; {default}')}")
+        console.print(Padding(escape(option.meaning), (0, 0, 0, 4)), highlight=False)
 
 
 def switched(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """How the thinking switch stood and the figures: once with "" where it was left alone, else on
-    and off.
-    """
+    """(state of the thinking switch, figures) of each measurement; "" where it was not set."""
     return list(measured["thinking"].items()) if "thinking" in measured else [("", measured)]
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
-    """Stage by stage: accuracy with its 95 % interval, length, truncation, time; a line each with
-    thinking on and off.
+    """Stage by stage: accuracy, its 95 % interval, length, truncation and time.
+
+    A stage that was measured with thinking on and off has a line for each.
     """
     title = f"{summary['name']} · task {summary['task']} · seed {summary['seed']}"
     table = Table(title=title, title_justify="left", pad_edge=False)
@@ -103,47 +113,49 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     both = any(switch for _, switch, _ in rows)
     for column in ("stage", *(["thinking"] if both else [])):
         table.add_column(column, no_wrap=True)
-    tasks = list(
-        dict.fromkeys(name for s in summary["stages"] for name in s.get("by_task") or ())
-    )  # of a mix
+    # the parts of a mix
+    tasks = list(dict.fromkeys(name for s in summary["stages"] for name in s.get("by_task") or ()))
     last = ("length", "seconds") if tasks else ("problems", "length", "cut off", "seconds")
     for column in ("accuracy", "95 % interval", *tasks, *last):
         table.add_column(column, justify="right", no_wrap=True)
     for s, switch, figures in rows:
-        told = s.get("pairs") or figures  # a reward model is measured on pairs of responses
-        interval = (
-            "–"
-            if told.get("low") is None
-            else f"{100 * told['low']:.1f} – {100 * told['high']:.1f}"
-        )
-        name = (
-            f"[bold]{escape(s['name'])}[/]"
-            if s["name"] == summary.get("result")
-            else escape(s["name"])
-        )
+        measured = s.get("pairs") or figures  # a reward model is measured on pairs of responses
+        low, high = measured.get("low"), measured.get("high")
+        interval = UNKNOWN if low is None or high is None else f"{100 * low:.1f} – {100 * high:.1f}"
+        name = escape(s["name"])
+        if s["name"] == summary.get("result"):
+            name = f"[bold]{name}[/]"
         cells = {
-            "problems": str(told.get("n") or "–") + " pairs" * ("pairs" in s),
+            "problems": str(measured.get("n") or UNKNOWN) + " pairs" * ("pairs" in s),
             "length": number(figures.get("length")),
             "cut off": percent(figures.get("truncated")),
             "seconds": "" if switch == "off" else number(s.get("seconds")),
         }
         parts = figures.get("by_task") or {}
         table.add_row(
-            name, *([switch] if both else []), percent(told.get("accuracy")), interval,
-            *(percent((parts.get(task) or {}).get("accuracy")) for task in tasks), *(cells[column] for column in last),
-        )  # fmt: skip
+            name,
+            *([switch] if both else []),
+            percent(measured.get("accuracy")),
+            interval,
+            *(percent((parts.get(task) or {}).get("accuracy")) for task in tasks),
+            *(cells[column] for column in last),
+        )
     return table
 
 
 def closing(console: Console, summary: Mapping[str, Any], directory: Path) -> None:
-    """The end of a run: before -> after, what the gain is made of, and where things are."""
+    """The end of a run: before and after, the parts of the gain, and where the files are."""
     console.print(stages_table(summary))
-    told = summary.get("gain")
-    if told:
-        both = any("thinking" in s for s in summary["stages"] if s["name"] == told["after"])
-        line = f"[bold]{told['before']} → {told['after']}: {100 * told['total']:+.1f} points{' with thinking on' * both}[/]"
-        if "choosing" in told:
-            line += f" — {100 * told['choosing']:+.1f} from choosing another mode of answering, {100 * told['reasoning']:+.1f} from answering better within a mode"
+    gain = summary.get("gain")
+    if gain:
+        both = any("thinking" in s for s in summary["stages"] if s["name"] == gain["after"])
+        line = f"[bold]{gain['before']} → {gain['after']}: {points(gain['total'])}"
+        line += f"{' with thinking on' * both}[/]"
+        if "choosing" in gain:
+            line += (
+                f" — {signed(gain['choosing'])} from choosing another mode of answering, "
+                f"{signed(gain['reasoning'])} from answering better within a mode"
+            )
         console.print(line, highlight=False)
     console.print(f"model   {directory / 'model'}", highlight=False, soft_wrap=True)
     console.print(f"report  {directory / 'report.html'}", highlight=False, soft_wrap=True)
@@ -153,9 +165,11 @@ def paired_line(test: Mapping[str, Any]) -> str:
     """A paired test in words: the first model less the second, on the same problems."""
     if not test["n"]:
         return "paired: no problem was answered by both"
-    difference, low, high = (100 * test[k] for k in ("difference", "low", "high"))
     p = "below 0.0001" if test["p"] < 1e-4 else f"{test['p']:.4f}"
-    return f"paired on the same {test['n']} problems: {difference:+.1f} points [{low:+.1f}, {high:+.1f}], p {p} ({test['test']})"
+    return (
+        f"paired on the same {test['n']} problems: {points(test['difference'])} "
+        f"[{signed(test['low'])}, {signed(test['high'])}], p {p} ({test['test']})"
+    )
 
 
 def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
@@ -169,7 +183,7 @@ def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
         table.add_row(
             str(s["seed"]),
             *(percent(row[n]) for n in names),
-            number(100 * s["gain"]["total"] if s["gain"] else None, "{:+.1f}"),
+            signed(s["gain"]["total"]) if s["gain"] else UNKNOWN,
             number(s["seconds"], "{:.0f}"),
         )
     columns = [[row[n] for row in rows] for n in names]
@@ -184,18 +198,18 @@ def seeds_table(summaries: list[Mapping[str, Any]]) -> Table:
 
 
 def _accuracies(summary: Mapping[str, Any]) -> dict[str, float]:
-    """By stage, and by how the thinking switch stood."""
+    """The accuracy of each stage, and of each state of the thinking switch."""
     return {
-        f"{s['name']} {switch}".rstrip(): told["accuracy"]
+        f"{s['name']} {switch}".rstrip(): figures["accuracy"]
         for s in summary["stages"]
-        for switch, told in switched(s)
-        if told["accuracy"] is not None
+        for switch, figures in switched(s)
+        if figures["accuracy"] is not None
     }
 
 
 def mean_sd(values: list[float]) -> str:
     """Shares as percent, mean ± standard deviation over seeds."""
     if len(values) < 2:
-        return percent(values[0]) if values else "–"
+        return percent(values[0] if values else None)
     mean, deviation = statistics.mean_sd(values)
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}"

@@ -21,59 +21,86 @@ from whet.config.tables import (
     Temperature,
 )
 
+RANKINGS = "rankings: a rank stage's name, a JSONL or Parquet file, or hf:OWNER/NAME"
+
 
 class Stage(Table):
-    name: Annotated[str, Field(pattern=NAME)]
-    start: str = "previous"  # previous | new | a stage's name | a directory or Hub id
+    """One step of the pipeline."""
+
+    name: str = Field(pattern=NAME, description="the stage's name, and its directory's in the run")
+    start: str = Field(
+        default="previous",
+        description="model it starts from: previous (the stage before), new (made from nothing), "
+        "a stage's name, a directory or a Hub id",
+    )
 
 
 class Trained(Stage):
-    optimizer: Optimizer = Optimizer()
-    micro_tokens: Positive = 4096  # tokens a forward pass
-    lora: Lora | None = None
+    """Updates weights."""
+
+    optimizer: Optimizer = Field(default=Optimizer(), description="how weights are updated")
+    micro_tokens: Positive = Field(
+        default=4096, description="tokens in one forward pass; bounds memory"
+    )
+    lora: Lora | None = Field(default=None, description="train adapters in place of all weights")
 
 
 class Makes(Stage):
     """Leaves a policy behind, which is measured."""
 
-    evaluate: bool = True
+    evaluate: bool = Field(default=True, description="measure the model afterwards")
 
 
 class Asks(Stage):
-    only: str | None = None  # the part of a mix whose problems it takes; all where not given
+    """Takes problems of the task."""
+
+    only: str | None = Field(
+        default=None, description="part of a mix whose problems the stage takes; default: all parts"
+    )
 
 
 class Draws(Asks):
-    """Samples and scores; with a reward of its own, or the recipe's where none is given."""
+    """Samples answers and scores them."""
 
-    reward: list[Reward] = []
-    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
-    max_tokens: Positive = 128
+    reward: list[Reward] = Field(
+        default=[], description="parts of the reward; default: the recipe's"
+    )
+    temperature: Temperature = Field(default=1.0, gt=0, description="temperature of sampling")
+    max_tokens: Positive = Field(default=128, description="longest answer")
 
 
 class SFT(Trained, Makes, Asks):
-    kind: Literal["sft"]
-    shape: Shape | None = None  # a model of its own, made from nothing
-    data: str | dict[str, Share] = (
-        "corpus"  # corpus (the task's) | a reject stage's name | the share of each
+    """Supervised fine-tuning on right answers, as the task's corpus or a reject stage has them."""
+
+    kind: Literal["sft"] = Field(description="supervised fine-tuning")
+    shape: Shape | None = Field(
+        default=None, description="size of a model of its own, made from nothing"
     )
-    mix: dict[str, Share] = {}  # share of each mode in the corpus
-    steps: Positive
-    batch: Positive = 16
-    gate: Gate | None = None
+    data: str | dict[str, Share] = Field(
+        default="corpus",
+        description="corpus (the task's), a reject stage's name, or a table: the share of each",
+    )
+    mix: dict[str, Share] = Field(
+        default={}, description="share of each mode of answering in the corpus"
+    )
+    steps: Positive = Field(description="updates")
+    batch: Positive = Field(default=16, description="examples an update")
+    gate: Gate | None = Field(
+        default=None, description="what the model must reach before the next stage"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.shape is not None and self.start not in ("previous", "new"):
             raise ValueError(
-                f"shape makes a new model, so start = {self.start!r} cannot be honoured; drop one"
+                f"shape makes a new model, and start = {self.start!r} names another; drop one"
             )
         if self.lora is not None and (self.shape is not None or self.start == "new"):
             raise ValueError(
-                "lora adapts a model that has been trained, and this stage makes a new one; drop one"
+                "lora adapts a trained model, and this stage makes a new one; drop one"
             )
         if not sum(self.shares.values()) > 0:
-            raise ValueError("data holds no share above 0")
+            raise ValueError("no share in data is above 0")
         return self
 
     @property
@@ -109,48 +136,62 @@ class RL(Trained, Makes, Draws):
 
 
 class Reject(Draws):
-    """Draws samples and keeps the verified ones, as data for a later sft stage."""
+    """Draws samples and keeps the right ones, as data for a later sft stage."""
 
-    kind: Literal["reject"]
-    problems: Positive
-    samples: Positive = 1
-    per_prompt: Positive = 1
-    choose: Literal["first", "shortest"] = "first"
+    kind: Literal["reject"] = Field(description="rejection sampling")
+    problems: Positive = Field(description="training problems")
+    samples: Positive = Field(default=1, description="answers drawn for each problem")
+    per_prompt: Positive = Field(
+        default=1, description="right answers kept of each problem, at most"
+    )
+    choose: Literal["first", "shortest"] = Field(
+        default="first", description="which of them are kept"
+    )
 
 
 class Rank(Draws):
     """Draws samples and ranks them, as data for a later reward_model or dpo stage.
 
-    by task: its rule, a labeller's noise included; reward: the reward's value; length: each
-    problem's shortest right answer before its wrong answers that are longer and its right ones of
-    at least `longer` times the length (Kimi k1.5, arXiv:2501.12599, sec. 2.4).
+    By `length`, each problem's shortest right answer stands before its wrong answers that are
+    longer and its right ones of at least `longer` times the length (Kimi k1.5, arXiv:2501.12599,
+    sec. 2.4).
     """
 
-    kind: Literal["rank"]
-    problems: Positive
-    samples: Annotated[int, Field(ge=2, lt=2**31)] = 4
-    by: Literal["task", "reward", "length"] = "task"
-    longer: Annotated[float, Field(ge=1)] = 1.5
+    kind: Literal["rank"] = Field(description="ranked answers")
+    problems: Positive = Field(description="training problems")
+    samples: int = Field(default=4, ge=2, lt=2**31, description="answers drawn for each problem")
+    by: Literal["task", "reward", "length"] = Field(
+        default="task",
+        description="task: the task's own ranking, with a labeller's noise; "
+        "reward: the reward's value; length: short right answers first",
+    )
+    longer: float = Field(
+        default=1.5,
+        ge=1,
+        description="by length: how many times longer a right answer is that counts as worse",
+    )
 
 
 class RewardModel(Trained):
-    """A scalar head on the starting model, trained on ranked responses (InstructGPT,
-    arXiv:2203.02155, eq. 1).
-    """
+    """Trains a scalar head on ranked responses (InstructGPT, arXiv:2203.02155, eq. 1)."""
 
-    kind: Literal["reward_model"]
-    data: str  # a rank stage's name | a JSONL or Parquet file | hf:OWNER/NAME
-    steps: Positive
-    batch: Positive = 16  # rankings a step
-    held_out: Annotated[float, Field(gt=0, lt=1)] = (
-        0.1  # share of the prompts whose pairs are for measuring only
+    kind: Literal["reward_model"] = Field(description="reward model")
+    data: str = Field(description=RANKINGS)
+    steps: Positive = Field(description="updates")
+    batch: Positive = Field(default=16, description="rankings an update")
+    held_out: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the prompts whose rankings only measure the model",
     )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.lora is not None and not self.lora.merge:
             raise ValueError(
-                "a reward model's head is no adapter, so it is kept whole; drop lora.merge = false"
+                "a reward model's head is not an adapter, so the model is saved whole; "
+                "drop lora.merge = false"
             )
         return self
 
@@ -158,21 +199,24 @@ class RewardModel(Trained):
 class DPO(Trained, Makes):
     """Direct preference optimization on ranked responses (DPO, arXiv:2305.18290)."""
 
-    kind: Literal["dpo"]
-    data: str
-    reference: str = "start"
-    beta: Rate = 0.1
-    steps: Positive
-    batch: Positive = 16
+    kind: Literal["dpo"] = Field(description="direct preference optimization")
+    data: str = Field(description=RANKINGS)
+    reference: str = Field(
+        default="start",
+        description="frozen reference: start, a stage's name, a directory or a Hub id",
+    )
+    beta: Rate = Field(default=0.1, description="how closely the policy stays with the reference")
+    steps: Positive = Field(description="updates")
+    batch: Positive = Field(default=16, description="rankings an update")
 
 
 class Merge(Makes):
     """The weighted average of several models' weights."""
 
-    kind: Literal["merge"]
-    models: Annotated[
-        dict[str, Share], Field(min_length=2)
-    ]  # a stage's name, a directory or Hub id -> its share
+    kind: Literal["merge"] = Field(description="weighted average of models")
+    models: dict[str, Share] = Field(
+        min_length=2, description="share of each: a stage's name, a directory or a Hub id"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -186,9 +230,14 @@ class Merge(Makes):
 
 
 class Evaluate(Evaluation):
-    name: Annotated[str, Field(pattern=NAME)]
-    kind: Literal["evaluate"]
-    start: str = "previous"
+    """Measures a model once more, in another way."""
+
+    name: str = Field(pattern=NAME, description="the stage's name")
+    kind: Literal["evaluate"] = Field(description="measurement")
+    start: str = Field(
+        default="previous",
+        description="model: previous, new, a stage's name, a directory or a Hub id",
+    )
 
 
 AnyStage = Annotated[

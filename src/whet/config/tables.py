@@ -1,4 +1,4 @@
-"""The tables of a recipe that are no stage."""
+"""The tables of a recipe that are not stages."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,15 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from whet.config.thinking import Switch, Thinking
 from whet.errors import did_you_mean
 
-PROJECTIONS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)  # of a decoder's layer
+# the linear layers of a decoder's layer
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -27,7 +20,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def _temperature(value: float) -> float:
     """Beyond these bounds logits are no numbers, or all alike."""
     if value and not 1e-4 <= value <= 1e4:
-        raise ValueError("must be from 0.0001 to 10000")
+        raise ValueError("it must be from 0.0001 to 10000")
     return value
 
 
@@ -39,46 +32,57 @@ class Table(BaseModel):
 
 
 class Shape(Table):
-    """A decoder made from nothing (its vocabulary is the task's alphabet, a character a token)."""
+    """A decoder made from nothing. Its vocabulary is the task's alphabet, a character a token."""
 
-    family: Literal["llama", "qwen2", "qwen3"] = "qwen3"
-    hidden: Positive = 96
-    layers: Positive = 2
-    heads: Positive = 4
-    kv_heads: Positive = 4
-    ffn: Positive = 224
-    max_positions: Positive = 512
+    family: Literal["llama", "qwen2", "qwen3"] = Field(default="qwen3", description="architecture")
+    hidden: Positive = Field(default=96, description="width of the residual stream")
+    layers: Positive = Field(default=2, description="decoder layers")
+    heads: Positive = Field(default=4, description="query heads")
+    kv_heads: Positive = Field(default=4, description="key and value heads; fewer than heads: GQA")
+    ffn: Positive = Field(default=224, description="width of the feed-forward layers")
+    max_positions: Positive = Field(default=512, description="longest sequence, in tokens")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
             raise ValueError(
-                f"hidden ({self.hidden}) must be a multiple of 2 x heads ({self.heads}), and heads of kv_heads ({self.kv_heads})"
+                f"hidden ({self.hidden}) must be a multiple of 2 x heads ({self.heads}), "
+                f"and heads of kv_heads ({self.kv_heads})"
             )
         return self
 
 
 class Model(Table):
-    """`path`: a Hugging Face directory or Hub id; without one, `shape` is made from nothing.
+    """The model that the first stage starts from."""
 
-    `recompute`: in training a layer's activations are not kept but made again in the backward pass.
-    `threads` on a CPU; 0: one for models of up to 2 million parameters, whose operations are too
-    small to share, else all.
-    """
-
-    path: str | None = None
-    shape: Shape = Shape()
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    recompute: bool = False
-    threads: Annotated[int, Field(ge=0, le=4096)] = 0
+    path: str | None = Field(
+        default=None,
+        description="Hugging Face directory or Hub id; without one, shape is made from nothing",
+    )
+    shape: Shape = Field(default=Shape(), description="size of a model made from nothing")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type of the weights"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where models run")
+    recompute: bool = Field(
+        default=False,
+        description="in training, compute a layer's activations again in the backward pass "
+        "rather than keep them: less memory, more time",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="threads on a CPU; 0: one for models of up to 2 million parameters, "
+        "whose operations are too small to share, else all",
+    )
 
 
 class Task(BaseModel):
-    """`name` as `whet tasks` lists it; every other key is an option of that task, checked by it."""
+    """The problems. Every key but the name is an option of that task, which checks it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: str = Field(description="a task's name, as `whet tasks` lists it")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,22 +90,26 @@ class Task(BaseModel):
 
 
 class Ask(Table):
-    """How a problem becomes a prompt: an optional system message, and the template's thinking
-    switch.
-    """
+    """How a problem becomes a prompt."""
 
-    system: str | None = None
-    thinking: Thinking = None
+    system: str | None = Field(default=None, description="system message before each problem")
+    thinking: Thinking = Field(
+        default=None,
+        description="the chat template's thinking switch: true, false, "
+        "or the share of the problems that are asked with it on",
+    )
 
 
 class Reward(BaseModel):
-    """One part of the reward: `task` (the task's own verifier), a built-in, or your own
-    `module:function`.
-    """
+    """One part of the reward. Every further key is an option of that reward, which checks it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "task"
-    weight: float = 1.0
+    name: str = Field(
+        default="task",
+        description="task (the task's own verifier), a built-in reward as `whet reward list` "
+        "lists it, or your own module:function",
+    )
+    weight: float = Field(default=1.0, description="factor of the part in the sum; 0: logged only")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -111,54 +119,76 @@ class Reward(BaseModel):
 class Evaluation(Table):
     """How models are measured, on the test split."""
 
-    problems: Positive = 1000
-    samples: Positive = 1
-    temperature: Annotated[Temperature, Field(ge=0)] = 1.0  # 0: the likeliest token
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count = 0
-    max_tokens: Positive = 128
-    seed: Seed = 0
-    thinking: Switch = None
+    problems: Positive = Field(
+        default=1000, description="test problems; fewer where there are fewer"
+    )
+    samples: Positive = Field(default=1, description="answers to each problem")
+    temperature: Temperature = Field(default=1.0, ge=0, description="0: always the likeliest token")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample from the likeliest tokens of this total probability",
+    )
+    top_k: Count = Field(default=0, description="sample from so many likeliest tokens; 0: from all")
+    max_tokens: Positive = Field(default=128, description="longest answer")
+    seed: Seed = Field(default=0, description="of the problems and of sampling")
+    thinking: Switch = Field(
+        default=None,
+        description="the chat template's switch; where not set, as prompts are asked",
+    )
 
 
 class Optimizer(Table):
-    """muon: matrices by Muon, all else by AdamW at `lr_rest`; adamw: everything by AdamW."""
+    """How weights are updated."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: Rate = 1e-5
-    lr_rest: Rate | None = None  # of what Muon leaves to AdamW; lr where not given
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Count = 0  # steps
-    max_grad_norm: Rate = 1.0
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw: AdamW for all weights; muon: Muon for matrices, AdamW for the rest",
+    )
+    lr: Rate = Field(default=1e-5, description="learning rate")
+    lr_rest: Rate | None = Field(
+        default=None,
+        description="learning rate of the weights that Muon leaves to AdamW; default: lr",
+    )
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.95), description="AdamW's decay rates")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate over the stage's steps"
+    )
+    warmup: Count = Field(default=0, description="steps in which the learning rate rises to lr")
+    max_grad_norm: Rate = Field(default=1.0, description="norm to which gradients are clipped")
 
     @model_validator(mode="after")
     def _read(self) -> Self:
         if self.kind == "adamw" and self.lr_rest is not None:
             raise ValueError(
-                "lr_rest is of what Muon leaves over, and kind = 'adamw' would not read it; drop it"
+                "lr_rest is for the weights that Muon leaves to AdamW, "
+                "and kind = 'adamw' would not read it; drop it"
             )
         return self
 
 
 class Critic(Optimizer):
-    """The optimizer of a critic (or token-level reward model), and what it starts from where that
-    is not the policy.
-    """
+    """The optimizer of a critic or token-level reward model, and the model it starts from."""
 
-    start: str | None = None  # a reward_model stage, a directory or a Hub id
+    start: str | None = Field(
+        default=None,
+        description="model: a reward_model stage, a directory or a Hub id; default: the policy",
+    )
 
 
 class Lora(Table):
-    """Adapters in place of full training (arXiv:2106.09685); `merge`: STAGE/model is the merged
-    model, else the adapter itself.
-    """
+    """Adapters in place of full training (LoRA, arXiv:2106.09685)."""
 
-    rank: Positive = 16
-    alpha: Rate = 32
-    targets: Annotated[list[str], Field(min_length=1)] = list(PROJECTIONS)
-    merge: bool = True
+    rank: Positive = Field(default=16, description="rank of the adapters")
+    alpha: Rate = Field(default=32, description="scale: adapters count alpha / rank times")
+    targets: list[str] = Field(
+        default=list(PROJECTIONS), min_length=1, description="linear layers that get an adapter"
+    )
+    merge: bool = Field(
+        default=True, description="true: STAGE/model is the merged model; false: the adapter itself"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -168,28 +198,26 @@ class Lora(Table):
         return self
 
     def adapts_like(self, other: "Lora") -> bool:
-        """Whether both describe adapters of the same form, of which one stage could train on what
-        another left.
-        """
+        """Whether both describe adapters of one form, so that a stage can go on with another's."""
         one, two = ((t.rank, t.alpha, set(t.targets)) for t in (self, other))
         return one == two
 
 
 class Save(Table):
-    """What is kept while a stage runs, so that a run can go on (`--resume`) where it was."""
+    """Checkpoints within a stage, from which `--resume` goes on."""
 
-    every: Positive = 50  # steps
-    last: Positive = 2  # checkpoints of a stage
+    every: Positive = Field(default=50, description="steps between checkpoints")
+    last: Positive = Field(default=2, description="checkpoints of a stage that are kept")
 
 
 class Gate(Table):
-    """What a model must reach before the pipeline goes on: accuracy of the answers given in one
-    mode.
-    """
+    """What the model must reach before the pipeline goes on: an accuracy in one mode."""
 
-    mode: str
-    accuracy: Share
-    above: str | None = None  # another mode whose accuracy must be lower
-    every: Positive = 100  # steps between measurements
-    samples: Positive = 512
-    max_tokens: Positive = 64
+    mode: str = Field(description="mode of answering whose accuracy is measured")
+    accuracy: Share = Field(description="accuracy to reach")
+    above: str | None = Field(
+        default=None, description="another mode, whose accuracy must be lower"
+    )
+    every: Positive = Field(default=100, description="steps between measurements")
+    samples: Positive = Field(default=512, description="answers a measurement")
+    max_tokens: Positive = Field(default=64, description="longest answer")

@@ -1,6 +1,4 @@
-"""Data sets on the Hugging Face Hub: `hf:owner/name` or `hf:owner/name/folder` -> its Parquet or
-JSONL files, downloaded.
-"""
+"""Downloads data sets of the Hugging Face Hub: `hf:owner/name` or `hf:owner/name/folder`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +9,10 @@ SUFFIXES = (".parquet", ".jsonl")
 
 
 def download(spec: str) -> tuple[list[Path], list[Path]]:
-    """(train files, test files) of a data set; only those files are fetched. Nothing of it is ever
-    executed.
+    """(train files, test files) of a data set: Parquet or JSONL, and no other file is fetched.
 
-    Raises DataError where the Hub cannot be reached, the data set is not there or is not open to
-    you, and where it is not clear which files are meant.
+    Nothing is executed. Raises DataError where the Hub cannot be reached, the data set does not
+    exist or is not open to you, and where it is not clear which files are meant.
     """
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
@@ -43,8 +40,8 @@ def download(spec: str) -> tuple[list[Path], list[Path]]:
     except (*_network_errors(), EntryNotFoundError, ValueError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DataError(
-            f"{spec}: cannot reach the Hub ({reason}); run `hf download {repo} --repo-type dataset` where there is a "
-            "network, or give the path of a .jsonl or .parquet file"
+            f"{spec}: cannot reach the Hub ({reason}); run `hf download {repo} --repo-type dataset` "
+            "where there is a network, or give the path of a .jsonl or .parquet file"
         ) from None
 
 
@@ -71,9 +68,7 @@ def _listed(repo: str) -> list[str]:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's own errors derive from: those of its HTTP library, whichever that is, and
-    OSError.
-    """
+    """The bases of the Hub's errors: those of its HTTP library, and OSError."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))

@@ -1,4 +1,4 @@
-"""Ranked responses: from a rank stage, a file or the Hub; as batches that a loss over pairs reads."""
+"""Ranked responses, from a rank stage, a file or the Hub, and the batches of a loss over pairs."""
 
 import json
 import random
@@ -10,30 +10,29 @@ import numpy as np
 import torch
 
 from whet.algorithms.batch import RankedBatch, pack
-from whet.data.rows import Row, asked, read_rows
-from whet.data.sources import ROLES, sources
+from whet.data.rows import Row, read_rows, thinking_of
+from whet.data.sources import sources
 from whet.errors import DataError
 from whet.types import Message, Problem, Ranking, Sample
 
 
 def read(source: str) -> list[Ranking]:
-    """The rankings of a JSONL or Parquet file, or of a data set on the Hub (`hf:OWNER/NAME`, its
-    training files).
+    """The rankings of a JSONL or Parquet file, or of the training files of `hf:OWNER/NAME`.
 
     A row has `prompt` (a text, or messages) and `ranked` (responses, best first), or `chosen` and
-    `rejected`; where those are whole conversations, as on the Hub, `prompt` may be absent. Pairs
-    whose sides are equal are left out. Raises DataError, naming the row, for what is missing or of
-    another form, and where nothing is left.
+    `rejected`. Where those are whole conversations, as on the Hub, `prompt` may be absent. Pairs
+    whose sides are equal are left out. Raises DataError, which names the row, for a column that is
+    missing or of another form, and where nothing is left.
     """
     rows = [row for file in sources(source)[0] for row in read_rows(file, None)]
-    found = [ranking for row in rows if (ranking := of_row(row)) is not None]
-    if not found:
+    rankings = [ranking for row in rows if (ranking := of_row(row)) is not None]
+    if not rankings:
         raise DataError(f"{source}: no row ranks two different responses")
-    return found
+    return rankings
 
 
 def of_row(row: Row) -> Ranking | None:
-    """One row; None where its responses are all the same."""
+    """The ranking in one row; None where its responses are all the same."""
     if "ranked" in row.values:
         prompt, texts = _messages(row, "prompt"), row.values["ranked"]
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
@@ -47,7 +46,7 @@ def of_row(row: Row) -> Ranking | None:
         str(row.values.get("id") or row.where),
         tuple(prompt),
         row.text("answer"),
-        meta=asked(row.values),
+        meta=thinking_of(row.values),
     )
     return Ranking(problem, different) if len(different) > 1 else None
 
@@ -60,13 +59,13 @@ def _pair(row: Row) -> tuple[list[Message], list[str]]:
         if isinstance(cell, str):
             texts.append(cell)
             continue
-        said = _messages(row, column)
-        if not said or said[-1]["role"] != "assistant":
+        conversation = _messages(row, column)
+        if not conversation or conversation[-1]["role"] != "assistant":
             raise DataError(
                 f"{row.where}: column {column!r} does not end with the assistant's message"
             )
-        texts.append(said.pop()["content"])
-        prompt = prompt or said
+        texts.append(conversation.pop()["content"])
+        prompt = prompt or conversation
     return prompt, texts
 
 
@@ -74,54 +73,55 @@ def _messages(row: Row, column: str) -> list[Message]:
     cell: Any = row.values.get(column)
     if isinstance(cell, str) and cell.strip():
         return [{"role": "user", "content": cell}]
-    if not isinstance(cell, list) or not all(
-        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
-        for m in cell
-    ):
+    messages = row.messages(column)
+    if messages is None:
         raise DataError(
             f"{row.where}: column {column!r} must be a text, or a list of {{role, content}}"
         )
-    return [{"role": m["role"], "content": m["content"]} for m in cell]
+    return messages
 
 
 def write(rankings: Sequence[Ranking], path: Path) -> None:
-    """As `read` reads them."""
+    """Writes rankings as `read` reads them."""
     with path.open("w", encoding="utf-8") as file:
         for ranking in rankings:
             problem = ranking.problem
-            line = {
+            line: dict[str, Any] = {
                 "id": problem.id,
                 "prompt": list(problem.messages),
                 "ranked": list(ranking.texts),
-            } | asked(problem.meta)
-            file.write(
-                json.dumps(line if problem.answer is None else {**line, "answer": problem.answer})
-                + "\n"
-            )
+                **thinking_of(problem.meta),
+            }
+            if problem.answer is not None:
+                line["answer"] = problem.answer
+            file.write(json.dumps(line) + "\n")
 
 
 def split(
     rankings: Sequence[Ranking], share: float, seed: int
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """(for training, held out): `share` of the prompts, at least one, and no prompt on both sides.
-    Raises DataError where there is only one.
+    """(for training, held out): `share` of the prompts is held out, at least one.
+
+    No prompt is on both sides. Raises DataError where there is only one prompt.
     """
     prompts = sorted({json.dumps(r.problem.messages) for r in rankings})
     if len(prompts) < 2:
         raise DataError(
-            "there is only one prompt with ranked responses; a reward model needs others to be measured on"
+            "there is only one prompt with ranked responses; "
+            "a reward model needs others to be measured on"
         )
     random.Random(seed).shuffle(prompts)
-    held = set(prompts[: max(1, round(share * len(prompts)))])
+    held_out = set(prompts[: max(1, round(share * len(prompts)))])
     sides: tuple[list[Ranking], list[Ranking]] = ([], [])
     for ranking in rankings:
-        sides[json.dumps(ranking.problem.messages) in held].append(ranking)
+        sides[json.dumps(ranking.problem.messages) in held_out].append(ranking)
     return sides
 
 
 def epochs(rankings: Sequence[Ranking], batch: int, seed: int) -> Iterator[list[Ranking]]:
-    """Batches without end: each epoch in an order of its own, a batch never with a ranking twice
-    unless there are too few.
+    """Batches without end, each epoch in an order of its own.
+
+    A batch has no ranking twice unless there are fewer rankings than its size.
     """
     rng = np.random.default_rng(seed)
     waiting: list[int] = []
@@ -133,10 +133,10 @@ def epochs(rankings: Sequence[Ranking], batch: int, seed: int) -> Iterator[list[
 
 
 def ranked_batch(examples: Sequence[Sequence[Sample]]) -> RankedBatch:
-    """R rankings, each as its K samples from best to worst -> one batch.
+    """One batch of R rankings, each given as its K samples from best to worst.
 
-    A sample's mask says which tokens the loss reads. Weights make the loss the mean over rankings,
-    a sequence's part of it shared out over its tokens.
+    A sample's mask says which tokens the loss reads. A token's weight is 1 / (R x the tokens of its
+    sample), so that the loss is a mean over rankings.
     """
     flat = [sample for ranked in examples for sample in ranked]
     weights = [1 / (len(examples) * max(sample.length, 1)) for sample in flat]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from whet.data.rows import asked, read_rows
+from whet.data.rows import read_rows, thinking_of
 from whet.errors import DataError
 from whet.types import Problem
 
@@ -19,7 +19,7 @@ def write(responses: Sequence[tuple[Problem, str]], path: Path) -> None:
                 "answer": problem.answer,
                 "task": problem.task,
             }
-            file.write(json.dumps(row | asked(problem.meta)) + "\n")
+            file.write(json.dumps(row | thinking_of(problem.meta)) + "\n")
 
 
 def read(path: Path) -> list[tuple[Problem, str]]:
@@ -34,7 +34,7 @@ def read(path: Path) -> list[tuple[Problem, str]]:
             tuple(messages[:-1]),
             row.text("answer"),
             str(values.get("task", "")),
-            asked(values),
+            thinking_of(values),
         )
         responses.append((problem, messages[-1]["content"]))
     return responses

@@ -1,5 +1,6 @@
-"""Rows of a JSONL or Parquet file, each with the place that an error message can name. Content is
-data, never evaluated.
+"""Rows of a JSONL or Parquet file, each with its place for error messages.
+
+Content is data and never evaluated.
 """
 
 import json
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from whet.errors import DataError, did_you_mean
+from whet.types import Message
 
 LINES = (".jsonl", ".ndjson", ".json")
+ROLES = ("system", "user", "assistant")  # of a row's messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,61 +22,79 @@ class Row:
     values: dict[str, Any]
 
     def text(self, column: str) -> str | None:
-        """A cell as text; None where it is missing, null or blank. Raises DataError for what is no
-        text.
+        """A cell as text; None where it is missing, null or blank.
+
+        Raises DataError for a list, a table or bytes.
         """
         value = self.values.get(column)
         if value is None or value != value:  # NaN: an empty cell of a column of numbers
             return None
         if isinstance(value, (list, dict, bytes)):
             raise DataError(
-                f"{self.where}: column {column!r} holds {type(value).__name__}; it must be text or a number"
+                f"{self.where}: column {column!r} holds {type(value).__name__}; "
+                "it must be text or a number"
             )
-        return valid_text(str(value), self.where, column)
+        text = str(value)
+        self._check_unicode(text, column)
+        return text if text.strip() else None
+
+    def messages(self, column: str) -> list[Message] | None:
+        """A cell as messages; None where it is no list of {role, content} with ROLES.
+
+        Raises DataError for text that is not valid Unicode.
+        """
+        cell = self.values.get(column)
+        if not isinstance(cell, list):
+            return None
+        messages: list[Message] = []
+        for entry in cell:
+            if not isinstance(entry, dict):
+                return None
+            role, content = entry.get("role"), entry.get("content")
+            if role not in ROLES or not isinstance(content, str):
+                return None
+            self._check_unicode(content, column)
+            messages.append({"role": role, "content": content})
+        return messages
+
+    def _check_unicode(self, text: str, column: str) -> None:
+        """Raises DataError for half a surrogate pair, which no file can hold."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{self.where}: column {column!r} is not valid Unicode (half of a surrogate pair)"
+            ) from None
 
 
-def asked(values: Mapping[str, Any]) -> dict[str, bool]:
-    """A problem's meta from a row, or the other way round: how its thinking switch stands, where
-    `thinking` is true or false.
+def thinking_of(values: Mapping[str, Any]) -> dict[str, bool]:
+    """How the thinking switch stands: from a row to a problem's meta, and back.
 
-    >>> asked({"thinking": False, "id": 7}), asked({"thinking": "First, …"})
+    >>> thinking_of({"thinking": False, "id": 7}), thinking_of({"thinking": "First, …"})
     ({'thinking': False}, {})
     """
-    given = values.get("thinking")
-    return {"thinking": given} if isinstance(given, bool) else {}
-
-
-def valid_text(text: str, where: str, column: str) -> str | None:
-    """The text; None where it is blank. Raises DataError for half a surrogate pair, which no file
-    could be written with.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{where}: column {column!r} is not valid Unicode (half of a surrogate pair)"
-        ) from None
-    return text if text.strip() else None
+    switch = values.get("thinking")
+    return {"thinking": switch} if isinstance(switch, bool) else {}
 
 
 def read_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> list[Row]:
-    """All rows of a file that must have these columns and may have the optional ones; None: every
-    column it has.
+    """All rows of a file. It must have `columns` and may have `optional`; None: read every column.
 
-    Raises DataError, naming the line and the cure."""
+    Raises DataError, which names the line and the cure.
+    """
     if not path.exists():
         raise DataError(f"no data file at {path}")
     if path.is_dir():
         raise DataError(f"{path} is a directory; name one of its .jsonl or .parquet files")
     if path.suffix not in (*LINES, ".parquet"):
         raise DataError(
-            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give .jsonl or .parquet"
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; "
+            "give .jsonl or .parquet"
         )
-    rows = (
-        _parquet(path, columns, optional)
-        if path.suffix == ".parquet"
-        else _lines(path, columns or [])
-    )
+    if path.suffix == ".parquet":
+        rows = _parquet(path, columns, optional)
+    else:
+        rows = _lines(path, columns or [])
     if not rows:
         raise DataError(f"{path}: it is empty; there is not one row")
     return rows
@@ -124,12 +145,9 @@ def _parquet(path: Path, columns: Sequence[str] | None, optional: Sequence[str])
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
         _demand_columns(path, columns or [], names)
-        wanted = (
-            None
-            if columns is None
-            else [*columns, *(c for c in optional if c in names and c not in columns)]
-        )
-        cells = file.read(columns=wanted).to_pylist()
+        if columns is not None:
+            columns = [*columns, *(c for c in optional if c in names and c not in columns)]
+        cells = file.read(columns=columns).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 from whet import config
-from whet.config import load as recipes
+from whet.config.load import load_recipe
 from whet.errors import RecipeError, did_you_mean
 from whet.pipeline.pipeline import Pipeline
 from whet.storage import provenance
@@ -41,7 +41,7 @@ def resume(
     if path.is_file():
         summary = json.loads(path.read_text(encoding="utf-8"))
     done = [line["name"] for line in summary["stages"]]
-    old = recipes.load(directory / "recipe.toml")
+    old = load_recipe(directory / "recipe.toml")
     changed = _changed_keys(old, recipe, FREE) - _longer(old, recipe, done)
     if changed:
         raise RecipeError(
@@ -166,7 +166,7 @@ def _summary_to_build_on(recipe: config.Recipe, directory: Path, at: int) -> dic
         raise RecipeError(
             f"{directory} holds no run whose stages could be built upon; run all of it first"
         )
-    old = recipes.load(directory / "recipe.toml")
+    old = load_recipe(directory / "recipe.toml")
     before, after = (r.model_copy(update={"stage": r.stage[:at]}) for r in (old, recipe))
     if changed := _changed_keys(before, after, FREE_BEFORE):
         raise RecipeError(

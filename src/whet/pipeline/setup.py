@@ -53,9 +53,9 @@ def stage_task(task: Task, stage: config.AnyStage) -> Task:
         raise RecipeError(
             f"stage {stage.name}: task {task.name} is no mix, so only = {stage.only!r} means nothing; drop it"
         )
-    if stage.only not in task.parts:
+    if stage.only not in task.members:
         raise RecipeError(
-            f"stage {stage.name}: only = {stage.only!r} is no part{did_you_mean(stage.only, task.parts)}"
+            f"stage {stage.name}: only = {stage.only!r} is no part{did_you_mean(stage.only, task.members)}"
         )
     return task.part(stage.only)
 

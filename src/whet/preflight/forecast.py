@@ -20,6 +20,7 @@ from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
 from whet.errors import WhetError
+from whet.format import rough_duration
 from whet.model.policy import Policy
 from whet.model.transformer import Transformer
 from whet.pipeline.pipeline import Pipeline
@@ -75,20 +76,14 @@ class Span(NamedTuple):
         ('0.2 s', '100 min')
         """
         if self.most <= CLOSE * self.least or self.most < 1:
-            return _duration(self.likely)
-        least, most = _duration(self.least), _duration(self.most)
+            return rough_duration(self.likely)
+        least, most = rough_duration(self.least), rough_duration(self.most)
         if least.split()[1] == most.split()[1]:
             least = least.split()[0]
-        return f"{_duration(self.likely)} ({least} to {most})"
+        return f"{rough_duration(self.likely)} ({least} to {most})"
 
 
 SIGNAL = Span(0.25, 0.5, 1.0)  # share of the groups whose rewards differ
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 600:
-        return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.0f} h"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def total(spans: Sequence[Span]) -> Span:

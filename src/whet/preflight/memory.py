@@ -17,6 +17,7 @@ from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL
 from whet.errors import WhetError
+from whet.format import gibibytes
 from whet.model import lora
 from whet.model.config import ModelConfig
 from whet.model.logprobs import rows_at_once
@@ -199,11 +200,11 @@ def check(
     if not peaks:
         return "nothing is trained"
     name, most = max(peaks.items(), key=lambda item: item[1])
-    peak = f"stage {name} takes about {most / 2**30:.2f} GiB"
+    peak = f"stage {name} takes about {gibibytes(most)}"
     if not here:
         return peak
     free = free_bytes(device)
-    free_text = f"{free / 2**30:.1f} GiB are free on {device.type}"
+    free_text = f"{gibibytes(free)} are free on {device.type}"
     if most > free:
         raise WhetError(f"{peak}, and {free_text}; lower its micro_tokens, or prompts x samples")
     return f"{peak}; {free_text}"

@@ -1,7 +1,8 @@
 """Two small pictures beside the summary's numbers, as static SVG: an interval, and a gain's parts."""
 
+from whet.format import points
 from whet.report.markup import Markup, tag
-from whet.report.verdict import percent, points
+from whet.report.verdict import percent
 
 
 def interval_bar(accuracy: float | None, low: float | None, high: float | None) -> Markup | None:

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from whet.format import count, duration
 from whet.report.figures import interval_bar, waterfall
 from whet.report.markup import Markup, escape, join, tag
 from whet.report.read import Run, listed, mapped, number
-from whet.report.verdict import compared, count, details, headline, interval, percent, split
+from whet.report.verdict import compared, details, headline, interval, percent, split
 
 STYLES = ("page.css", "curves.css", "samples.css", "tokens.css", "narrow.css")
 SCRIPTS = (
@@ -121,17 +122,6 @@ def _top(run: Run, name: str) -> list[Markup | None]:
         _warnings(run),
         _settings(run),
     ]
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(8.25), duration(245), duration(7300)
-    ('8.2 s', '4 min 5 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _warnings(run: Run) -> Markup | None:

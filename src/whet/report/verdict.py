@@ -1,33 +1,18 @@
 """Turns a run's summary into sentences."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from whet import format
+from whet.format import count, points
 from whet.report.read import listed, mapped, number
 
 Stage = Mapping[str, Any]
 
 
-def percent(value: float | None) -> str:
-    """A share in per cent; the space before the sign does not break.
-
-    >>> percent(0.8714), percent(None)
-    ('87.1\xa0%', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
-
-
-def points(value: float) -> str:
-    """A difference of shares.
-
-    >>> points(0.4), points(-0.012)
-    ('+40.0 points', '−1.2 points')
-    """
-    return f"{100 * value:+.1f} points".replace("-", "−")
-
-
-def count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
+# the sign keeps to its number at the end of a line
+percent = partial(format.percent, space="\u00a0")
 
 
 def interval(stage: Stage) -> str:

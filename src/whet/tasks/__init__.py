@@ -1,13 +1,16 @@
-"""Tasks by name. Nothing heavy is imported before a task is loaded."""
+"""Tasks by name: where problems come from and what counts as solving them.
 
-import inspect
+Nothing heavy is imported before a task is loaded. No model and no training here.
+"""
+
 from collections.abc import Mapping
 from importlib import import_module
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from whet.errors import RecipeError, did_you_mean
-from whet.tasks.budget import Budgeted
+from whet.options import Option, Options
+from whet.options import options as options_of
+from whet.tasks.budget import Budget, Budgeted
 from whet.types import Task
 
 _TASKS = {
@@ -43,61 +46,59 @@ def names() -> list[tuple[str, str]]:
 
 
 def load(name: str, **options: Any) -> Task:
-    """The task of that name with its options; the option `budget` asks for a length too
-    (`tasks.budget`).
+    """The task of that name with its options; `budget`, which any task takes, asks for a length.
 
-    Raises RecipeError for a name or an option that there is not.
+    Raises RecipeError for an unknown name and for options that do not fit.
 
     >>> load("chian")
     Traceback (most recent call last):
     whet.errors.RecipeError: unknown task 'chian'; did you mean 'chain'?
     """
-    if "budget" in options:
-        asked = options.pop("budget")
-        if not isinstance(asked, Mapping):
-            raise RecipeError(
-                f"task {name}: budget = {asked!r}; it must be a table such as {{ min = 100, max = 4000 }}"
-            )
-        return Budgeted(load(name, **options), asked)
+    budget = options.pop("budget", None)
+    entry, fixed = _entry(name)
+    for key in fixed:
+        if key in options:
+            raise RecipeError(f"task {name}: the task's name says what {key} is; leave it out")
+    task = _model(entry)(**fixed, **options)
+    if budget is None:
+        return task
+    if not isinstance(budget, Mapping):
+        raise RecipeError(
+            f"task {name}: budget = {budget!r}; "
+            "it must be a table such as { min = 100, max = 4000 }"
+        )
+    try:
+        return Budgeted(task, Budget(**budget))
+    except RecipeError as fault:
+        raise RecipeError(f"task {name}: {fault}") from None
+
+
+def options(name: str) -> list[Option]:
+    """The options of a task, as `load` takes them. Raises RecipeError for an unknown name."""
+    entry, fixed = _entry(name)
+    own = [option for option in options_of(_model(entry)) if option.name not in fixed]
+    budget = Option("budget", "table", "none", "asks for a length in the prompt, and draws it")
+    return [*own, budget, *options_of(Budget, "budget.")]
+
+
+def model(name: str) -> type[Options]:
+    """The class of a task, whose fields are its options. Raises RecipeError for an unknown name."""
+    return _model(_entry(name)[0])
+
+
+def _entry(name: str) -> tuple[str, dict[str, str]]:
+    """(the name in the table of tasks, the options that the task's name itself sets)."""
     prefix, colon, rest = name.partition(":")
+    entry, fixed = name, dict[str, str]()
     if prefix == "gym" and rest:
         entry, fixed = "gym:NAME", {"dataset": rest}
     elif prefix == "hf" and rest:
         entry, fixed = "hf:OWNER/NAME", {"path": name}
-    else:
-        entry, fixed = name, {}
     if entry not in _TASKS or (colon and not fixed):
         raise RecipeError(f"unknown task {name!r}{did_you_mean(name, _TASKS)}")
+    return entry, fixed
+
+
+def _model(entry: str) -> Any:
     module, _, kind = _TASKS[entry][0].partition(":")
-    made = getattr(import_module(module), kind)
-    _check(name, made, options, fixed)
-    return made(**fixed, **options)
-
-
-def _check(name: str, made: type, options: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Every option known and of its type, none missing."""
-    parameters = inspect.signature(made).parameters
-    known = {k: p for k, p in parameters.items() if k not in fixed and p.kind is not p.VAR_KEYWORD}
-    types = get_type_hints(made.__init__)
-    for key, value in options.items():
-        if key in fixed:
-            raise RecipeError(f"task {name}: the task's name says what {key} is; leave it out")
-        if key in known:
-            allowed = get_args(types[key]) if isinstance(types[key], UnionType) else (types[key],)
-            if not any(_is(value, kind) for kind in allowed):
-                words = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-                raise RecipeError(f"task {name}: {key} = {value!r}; it must be {words}")
-        elif len(known) + len(fixed) == len(parameters):
-            raise RecipeError(f"task {name}: unknown option {key!r}{did_you_mean(key, known)}")
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in options:
-            raise RecipeError(f"task {name}: the option {key!r} is missing")
-
-
-def _is(value: object, kind: type) -> bool:
-    """Whether a value from a recipe is of a type; a whole number will do for a float, but True is
-    no number.
-    """
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
+    return getattr(import_module(module), kind)

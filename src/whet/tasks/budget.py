@@ -1,74 +1,64 @@
-"""Any task with a length asked for in the prompt: "Think for N tokens." (LCPO, arXiv:2503.04697,
-sec. 3).
-"""
+"""A length in the prompt of any task: "Think for N tokens." (LCPO, arXiv:2503.04697, sec. 3)."""
 
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Self
 
-from whet.errors import RecipeError, did_you_mean
+from pydantic import Field, model_validator
+
+from whet.options import Options
 from whet.tasks.split import Split
 from whet.types import Problem, Score, Task
 
 ASK = " Think for {budget} tokens."
-MOST = 1_000_000  # tokens that a budget may ask for: all lengths are listed, to be split
-HELD_OUT = 5  # one in so many budgets is asked for in the test split only
+MOST = 1_000_000  # tokens that a budget may ask for: every length is listed, to be split
+HELD_OUT = 5  # one length in so many is for the test split only
+
+
+class Budget(Options):
+    """The table `budget` of a task: which lengths are asked for, and in what words."""
+
+    owner = "budget"
+    min: int = Field(ge=1, description="shortest length asked for, in tokens")
+    max: int = Field(ge=1, le=MOST, description="longest length asked for, in tokens")
+    ask: str = Field(default=ASK, description="what is added to a question; it says {budget} once")
+    checks: int = Field(
+        default=0,
+        ge=0,
+        description="responses of the corpus repeat the last of their steps (a;b;c) 0 to so many "
+        "times, to come near the budget",
+    )
+    heeded: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of those responses that do come near; the others ignore the budget",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is above max = {self.max}")
+        if self.ask.count("{budget}") != 1:
+            raise ValueError(f"ask = {self.ask!r}; it must say {{budget}} once")
+        return self
 
 
 class Budgeted:
-    """`task` with a budget N of `min` to `max` tokens a problem: in `meta["budget"]`, and at the
-    end of the last message as `ask`.
+    """A task that also asks for a length N: in `meta["budget"]`, and at the last message's end.
 
     N is drawn by problem and seed, so that another epoch asks the same problem for another length.
     A fifth of the lengths are held out: the test split asks for them and training never does.
-    `checks`: responses of the corpus go over the last of their steps (`a;b;c`) again, 0 to `checks`
-    times; all but the share `heeded` do so whatever the budget says. Raises RecipeError for options
-    that make no budget.
     """
 
-    def __init__(self, task: Task, options: Mapping[str, Any]) -> None:
-        known = {"min": None, "max": None, "ask": ASK, "checks": 0, "heeded": 0.0}
-        for key in options:
-            if key not in known:
-                raise RecipeError(
-                    f"task {task.name}: budget: unknown key {key!r}{did_you_mean(key, known)}"
-                )
-        given = {**known, **options}
-        for key, least in (("min", 1), ("max", 1), ("checks", 0)):
-            value = given[key]
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RecipeError(
-                    f"task {task.name}: budget: {key} = {value!r}; it must be a whole number of at least {least}"
-                )
-        if (
-            isinstance(given["heeded"], bool)
-            or not isinstance(given["heeded"], int | float)
-            or not 0 <= given["heeded"] <= 1
-        ):
-            raise RecipeError(
-                f"task {task.name}: budget: heeded = {given['heeded']!r}; it must be a share of 0 to 1"
-            )
-        if given["max"] > MOST:
-            raise RecipeError(
-                f"task {task.name}: budget: max = {given['max']}; it must be at most {MOST}"
-            )
-        if given["min"] > given["max"]:
-            raise RecipeError(
-                f"task {task.name}: budget: min = {given['min']} is above max = {given['max']}"
-            )
-        if not isinstance(given["ask"], str) or given["ask"].count("{budget}") != 1:
-            raise RecipeError(
-                f"task {task.name}: budget: ask = {given['ask']!r}; it must say {{budget}} once"
-            )
-        self.task, self.name, self.modes = task, task.name, task.modes
+    def __init__(self, task: Task, budget: Budget) -> None:
+        self.task, self.budget = task, budget
+        self.name, self.modes = task.name, task.modes
         self.note: str = getattr(task, "note", "")
         self.tasks: tuple[str, ...] = getattr(task, "tasks", (task.name,))
-        self.ask: str = given["ask"]
-        self.checks: int = given["checks"]
-        self.heeded: float = given["heeded"]
-        self.budgets = budgets(given["min"], given["max"])
+        self.budgets = budgets(budget.min, budget.max)
 
     def size(self, split: Split) -> int | None:
         return self.task.size(split)
@@ -80,7 +70,7 @@ class Budgeted:
         choices = self.budgets[split]
         budget = choices[_hash(f"budget {seed} {problem.id}") % len(choices)]
         *before, last = problem.messages
-        content = last["content"] + self.ask.replace("{budget}", str(budget))
+        content = last["content"] + self._request(budget)
         return replace(
             problem,
             id=f"{problem.id}@{budget}",
@@ -88,13 +78,16 @@ class Budgeted:
             meta={**problem.meta, "budget": budget},
         )
 
+    def _request(self, length: int | str) -> str:
+        return self.budget.ask.replace("{budget}", str(length))
+
     def _plain(self, problem: Problem) -> Problem:
         """The problem as the task itself poses it."""
         budget = problem.meta.get("budget")
         if budget is None:
             return problem
         *before, last = problem.messages
-        content = last["content"].removesuffix(self.ask.replace("{budget}", str(budget)))
+        content = last["content"].removesuffix(self._request(budget))
         return replace(
             problem,
             id=problem.id.removesuffix(f"@{budget}"),
@@ -109,21 +102,19 @@ class Budgeted:
         return self.task.mode(self._plain(problem), text)
 
     def alphabet(self) -> str:
-        return "".join(
-            dict.fromkeys(self.task.alphabet() + self.ask.replace("{budget}", "0123456789"))
-        )
+        return "".join(dict.fromkeys(self.task.alphabet() + self._request("0123456789")))
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
         rng = random.Random(f"budget corpus {seed}")
         pairs = []
         for i, (problem, response) in enumerate(self.task.corpus(mix, n, seed)):
             asked = self._asked(problem, "train", seed * 1_000_003 + i)
-            lengths = [checked(response, times) for times in range(self.checks + 1)]
-            if rng.random() < self.heeded:
-                longer = min(lengths, key=lambda text: abs(tokens(text) - asked.meta["budget"]))
+            lengths = [checked(response, times) for times in range(self.budget.checks + 1)]
+            if rng.random() < self.budget.heeded:
+                chosen = min(lengths, key=lambda text: abs(tokens(text) - asked.meta["budget"]))
             else:
-                longer = rng.choice(lengths)
-            pairs.append((asked, longer))
+                chosen = rng.choice(lengths)
+            pairs.append((asked, chosen))
         return pairs
 
 
@@ -136,13 +127,12 @@ def budgets(low: int, high: int) -> dict[Split, list[int]]:
     values = sorted(range(low, high + 1), key=lambda n: _hash(f"budget {n}"))
     if len(values) == 1:
         return {"train": values, "test": values}
-    held = max(1, len(values) // HELD_OUT)
-    return {"train": sorted(values[held:]), "test": sorted(values[:held])}
+    count = max(1, len(values) // HELD_OUT)
+    return {"train": sorted(values[count:]), "test": sorted(values[:count])}
 
 
 def checked(response: str, times: int) -> str:
-    """The response with the last step of its thinking gone over `times` more times; as it is where
-    it has no steps.
+    """The response, with the last step of its thinking (if it has any) repeated `times` times.
 
     >>> checked("<think>3+5=8;8*2=6</think>6", 2)
     '<think>3+5=8;8*2=6;8*2=6;8*2=6</think>6'
@@ -153,8 +143,7 @@ def checked(response: str, times: int) -> str:
 
 
 def tokens(response: str) -> int:
-    """The length of a response to a tokenizer of characters: each tag is one token, and so is the
-    end of the turn.
+    """The length of a response in characters, where each tag and the end of the turn count as one.
 
     >>> tokens("<think>3+5=8</think>8")
     9

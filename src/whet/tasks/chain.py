@@ -2,13 +2,12 @@
 
     3+5*2-7  ->  3+5=8, 8*2=6, 6-7=9  ->  9          (no precedence; every result is its last digit)
 
-A response thinks between <think> and </think>, then answers with one digit. Three modes of
-answering can be told apart: direct (no thinking), coarse (two operations a step, hard to get right
-in one go) and careful (one operation a step). A base model trained on a corpus that mixes them
-mostly guesses; reinforcement learning can find out that careful pays.
+A response thinks between <think> and </think>, then answers with one digit. It has one of three
+modes: direct (no thinking), coarse (two operations a step, hard to get right in one go) and careful
+(one operation a step). A base model trained on a corpus that mixes them mostly guesses, and
+reinforcement learning can discover that careful pays.
 
-With `words` the thinking says its operations in a language, so that the reward `language` has
-something to judge:
+With `words` the thinking names its operations in a language, which the reward `language` judges:
 
     3+5*2-7  ->  3plus5=8;8by2=6;6less7=9  or  3плюс5=8;8на2=6;6без7=9
 """
@@ -16,13 +15,13 @@ something to judge:
 import itertools
 import random
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from whet.errors import RecipeError, did_you_mean
+from pydantic import Field, field_validator
+
+from whet.tasks.base import Generated
 from whet.tasks.budget import checked
-from whet.tasks.corpus import draw_modes, training_problems
-from whet.tasks.split import Split, demand, distinct, is_test
 from whet.types import Problem, Score
 
 OPERATIONS = {
@@ -34,7 +33,7 @@ RESPONSE = re.compile(r"<think>\s*+([0-9+\-*=;]*)\s*</think>\s*([0-9])")
 WORDS = {"en": {"+": "plus", "-": "less", "*": "by"}, "ru": {"+": "плюс", "-": "без", "*": "на"}}
 SYMBOLS = {word: symbol for words in WORDS.values() for symbol, word in words.items()}
 WORD = re.compile("|".join(SYMBOLS))
-SPEECH = (*WORDS, "mixed")  # what the thinking of a corpus's response can be in
+Language = Literal["en", "ru", "mixed"]  # of the thinking in a corpus's response
 
 
 def evaluate(expression: str) -> int:
@@ -64,7 +63,7 @@ def scratchpad(expression: str, stride: int) -> str:
 
 
 def spoken(working: str, language: str, rng: random.Random) -> str:
-    """A scratchpad with its operations in words; `mixed` draws the language anew for each.
+    """A scratchpad with its operations in words; `mixed` draws a language for each operation.
 
     >>> spoken("3+5=8;8*2=6;6-7=9", "en", random.Random(0))
     '3plus5=8;8by2=6;6less7=9'
@@ -77,7 +76,7 @@ def spoken(working: str, language: str, rng: random.Random) -> str:
 
 
 def unspoken(text: str) -> str:
-    """The text with symbols for the words of any language.
+    """The text with its operations as symbols again, in whatever language they were.
 
     >>> unspoken("<think>3plus5=8;8на2=6</think>6")
     '<think>3+5=8;8*2=6</think>6'
@@ -85,105 +84,78 @@ def unspoken(text: str) -> str:
     return WORD.sub(lambda m: SYMBOLS[m[0]], text)
 
 
-class Chain:
-    """`operations` operations on digits. Train and test problems are split by a hash of the
-    expression.
+class Chain(Generated):
+    """Operations on digits, from left to right. The thinking may name them in words."""
 
-    `checks`: careful responses of the corpus go over their last step 0 to `checks` times more,
-    whatever the problem: a model that learned from it thinks longer than it needs to. `words`: the
-    thinking may name its operations, and the corpus does, in each language with its share, such as
-    { en = 0.6, ru = 0.2, mixed = 0.2 }; `mixed` changes language within a response.
-    """
+    owner = "task chain"
+    cure = "ask for fewer, or more than operations = {operations}"
+    operations: int = Field(default=6, ge=1, le=30, description="operations on digits in a problem")
+    checks: int = Field(
+        default=0,
+        ge=0,
+        le=30,
+        description="careful responses of the corpus repeat their last step 0 to so many times, "
+        "whatever the problem: a model that learns from them thinks longer than it needs to",
+    )
+    words: dict[Language, Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] | None = (
+        Field(
+            default=None,
+            description="the corpus names its operations in words: the share of each language, such as "
+            "{ en = 0.6, ru = 0.2, mixed = 0.2 }; mixed changes language within a response",
+        )
+    )
 
-    name = "chain"
-    modes: tuple[str, ...] = ("direct", "coarse", "careful")
-
-    def __init__(
-        self, operations: int = 6, checks: int = 0, words: dict[str, float] | None = None
-    ) -> None:
-        for name, value, least in (("operations", operations, 1), ("checks", checks, 0)):
-            if not least <= value <= 30:
-                raise RecipeError(
-                    f"task chain: {name} = {value}; it must be between {least} and 30"
-                )
-        self.operations, self.checks, self.words = operations, checks, words
-        for language, share in (words or {}).items():
-            if language not in SPEECH:
-                raise RecipeError(
-                    f"task chain: words: unknown language {language!r}{did_you_mean(language, SPEECH)}"
-                )
-            if (
-                isinstance(share, bool)
-                or not isinstance(share, int | float)
-                or not 0 <= share <= 1e9
-            ):
-                raise RecipeError(
-                    f"task chain: words: {language} = {share!r}; it must be a share of 0 or more"
-                )
+    @field_validator("words")
+    @classmethod
+    def _some_language(cls, words: dict[Language, float] | None) -> dict[Language, float] | None:
         if words is not None and not sum(words.values()) > 0:
-            raise RecipeError(
-                "task chain: words needs the share of a language, such as words = { en = 0.6, ru = 0.4 }"
+            raise ValueError(
+                "it needs the share of a language, such as words = { en = 0.6, ru = 0.4 }"
             )
+        return words
 
-    @cached_property
-    def _pool(self) -> dict[str, list[str]] | None:
-        """Every expression of each split; None where there are too many to list."""
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("direct", "coarse", "careful")
+
+    @property
+    def variety(self) -> str:
+        return f"chain {self.operations}"
+
+    def listed(self) -> Iterator[str] | None:
         if self.operations > 2:
             return None
         pieces = [op + str(digit) for op in "+-*" for digit in range(10)]
-        pool: dict[str, list[str]] = {"train": [], "test": []}
-        for first, *rest in itertools.product("0123456789", *[pieces] * self.operations):
-            expression = first + "".join(rest)
-            pool["test" if is_test(expression) else "train"].append(expression)
-        return pool
+        return map("".join, itertools.product("0123456789", *[pieces] * self.operations))
 
-    def size(self, split: Split) -> int | None:
-        return None if self._pool is None else len(self._pool[split])
-
-    def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
-        rng = random.Random(f"chain {self.operations} {split} {seed}")
-        what, cure = (
-            f"task chain: {split} problems",
-            f"ask for fewer, or more than operations = {self.operations}",
+    def draw(self, rng: random.Random) -> str:
+        return str(rng.randrange(10)) + "".join(
+            rng.choice("+-*") + str(rng.randrange(10)) for _ in range(self.operations)
         )
 
-        def draw() -> str | None:
-            expression = str(rng.randrange(10)) + "".join(
-                rng.choice("+-*") + str(rng.randrange(10)) for _ in range(self.operations)
-            )
-            return expression if is_test(expression) == (split == "test") else None
-
-        if self._pool is None:
-            return [self._problem(expression) for expression in distinct(draw, n, what, cure)]
-        demand(n, len(self._pool[split]), what, cure)
-        return [self._problem(expression) for expression in rng.sample(self._pool[split], n)]
-
-    def _problem(self, expression: str) -> Problem:
+    def problem(self, text: str) -> Problem:
         return Problem(
-            id=f"chain:{expression}",
-            messages=({"role": "user", "content": expression + "="},),
-            answer=str(evaluate(expression)),
+            id=f"chain:{text}",
+            messages=({"role": "user", "content": text + "="},),
+            answer=str(evaluate(text)),
             task=self.name,
         )
 
-    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """1 where the digit after </think> is right; unparsed where the response has another form."""
-        scores = []
-        for problem, text in zip(problems, texts, strict=True):
-            match = self._read(text)
-            if match is None:
-                scores.append(Score(0.0, "unparsed"))
-            else:
-                right = match.group(2) == problem.answer
-                scores.append(Score(float(right), "scored" if right else "wrong"))
-        return scores
+    def verdict(self, problem: Problem, text: str) -> Score:
+        """1 where the digit after </think> is right; unparsed where the form is another."""
+        match = self._parts(text)
+        if match is None:
+            return Score(0.0, "unparsed")
+        right = match.group(2) == problem.answer
+        return Score(float(right), "scored" if right else "wrong")
 
-    def _read(self, text: str) -> re.Match[str] | None:
+    def _parts(self, text: str) -> re.Match[str] | None:
+        """The thinking and the answer of a response."""
         return RESPONSE.fullmatch(text if self.words is None else unspoken(text))
 
     def mode(self, problem: Problem, text: str) -> str:
         """By form alone, right or wrong: `other` where a step is neither one nor two operations."""
-        match = self._read(text)
+        match = self._parts(text)
         if match is None:
             return "other"
         if not match.group(1):
@@ -197,20 +169,12 @@ class Chain:
         symbols = "0123456789+-*=;"
         return symbols if self.words is None else symbols + "".join(dict.fromkeys("".join(SYMBOLS)))
 
-    def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
-        rng = random.Random(f"chain corpus {seed}")
-        modes = draw_modes(self, mix, n, rng)
-        pairs = []
-        for problem, mode in zip(training_problems(self, n, seed), modes, strict=True):
-            expression = problem.question.rstrip("=")
-            working = (
-                "" if mode == "direct" else scratchpad(expression, 1 if mode == "careful" else 2)
-            )
-            if self.words is not None:
-                working = spoken(
-                    working, rng.choices(list(self.words), list(self.words.values()))[0], rng
-                )
-            response = f"<think>{working}</think>{problem.answer}"
-            times = rng.randint(0, self.checks) if self.checks and mode == "careful" else 0
-            pairs.append((problem, checked(response, times)))
-        return pairs
+    def response(self, problem: Problem, mode: str, rng: random.Random) -> str:
+        working = ""
+        if mode != "direct":
+            working = scratchpad(problem.question.rstrip("="), 1 if mode == "careful" else 2)
+        if self.words is not None:
+            (language,) = rng.choices(list(self.words), list(self.words.values()))
+            working = spoken(working, language, rng)
+        times = rng.randint(0, self.checks) if self.checks and mode == "careful" else 0
+        return checked(f"<think>{working}</think>{problem.answer}", times)

@@ -1,6 +1,4 @@
-"""What the tasks' corpora share: the mode of each response, and problems for as many pairs as are
-asked for.
-"""
+"""What corpora share: the mode of each response, and problems for any number of pairs."""
 
 import random
 from collections.abc import Mapping
@@ -14,9 +12,13 @@ if TYPE_CHECKING:
 
 
 def draw_modes(task: "Task", mix: Mapping[str, float], n: int, rng: random.Random) -> list[str]:
-    """n modes, each drawn with its share. Raises RecipeError where the mix is empty or names a mode
-    that there is not.
+    """n modes, each drawn with its share; empty words for a task that tells no modes apart.
+
+    Raises RecipeError where the mix is empty, or names a mode that the task does not have.
     """
+    if not task.modes:
+        refuse_mix(task, mix)
+        return [""] * n
     for mode in mix:
         if mode not in task.modes:
             raise RecipeError(
@@ -26,7 +28,8 @@ def draw_modes(task: "Task", mix: Mapping[str, float], n: int, rng: random.Rando
     if not sum(shares) > 0 or min(shares) < 0:
         example = ", ".join(f"{mode} = {1 / len(task.modes):.2g}" for mode in task.modes)
         raise RecipeError(
-            f"task {task.name}: its corpus needs the share of each mode, such as mix = {{ {example} }}"
+            f"task {task.name}: its corpus needs the share of each mode, "
+            f"such as mix = {{ {example} }}"
         )
     return rng.choices(list(mix), weights=shares, k=n)
 
@@ -40,15 +43,17 @@ def refuse_mix(task: "Task", mix: Mapping[str, float]) -> None:
 
 
 def training_problems(task: "Task", n: int, seed: int) -> list[Problem]:
-    """n training problems: all different where there are enough, else whole passes, each in an
-    order of its own.
+    """n training problems: all different where there are enough.
+
+    Where there are fewer, they are whole passes, each in an order of its own.
     """
     size = task.size("train")
     if size is None or n <= size:
         return task.problems("train", n, seed)
     if size == 0:
         raise DataError(f"task {task.name}: its train split is empty")
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for epoch in range(-(-n // size)):
-        found += task.problems("train", min(size, n - len(found)), seed + 1_000_003 * epoch)
-    return found
+        count = min(size, n - len(problems))
+        problems += task.problems("train", count, seed + 1_000_003 * epoch)
+    return problems

@@ -1,6 +1,4 @@
-"""Integer arithmetic as text: a small parser that never evaluates, and expressions made from given
-numbers.
-"""
+"""Integer arithmetic as text: a small parser that never evaluates, and random expressions."""
 
 import random
 import re
@@ -142,7 +140,10 @@ def at_random(numbers: Sequence[int], rng: random.Random) -> Tree:
 
 
 class Reach:
-    """What can be made of some positive numbers, every partial result a positive whole number."""
+    """The values that expressions of some positive numbers have.
+
+    Every partial result is a positive whole number.
+    """
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
@@ -162,9 +163,7 @@ class Reach:
         return len(self.values) - 1
 
     def write(self, value: int, rng: random.Random, subset: int | None = None) -> Tree:
-        """One of the ways to make `value` of all numbers of `subset` (all there are, where not
-        given).
-        """
+        """One of the ways to make `value` of all numbers of `subset` (default: of all numbers)."""
         subset = self.everything if subset is None else subset
         if subset & (subset - 1) == 0:
             return Tree(value, str(value))
@@ -186,9 +185,9 @@ def _halves(subset: int) -> list[tuple[int, int]]:
     >>> _halves(0b101)
     [(4, 1), (1, 4)]
     """
-    found = []
+    halves = []
     part = (subset - 1) & subset
     while part:
-        found.append((part, subset ^ part))
+        halves.append((part, subset ^ part))
         part = (part - 1) & subset
-    return found
+    return halves

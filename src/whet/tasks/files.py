@@ -12,77 +12,92 @@ import random
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from whet.data.rows import Row, asked, read_rows, valid_text
-from whet.data.sources import ROLES, sources
-from whet.errors import DataError, RecipeError
+from pydantic import Field, PrivateAttr
+
+from whet.data.rows import ROLES, Row, read_rows, thinking_of
+from whet.data.sources import sources
+from whet.errors import DataError
 from whet.rewards import Reward
 from whet.rewards import load as load_reward
+from whet.tasks.base import TaskOptions
 from whet.tasks.corpus import refuse_mix, training_problems
 from whet.tasks.split import Split, demand, is_test
 from whet.types import Message, Problem, Score
 
 
-@dataclass(eq=False)
-class Files:
-    """`path`: a .jsonl or .parquet file, or `hf:owner/name`. `test`: a file of test problems;
-    without one (and where the Hub names none), `test_share` of the questions are the test split, by
-    a hash of the question.
+class Files(TaskOptions):
+    """Questions with their answers, or with responses to learn from, or both.
 
-    Columns: `question` and `answer` (`answer = ""`: the data has none), or `messages` ([{"role",
-    "content"}, …]) in place of `question`; `response` is what the corpus teaches (with `messages`:
-    their last, the assistant's). The gold answer is what follows the last `answer_after`, or what
-    the last match of `answer_pattern` caught, or the whole cell. `system` is put before every
-    question. `reward` names the verifier. A row that says `thinking` true or false is asked so;
-    training may have both.
-
-    A question that is in the test split too is removed from train, a repeated one is kept once;
+    A row whose column `thinking` is true or false is asked with the chat template's switch so. A
+    question that is in the test split too is removed from train, and a repeated one is kept once;
     `note` says how many. Raises DataError and RecipeError, in one line, for what is missing, broken
     or contradicts itself.
     """
 
-    path: str
-    test: str = ""
-    question: str = "question"
-    answer: str = "answer"
-    messages: str = ""
-    response: str = ""
-    answer_after: str = ""
-    answer_pattern: str = ""
-    system: str = ""
-    reward: str = "math"
-    test_share: float = 0.1
+    owner = "task files"
+    path: str = Field(description="a .jsonl or .parquet file, or hf:OWNER/NAME")
+    test: str = Field(
+        default="",
+        description="file of the test problems; default: the Hub's, or test_share of the questions",
+    )
+    question: str = Field(default="question", description="column of the questions")
+    answer: str = Field(
+        default="answer", description='column of the answers; "": the data has none'
+    )
+    messages: str = Field(
+        default="",
+        description="column of conversations, [{role, content}, …], in place of question; their "
+        "last message, the assistant's, is the response",
+    )
+    response: str = Field(default="", description="column of the responses that the corpus teaches")
+    answer_after: str = Field(
+        default="", description="the answer is what follows the last of this text in its column"
+    )
+    answer_pattern: str = Field(
+        default="",
+        description="the answer is the last match of this regular expression, or its group 1",
+    )
+    system: str = Field(default="", description="system message before every question")
+    reward: str = Field(default="math", description="reward that verifies responses")
+    test_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the questions that are the test split, by a hash of the question, "
+        "where no file is",
+    )
+    _responses: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+    _splits: dict[Split, list[Problem]] = PrivateAttr()
+    _note: str = PrivateAttr()
 
-    name = "files"
-    modes: tuple[str, ...] = field(default=(), init=False)
-
-    def __post_init__(self) -> None:
+    def model_post_init(self, context: Any) -> None:
         if self.answer_after and self.answer_pattern:
-            raise RecipeError(
-                "task files: answer_after and answer_pattern are both given; drop one"
-            )
+            raise ValueError("answer_after and answer_pattern are both given; drop one")
         if self.messages and self.response:
-            raise RecipeError("task files: messages bring their own response; drop response")
-        if not 0 <= self.test_share < 1:
-            raise RecipeError(
-                f"task files: test_share = {self.test_share}; it must be at least 0 and below 1"
-            )
+            raise ValueError("messages bring their own response; drop response")
         try:
-            self._pattern = re.compile(self.answer_pattern, re.DOTALL)
+            _ = self._pattern
         except re.error as error:
-            raise RecipeError(
-                f"task files: answer_pattern is no regular expression ({error})"
-            ) from None
+            raise ValueError(f"answer_pattern is no regular expression ({error})") from None
         train, test = sources(self.path)
         if self.test:
             test = [file for part in sources(self.test) for file in part]
-        self._responses: dict[str, str] = {}
-        self._splits, self.note = self._separate(
+        self._splits, self._note = self._separate(
             self._load(train), self._load(test) if test else None
         )
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(self.answer_pattern, re.DOTALL)
+
+    @property
+    def note(self) -> str:
+        """What was removed from the data, in words."""
+        return self._note
 
     def _load(self, files: Sequence[Path]) -> list[Problem]:
         columns = [c for c in (self.messages or self.question, self.answer, self.response) if c]
@@ -91,15 +106,15 @@ class Files:
         problems: list[Problem] = []
         for row in rows:
             messages, response = self._conversation(row) if self.messages else self._single(row)
-            gold = self._gold(row) if self.answer else None
+            answer = self._answer(row) if self.answer else None
             for what, missing in (
                 ("question", not messages),
-                (self._gold_words, bool(self.answer) and gold is None),
+                (self._answer_words, bool(self.answer) and answer is None),
                 ("response", bool(self.response) and response is None),
             ):
                 if missing:
                     lacking.setdefault(what, []).append(row.where)
-            problems.append(self._problem(messages, gold, response, asked(row.values)))
+            problems.append(self._problem(messages, answer, response, thinking_of(row.values)))
         for what, places in lacking.items():
             raise DataError(
                 f"{len(places)} of {len(rows)} rows have no {what}; the first is {places[0]}"
@@ -107,7 +122,7 @@ class Files:
         return problems
 
     @property
-    def _gold_words(self) -> str:
+    def _answer_words(self) -> str:
         if self.answer_after:
             return f"answer (nothing after {self.answer_after!r} in column {self.answer!r})"
         return (
@@ -123,35 +138,27 @@ class Files:
 
     def _conversation(self, row: Row) -> tuple[list[Message], str | None]:
         """The messages up to the last of the assistant's, and that one."""
-        cell = row.values.get(self.messages)
-        wrong = f"{row.where}: column {self.messages!r} must be a list of {{role, content}} with roles {', '.join(ROLES)}"
-        if not isinstance(cell, list):
-            raise DataError(wrong)
-        messages: list[Message] = []
-        for entry in cell:
-            role, content = (
-                (entry.get("role"), entry.get("content"))
-                if isinstance(entry, dict)
-                else (None, None)
+        messages = row.messages(self.messages)
+        if messages is None:
+            raise DataError(
+                f"{row.where}: column {self.messages!r} must be a list of {{role, content}} "
+                f"with roles {', '.join(ROLES)}"
             )
-            if role not in ROLES or not isinstance(content, str):
-                raise DataError(wrong)
-            valid_text(content, row.where, self.messages)
-            messages.append({"role": role, "content": content})
-        last = (
-            messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
-        )
+        last = None
+        if messages and messages[-1]["role"] == "assistant":
+            last = messages.pop()["content"]
         if last is None and not self.answer:
             raise DataError(
-                f"{row.where}: the messages do not end with the assistant's, so there is nothing to learn"
+                f"{row.where}: the messages do not end with the assistant's, "
+                "so there is nothing to learn"
             )
         return messages, last
 
-    def _gold(self, row: Row) -> str | None:
+    def _answer(self, row: Row) -> str | None:
         text = row.text(self.answer)
         if text is not None and self.answer_after:
-            _, found, text = text.rpartition(self.answer_after)
-            text = text if found else ""
+            _, mark, text = text.rpartition(self.answer_after)
+            text = text if mark else ""
         elif text is not None and self.answer_pattern:
             matches = list(self._pattern.finditer(text))
             text = (matches[-1].group(1 if self._pattern.groups else 0) or "") if matches else ""
@@ -160,7 +167,7 @@ class Files:
     def _problem(
         self,
         messages: list[Message],
-        gold: str | None,
+        answer: str | None,
         response: str | None,
         meta: Mapping[str, bool],
     ) -> Problem:
@@ -168,7 +175,11 @@ class Files:
             messages = [{"role": "system", "content": self.system}, *messages]
         suffix = "".join(f"@{'on' if thinking else 'off'}" for thinking in meta.values())
         problem = Problem(
-            f"{self.name}:{_digest(_key(messages))}{suffix}", tuple(messages), gold, self.name, meta
+            f"{self.name}:{_digest(_key(messages))}{suffix}",
+            tuple(messages),
+            answer,
+            self.name,
+            meta,
         )
         if response is not None:
             self._responses.setdefault(problem.id, response)
@@ -177,7 +188,7 @@ class Files:
     def _separate(
         self, train: list[Problem], test: list[Problem] | None
     ) -> tuple[dict[Split, list[Problem]], str]:
-        """The splits, each question in one of them and once, and what was removed, in words."""
+        """(the splits, each question in one of them and once; what was removed, in words)."""
         total = len(train) + len(test or [])
         if test is None:
             test = [p for p in train if is_test(_key(p.messages), self.test_share)]
@@ -191,12 +202,13 @@ class Files:
             "train": sorted(trains, key=lambda p: p.id),
             "test": sorted(tests.values(), key=lambda p: p.id),
         }
-        notes = (
-            [f"{shared} training questions are in the test file too and were removed from train"]
-            if shared
-            else []
-        )
-        notes += [f"{repeated} repeated questions were removed"] if repeated else []
+        notes: list[str] = []
+        if shared:
+            notes.append(
+                f"{shared} training questions are in the test file too and were removed from train"
+            )
+        if repeated:
+            notes.append(f"{repeated} repeated questions were removed")
         return splits, "; ".join(notes)
 
     def size(self, split: Split) -> int | None:
@@ -218,18 +230,15 @@ class Files:
         """The scores of `reward`. Raises DataError where the data has no answers to compare with."""
         if not self.answer:
             raise DataError(
-                'task files: answer = "", so nothing can be verified; name the column of the answers'
+                'task files: answer = "", so nothing can be verified; '
+                "name the column of the answers"
             )
         return self._verifier.score(problems, texts)
 
-    def mode(self, problem: Problem, text: str) -> str:
-        return "other"
-
     def alphabet(self) -> str:
         problems = [p for split in self._splits.values() for p in split]
-        texts = [m["content"] for p in problems for m in p.messages] + [
-            p.answer or "" for p in problems
-        ]
+        texts = [m["content"] for p in problems for m in p.messages]
+        texts += [p.answer or "" for p in problems]
         return "".join(sorted(set().union(*texts, *self._responses.values())))
 
     def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
@@ -237,13 +246,14 @@ class Files:
         problems = training_problems(self, n, seed)
         if not all(p.id in self._responses for p in problems):
             raise DataError(
-                "task files: there are no responses to learn from; name their column: response, or messages"
+                "task files: there are no responses to learn from; "
+                "name their column: response, or messages"
             )
         return [(p, self._responses[p.id]) for p in problems]
 
 
 def _key(messages: Sequence[Message]) -> str:
-    """What makes two questions the same: their words, whatever the case and the spaces."""
+    """The words of a question: those with the same words, in any case and spacing, are the same."""
     text = "\n".join(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "system")
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 

@@ -1,5 +1,6 @@
-"""The worker's side of `gym:` tasks: makes reasoning-gym questions and runs its scorers. Never
-imported by the parent.
+"""The worker's side of `gym:` tasks: makes reasoning-gym questions and runs its scorers.
+
+The parent never imports this file.
 
 Nine scorers hand the answer, a model's text, to Python's `eval` or to sympy's parser, which
 evaluates too. Here `eval` is replaced by a reader of literals, and sympy sees only what its grammar
@@ -27,7 +28,7 @@ ALGEBRA = re.compile(
     r"|\*\*\s?(?:\d{1,2}|\(-?\d{1,2}(?:/\d{1,2})?\))(?![\d.]|\s*\*\*))++"
 )
 ARITHMETIC = re.compile(r"(?:\s|\d{1,6}+(?!\d)|[-+()]|\*(?!\*)|/(?!/))++")
-FORMS = {  # what an answer must look like before the scorer sees it; anything else is no answer
+FORMS = {  # the form that an answer must have before the scorer sees it
     "countdown": ARITHMETIC,
     "simple_integration": ALGEBRA,
     "intermediate_integration": ALGEBRA,
@@ -74,7 +75,7 @@ def frozen(value: Any) -> Any:
 
 
 def check(name: str, config: dict[str, Any]) -> str:
-    """What is wrong with a data set's name or options; empty where nothing is."""
+    """The fault of a data set's name or options, in words; empty where they are right."""
     if name not in DATASETS:
         return f"reasoning-gym has no data set {name!r}{did_you_mean(name, DATASETS)}"
     known = {field.name for field in fields(DATASETS[name][1])} - {"seed", "size"}
@@ -84,8 +85,9 @@ def check(name: str, config: dict[str, Any]) -> str:
     try:
         dataset(name, tuple((key, frozen(value)) for key, value in config.items()), 0)
     except (AssertionError, TypeError, ValueError) as error:
-        given = ", ".join(f"{key} = {value!r}" for key, value in config.items())
-        return f"reasoning-gym refuses these options ({given}): {' '.join(str(error).split()) or type(error).__name__}"
+        options = ", ".join(f"{key} = {value!r}" for key, value in config.items())
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"reasoning-gym refuses these options ({options}): {reason}"
     return ""
 
 

@@ -1,6 +1,4 @@
-"""Which problems are train and which are test: decided by a problem's own text, so that no seed can
-mix them.
-"""
+"""Which problems are train and which are test: a problem's own text decides, whatever the seed."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from typing import Literal
 from whet.errors import DataError
 
 Split = Literal["train", "test"]
-# draws in a row without a new problem before a pool counts as exhausted; more once many are found
+# draws in a row without a new problem before a pool counts as exhausted; more where it is large
 PATIENCE = 20_000
 
 
@@ -29,9 +27,9 @@ def demand(n: int, have: int, what: str, cure: str) -> None:
 
 
 def distinct(draw: Callable[[], str | None], n: int, what: str, cure: str) -> list[str]:
-    """n different texts from repeated draws, in the order found; a draw may come to nothing (None).
+    """n different texts from repeated draws, in order; a draw may fail (None).
 
-    Raises DataError where draws stop bringing new ones: the pool is used up.
+    Raises DataError where draws stop bringing new texts: the pool is exhausted.
     """
     seen: dict[str, None] = {}
     misses = 0

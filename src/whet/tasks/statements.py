@@ -1,6 +1,4 @@
-"""What knights and knaves say of one another: statements about one or two people, and which
-assignments they leave.
-"""
+"""Statements of knights and knaves about one another, and the assignments that satisfy them."""
 
 import itertools
 import re
@@ -15,7 +13,7 @@ MEANING = {
     "=": lambda a, b: a == b,
 }
 
-Atom = tuple[int, bool]  # (person, whether said to be a knight)
+Atom = tuple[int, bool]  # (person, whether the speaker calls them a knight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +34,9 @@ class Statement:
 
 
 def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
-    """Every assignment in which exactly the knights' statements are true, by trying all; person i
-    makes statement i.
+    """Every assignment in which the knights' statements are true and the knaves' are false.
+
+    Person i makes statement i. Tries all 2^people assignments.
 
     >>> solutions([Statement((1, False)), Statement((0, False), "&", (1, False))])
     [(True, False)]
@@ -53,7 +52,7 @@ def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
 
 
 def possible(person: int, people: int) -> list[Statement]:
-    """All that a person may state: about one other, or about two different people."""
+    """Every statement of a person: about one other, or about two different people."""
     atoms = [(who, knight) for who in range(people) for knight in (True, False)]
     single = [Statement(atom) for atom in atoms if atom[0] != person]
     pairs = [(a, b) for a in atoms for b in atoms if a[0] != b[0]]
@@ -65,27 +64,27 @@ def possible(person: int, people: int) -> list[Statement]:
 def written(statements: Sequence[Statement]) -> str:
     """The statements as `A:-B;B:A&-B`."""
 
-    def atom(said: Atom) -> str:
-        return ("" if said[1] else "-") + LETTERS[said[0]]
+    def letter(atom: Atom) -> str:
+        return ("" if atom[1] else "-") + LETTERS[atom[0]]
 
-    each = (atom(s.first) + (s.joint + atom(s.second) if s.joint else "") for s in statements)
-    return ";".join(f"{letter}:{text}" for letter, text in zip(LETTERS, each, strict=False))
+    each = (letter(s.first) + (s.joint + letter(s.second) if s.joint else "") for s in statements)
+    return ";".join(f"{speaker}:{text}" for speaker, text in zip(LETTERS, each, strict=False))
 
 
 def read(text: str) -> list[Statement]:
-    """What `written` wrote.
+    """The statements that `written` wrote.
 
     >>> written(read("A:-B;B:A&-B"))
     'A:-B;B:A&-B'
     """
 
-    def atom(said: str) -> Atom:
-        return LETTERS.index(said[-1]), not said.startswith("-")
+    def atom(letter: str) -> Atom:
+        return LETTERS.index(letter[-1]), not letter.startswith("-")
 
-    found = []
+    statements = []
     for part in text.split(";"):
         first, joint, second = re.fullmatch(r"\w:(-?\w)(?:([&|>=])(-?\w))?", part).groups()  # type: ignore[union-attr]
-        found.append(
+        statements.append(
             Statement(atom(first), joint, atom(second)) if joint else Statement(atom(first))
         )
-    return found
+    return statements

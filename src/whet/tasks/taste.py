@@ -1,77 +1,61 @@
-"""A taste to be learned from comparisons: a hidden rule says how much a labeller likes a text, and
-the policy never sees it.
+"""A taste to learn from comparisons: a hidden rule says how much a labeller likes a text.
 
-A question names three letters; a response is a string of letters. What the labeller likes: certain
-pairs of neighbouring letters, each counted once, the letters asked for, and no rambling. A reward
-model learns the taste from ranked samples of a policy that seldom repeats itself or rambles, so it
-cannot know how much repeats and rambling displease: reinforcement learning against it finds out.
-True and learned reward can be plotted against each other (over-optimisation: arXiv:2210.10760).
+A question names three letters; a response is a string of letters. The labeller likes certain pairs
+of neighbouring letters, each counted once, and the letters asked for, and dislikes rambling. The
+policy never sees the rule. A reward model learns it from ranked samples of a policy that seldom
+repeats itself or rambles, so the model does not learn how much repeats and rambling displease, and
+reinforcement learning against it exploits that. True and learned reward can be plotted against each
+other (over-optimisation: arXiv:2210.10760).
 """
 
 import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from whet.errors import DataError, RecipeError
-from whet.tasks.corpus import refuse_mix, training_problems
-from whet.tasks.split import Split, demand, is_test
+from pydantic import Field
+
+from whet.errors import DataError
+from whet.tasks.base import Generated
 from whet.types import Problem, Score
 
 LETTERS = "abcdefghijkl"
-ASKED = 1.0  # for each of the letters asked for that occurs
-REPEAT = 0.8  # lost with every pair of neighbours that occurred before
+ASKED = 1.0  # for each letter asked for that occurs
+REPEAT = 0.8  # cost of each pair of neighbours that occurred before
 LONG = 14  # letters, beyond which a text rambles
-RAMBLE = 0.05  # lost with the square of the letters beyond
-NOISE = 1.5  # of a labeller: a text that is better by so much is preferred e : 1
+RAMBLE = 0.05  # cost of the square of the letters beyond
+NOISE = 1.5  # of a labeller: a text that is better by NOISE is preferred e : 1
 
 
-class Taste:
-    """1,320 questions, a tenth of them test. `rule` is the seed of the hidden weights.
+class Taste(Generated):
+    """1,320 questions, a tenth of them test.
 
-    A score is how probable it is that a labeller prefers the response to the demonstration,
+    A score is the probability that a labeller prefers the response to the demonstration,
     sigmoid((utility - utility of the demonstration) / NOISE) (Bradley-Terry, arXiv:2203.02155, eq.
-    1). Right is above one half; the part `utility` is logged.
+    1). A response is right above one half. The part `utility` is logged.
     """
 
-    name = "taste"
-    modes: tuple[str, ...] = ()
-
-    def __init__(self, rule: int = 1) -> None:
-        if isinstance(rule, bool) or not isinstance(rule, int):
-            raise RecipeError(f"task taste: rule = {rule!r}; it must be a whole number")
-        self.rule = rule
-        rng = random.Random(f"taste {rule}")
-        self.weights = {a + b: rng.gauss(0.0, 1.0) for a, b in itertools.product(LETTERS, LETTERS)}
+    owner = "task taste"
+    rule: int = Field(default=1, description="seed of the hidden weights")
 
     @cached_property
-    def _pool(self) -> dict[Split, list[str]]:
-        pool: dict[Split, list[str]] = {"train": [], "test": []}
-        for letters in itertools.permutations(LETTERS, 3):
-            pool["test" if is_test("".join(letters)) else "train"].append("".join(letters))
-        return pool
+    def weights(self) -> dict[str, float]:
+        """How much the labeller likes each pair of neighbours."""
+        rng = random.Random(f"taste {self.rule}")
+        return {a + b: rng.gauss(0.0, 1.0) for a, b in itertools.product(LETTERS, LETTERS)}
 
-    def size(self, split: Split) -> int | None:
-        return len(self._pool[split])
+    def listed(self) -> Iterator[str]:
+        return map("".join, itertools.permutations(LETTERS, 3))
 
-    def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
-        demand(n, len(self._pool[split]), f"task taste: {split} problems", "ask for fewer")
-        chosen = random.Random(f"taste {split} {seed}").sample(self._pool[split], n)
-        return [self._problem(letters) for letters in chosen]
-
-    def _problem(self, letters: str) -> Problem:
-        content = letters + ":"
-        demonstration = self.written(letters, random.Random(f"taste {self.rule} {letters}"))
-        return Problem(
-            f"taste:{letters}", ({"role": "user", "content": content},), demonstration, self.name
-        )
+    def problem(self, text: str) -> Problem:
+        demonstration = self.written(text, random.Random(f"taste {self.rule} {text}"))
+        question = {"role": "user", "content": f"{text}:"}
+        return Problem(f"taste:{text}", (question,), demonstration, self.name)
 
     def written(self, letters: str, rng: random.Random) -> str:
-        """A text of middling taste: 4 to 12 letters, liked pairs a little more often, letters asked
-        for too.
-        """
+        """A text of middling taste: 4 to 12 letters, good pairs and letters asked for more often."""
         text = rng.choice(letters)
         length = rng.randint(4, 12)
         while len(text) < length:
@@ -83,30 +67,34 @@ class Taste:
         return text
 
     def utility(self, problem: Problem, text: str) -> float:
-        """How much the labeller likes a text: the weights of its different pairs of neighbours, 1
-        for each letter asked for, less what repeats and letters beyond LONG cost. Raises DataError
-        for a text that is empty or has other letters.
+        """How much the labeller likes a text.
+
+        The sum of the weights of its different pairs of neighbours and 1 for each letter asked for,
+        less REPEAT for each repeated pair and RAMBLE for the square of the letters beyond LONG.
+        Raises DataError for a text that is empty or has other letters.
 
         >>> taste, problem = Taste(), Problem("", ({"role": "user", "content": "abc:"},))
-        >>> taste.weights = dict.fromkeys(taste.weights, 0.5)
-        >>> taste.utility(problem, "abab")  # 2 x 0.5 for ab and ba, 2 for a and b, less 0.8 for the second ab
+        >>> taste.weights.update(dict.fromkeys(taste.weights, 0.5))
+        >>> taste.utility(problem, "abab")  # 2 x 0.5 for ab, ba; 2 for a, b; -0.8 for the second ab
         2.2
         """
         if not legible(text):
             raise DataError(
                 f"task taste: {text!r:.60} has no utility; its letters must be among {LETTERS}"
             )
-        found = Counter(a + b for a, b in itertools.pairwise(text))
+        pairs = Counter(a + b for a, b in itertools.pairwise(text))
         asked = sum(letter in text for letter in problem.question[:3])
-        repeats = sum(n - 1 for n in found.values())
+        repeats = sum(n - 1 for n in pairs.values())
         beyond = max(0, len(text) - LONG)
-        liked = sum(self.weights[pair] for pair in found)
+        liked = sum(self.weights[pair] for pair in pairs)
         return liked + ASKED * asked - REPEAT * repeats - RAMBLE * beyond**2
 
     def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
-        """Best first, drawn from Plackett-Luce: utilities / NOISE plus a standard Gumbel noise
-        each, in order (arXiv:1903.06059, sec. 2.3), so that every pair follows Bradley-Terry. A
-        text that is empty or has other letters comes last.
+        """Indices of the texts, best first, drawn from Plackett-Luce.
+
+        The order is that of utility / NOISE plus a standard Gumbel noise (arXiv:1903.06059, sec.
+        2.3), so that every pair follows Bradley-Terry. A text that is empty or has other letters
+        comes last.
         """
         noisy = [
             self.utility(problem, text) / NOISE - math.log(rng.expovariate(1.0))
@@ -116,34 +104,29 @@ class Taste:
         ]
         return sorted(range(len(texts)), key=lambda i: -noisy[i])
 
-    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        """The probability of being preferred to the demonstration; unparsed where a text is empty
-        or has other letters.
-        """
-        scores = []
-        for problem, text in zip(problems, texts, strict=True):
-            if not legible(text):
-                scores.append(Score(0.0, "unparsed", {"accuracy": 0.0}))
-                continue
-            utility = self.utility(problem, text)
-            margin = (utility - self.utility(problem, problem.answer or "")) / NOISE
-            value = 1 / (1 + math.exp(-max(-500.0, min(500.0, margin))))
-            status = "scored" if value > 0.5 else "wrong"
-            scores.append(
-                Score(value, status, {"accuracy": float(value > 0.5), "utility": utility})
-            )
-        return scores
+    def verdict(self, problem: Problem, text: str) -> Score:
+        """The probability of being preferred to the demonstration.
 
-    def mode(self, problem: Problem, text: str) -> str:
-        return "other"
+        Unparsed where the text is empty or has other letters.
+        """
+        if not legible(text):
+            return Score(0.0, "unparsed", {"accuracy": 0.0})
+        utility = self.utility(problem, text)
+        margin = (utility - self.utility(problem, problem.answer or "")) / NOISE
+        value = 1 / (1 + math.exp(-max(-500.0, min(500.0, margin))))
+        right = value > 0.5
+        parts = {"accuracy": float(right), "utility": utility}
+        return Score(value, "scored" if right else "wrong", parts)
 
     def alphabet(self) -> str:
         return LETTERS + ":"
 
-    def corpus(self, mix: Mapping[str, float], n: int, seed: int) -> list[tuple[Problem, str]]:
-        refuse_mix(self, mix)
-        rng = random.Random(f"taste corpus {self.rule} {seed}")
-        return [(p, self.written(p.question[:3], rng)) for p in training_problems(self, n, seed)]
+    @property
+    def corpus_variety(self) -> str:
+        return f"taste corpus {self.rule}"
+
+    def response(self, problem: Problem, mode: str, rng: random.Random) -> str:
+        return self.written(problem.question[:3], rng)
 
 
 def legible(text: str) -> bool:
