@@ -23,7 +23,7 @@ from . import test_oracle
 from .helpers import oracle as world
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "docs" / "algorithms"
+PAGES = ROOT / "docs" / "reference" / "algorithms"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CORE = (
     "advantage",
