@@ -1,4 +1,5 @@
 # make demo: set up, then the main job. make test: set up, then the tests. Nothing else is needed before either.
+# make docs: the documentation as a site, in site/.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
