@@ -17,9 +17,10 @@ from xml.sax.saxutils import escape
 
 from pydantic import BaseModel
 
-from whet import config, options, rewards, tasks
+from whet import config, options, tasks
 from whet.algorithms import algorithm
-from whet.cli.main import parser
+from whet.rewards import registry
+from whet.cli.main import COMMANDS, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -55,9 +56,9 @@ PUBLIC = {
         "Problem Prompt Sampling Sample Score Group Update Task",
         "The words: what flows through a run.",
     ),
-    "whet.config.load": ("load parse", "Recipes."),
+    "whet.config.load": ("load_recipe parse_recipe shipped_recipes", "Recipes."),
     "whet.pipeline.pipeline": ("run", "Runs."),
-    "whet.tasks": ("names load", "Tasks."),
+    "whet.tasks": ("names load options", "Tasks."),
     "whet.rewards": ("load combined", "Rewards."),
     "whet.algorithms.table": ("algorithm cells", "The table of algorithms."),
     "whet.algorithms.algorithm": ("Algorithm", "One row of it."),
@@ -68,10 +69,16 @@ PUBLIC = {
 
 
 def item(option: options.Option) -> str:
-    """One key in a line: name, kind, default, meaning."""
-    default = "required" if option.default is None else f"default `{option.default}`"
-    meaning = f": {option.meaning}" if option.meaning else ""
-    return f"- `{option.name}` ({option.kind}; {default}){meaning}."
+    """One key in a line: name, kind, default, meaning. A table's default stands with its keys."""
+    facts = [option.kind.removesuffix(f", above {-(2**53)}")]
+    if option.default is None:
+        facts.append("required")
+    elif part := re.match(r"\[\"Reward\(name='(\w+)'", option.default):
+        facts.append(f'default `[{{ name = "{part[1]}" }}]`')
+    elif option.default == "{}" or not option.default.startswith("{"):
+        facts.append(f"default `{option.default}`")
+    meaning = f": {option.meaning.rstrip('.')}" if option.meaning else ""
+    return f"- `{option.name}` ({'; '.join(facts)}){meaning}."
 
 
 def keys(model: type[BaseModel], without: Iterable[str] = ()) -> list[str]:
@@ -82,7 +89,13 @@ def keys(model: type[BaseModel], without: Iterable[str] = ()) -> list[str]:
 
 def summary(owner: object) -> str:
     """The first paragraph of a docstring, in one line."""
-    return " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
+    own = vars(owner).get("__doc__") if isinstance(owner, type) else inspect.getdoc(owner)
+    return " ".join(inspect.cleandoc(own or "").split("\n\n")[0].split())
+
+
+def sentence(text: str) -> str:
+    """One line of a table, with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def recipe_tables() -> Iterator[str]:
@@ -113,14 +126,20 @@ def anchor(title: str) -> str:
 
 
 def task_options() -> Iterator[str]:
+    """Every task with its own options; `budget`, which all of them take, comes last."""
     for name, about in tasks.names():
-        yield "\n".join([f"### {name}\n", f"{about}\n", *map(item, tasks.options(name))])
+        own = [o for o in tasks.options(name) if o.name.split(".")[0] != "budget"]
+        lines = ["The options of files, but for `path`."] if name.startswith("hf:") else []
+        yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *(lines or map(item, own))])
+    budget = [o for o in tasks.options("chain") if o.name.startswith("budget.")]
+    about = "A table that every task takes: it asks for a length in each prompt."
+    yield "\n".join(["### budget\n", f"{about}\n", *map(item, budget)])
 
 
 def reward_options() -> Iterator[str]:
-    for name, about in rewards.names().items():
-        own = list(map(item, options.options(rewards.model(name)))) or ["It takes no option."]
-        yield "\n".join([f"### {name}\n", f"{about}\n", *own])
+    for name, about in registry.names().items():
+        own = list(map(item, options.options(registry.model(name)))) or ["It takes no option."]
+        yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *own])
 
 
 def algorithm_cells() -> Iterator[str]:
@@ -129,18 +148,22 @@ def algorithm_cells() -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """Every command with its arguments, off argparse's own parser."""
+    """Every command with its arguments, off argparse's own parsers."""
 
-    def walk(command: argparse.ArgumentParser, name: str) -> Iterator[str]:
-        inner = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
-        for action in inner:
+    def inner(command: argparse.ArgumentParser) -> list[argparse._SubParsersAction[Any]]:
+        return [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
+
+    def walk(command: argparse.ArgumentParser, name: str, about: str) -> Iterator[str]:
+        for action in inner(command):
+            helps = {choice.dest: choice.help for choice in action._choices_actions}
             for word, sub in action.choices.items():
-                yield from walk(sub, f"{name} {word}")
-        if not inner:
-            lines = (argument(a) for a in command._actions if a.dest != "help")
-            yield "\n".join([f"## {name}\n", f"{command.description}\n", *lines])
+                yield from walk(sub, f"{name} {word}", helps.get(word) or "")
+        if not inner(command):
+            lines = (argument(a) for a in command._actions if a.dest not in ("help", "debug"))
+            yield "\n".join([f"## {name}\n", f"{sentence(about)}\n", *lines])
 
-    return walk(parser(), "whet")
+    for name, about in COMMANDS.items():
+        yield from walk(inner(parser(name))[0].choices[name], f"whet {name}", about)
 
 
 def argument(action: argparse.Action) -> str:
@@ -151,7 +174,8 @@ def argument(action: argparse.Action) -> str:
     name = f"{action.option_strings[0]}{takes}" if action.option_strings else str(word)
     several = " …" if action.nargs == "*" else ""
     default = ""
-    if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
+    unset = any(action.default is none for none in (None, False, argparse.SUPPRESS))
+    if action.option_strings and not unset:
         default = f" (default `{action.default}`)"
     needed = " (required)" if action.option_strings and action.required else ""
     text = re.sub(r" ?\(default:? [^)]*\)", "", action.help or "")
@@ -182,7 +206,9 @@ def signature(node: Any) -> str:
         if isinstance(inner, ast.AnnAssign) and not ast.unparse(inner.target).startswith("_"):
             lines.append(f"    {ast.unparse(inner.target)}: {ast.unparse(inner.annotation)}")
         elif isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
-            lines.append(f"    {signature(inner)}")
+            field = any(ast.unparse(d) == "property" for d in inner.decorator_list)
+            returns = ast.unparse(inner.returns) if inner.returns else ""
+            lines.append(f"    {f'{inner.name}: {returns}' if field else signature(inner)}")
     return "\n".join(lines)
 
 
