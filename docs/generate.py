@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from whet import config, options, tasks
 from whet.algorithms import algorithm
-from whet.rewards import registry
 from whet.cli.main import COMMANDS, parser
+from whet.rewards import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -150,7 +150,7 @@ def algorithm_cells() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """Every command with its arguments, off argparse's own parsers."""
 
-    def inner(command: argparse.ArgumentParser) -> list[argparse._SubParsersAction[Any]]:
+    def inner(command: argparse.ArgumentParser) -> list[Any]:
         return [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
 
     def walk(command: argparse.ArgumentParser, name: str, about: str) -> Iterator[str]:
@@ -284,11 +284,8 @@ def pages() -> dict[Path, str]:
 
 def stale() -> list[Path]:
     """The generated files that are not what the code says now."""
-    return [
-        path
-        for path, text in pages().items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
+    fresh = pages().items()
+    return [p for p, text in fresh if not p.exists() or p.read_text(encoding="utf-8") != text]
 
 
 def main() -> int:
@@ -298,7 +295,7 @@ def main() -> int:
         return 1 if late else 0
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
-    print(f"{len(late)} of {len(pages())} pages changed")
+    print(f"{len(late)} pages changed")
     return 0
 
 
