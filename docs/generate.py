@@ -42,7 +42,6 @@ TABLES: dict[str, type[BaseModel]] = {
     "lora of a stage": config.Lora,
     "gate of an sft stage": config.Gate,
 }
-# Keys that several kinds of stages share, by the class that brings them.
 SHARED: dict[str, type[BaseModel]] = {
     "Every stage": config.Stage,
     "Stages that train": config.Trained,
@@ -54,7 +53,7 @@ SHARED: dict[str, type[BaseModel]] = {
 PUBLIC = {
     "whet.types": (
         "Problem Prompt Sampling Sample Score Group Update Task",
-        "The words: what flows through a run.",
+        "What flows in a run.",
     ),
     "whet.config.load": ("load_recipe parse_recipe shipped_recipes", "Recipes."),
     "whet.pipeline.pipeline": ("run", "Runs."),
@@ -215,10 +214,9 @@ def signature(node: Any) -> str:
 def floors() -> list[list[str]]:
     """FLOORS of tests/test_house.py, lowest first."""
     tree = ast.parse((ROOT / "tests" / "test_house.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS":
-            return [row.split() for row in ast.literal_eval(node.value)]
-    raise SystemExit("tests/test_house.py has no FLOORS")
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+    value = next(n.value for n in assigned if ast.unparse(n.targets[0]) == "FLOORS")
+    return [row.split() for row in ast.literal_eval(value)]
 
 
 def floor_list() -> Iterator[str]:

@@ -48,13 +48,13 @@ def test_every_generated_part_is_on_one_page():
 
 
 def test_a_key_without_a_meaning_is_noticed():
-    """A generated key ends in its meaning: `- name (kind; default): meaning.`"""
+    """A generated key of a recipe ends in its meaning: `- name (kind; default): meaning.`"""
     bare = [
         f"{page.relative_to(ROOT)}: {line}"
         for page in PAGES
         for part in generate.MARK.finditer(page.read_text("utf-8"))
         for line in part[0].splitlines()
-        if re.fullmatch(r"- `[^`]+` \([^)]*\)\.", line)
+        if re.fullmatch(r"- `[^`-][^`]*` \([^)]*\)\.", line)
     ]
     assert not bare, "\n".join(bare)
 
