@@ -25,9 +25,9 @@ from whet.rewards import registry
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "whet"
+CORES = "as the machine has cores, 2 to 4"
 MARK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# Tables of a recipe, by the heading under which the reference lists them.
 TABLES: dict[str, type[BaseModel]] = {
     "Top level": config.Recipe,
     "[model]": config.Model,
@@ -49,8 +49,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "Stages that take problems": config.Asks,
     "Stages that sample": config.Draws,
 }
-# The public Python API: module -> names.
-PUBLIC = {
+PUBLIC = {  # the Python API: module -> names
     "whet.types": (
         "Problem Prompt Sampling Sample Score Group Update Task",
         "What flows in a run.",
@@ -82,8 +81,8 @@ def item(option: options.Option) -> str:
 
 def keys(model: type[BaseModel], without: Iterable[str] = ()) -> list[str]:
     """The keys of one table, without those of tables inside it, which have a list of their own."""
-    listed = (o for o in options.options(model) if "." not in o.name and o.name not in without)
-    return [item(o) for o in listed]
+    own = options.options(model)
+    return [item(o) for o in own if "." not in o.name and o.name not in without]
 
 
 def summary(owner: object) -> str:
@@ -125,25 +124,29 @@ def anchor(title: str) -> str:
 
 
 def task_options() -> Iterator[str]:
-    """Every task with its own options; `budget`, which all of them take, comes last."""
+    """Every task with its own options; `budget`, which all take, comes last."""
     for name, about in tasks.names():
         own = [o for o in tasks.options(name) if o.name.split(".")[0] != "budget"]
         lines = ["The options of files, but for `path`."] if name.startswith("hf:") else []
         yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *(lines or map(item, own))])
-    budget = [o for o in tasks.options("chain") if o.name.startswith("budget.")]
-    about = "A table that every task takes: it asks for a length in each prompt."
-    yield "\n".join(["### budget\n", f"{about}\n", *map(item, budget)])
+    budget = (item(o) for o in tasks.options("chain") if o.name.startswith("budget."))
+    yield "\n".join(["### budget\n\nEvery task takes this table: it asks for a length.\n", *budget])
 
 
 def reward_options() -> Iterator[str]:
-    for name, about in registry.names().items():
-        own = list(map(item, options.options(registry.model(name)))) or ["It takes no option."]
-        yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *own])
+    """Every reward with its options; how many workers some start depends on the machine."""
+    own = "module:function", "a function of your own; every other option is a keyword of it"
+    for name, about in [*registry.names().items(), own]:
+        listed = registry.options(name)
+        if name in ("math", own[0]):
+            listed = [o._replace(default=CORES) if "processes" in o.name else o for o in listed]
+        lines = list(map(item, listed)) or ["It takes no option."]
+        yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *lines])
 
 
 def algorithm_cells() -> Iterator[str]:
-    own = [o for o in options.options(algorithm.Algorithm) if o.name not in ("name", "source")]
-    yield "\n".join(map(item, own))
+    own = options.options(algorithm.Algorithm)
+    yield "\n".join(item(o) for o in own if o.name not in ("name", "source"))
 
 
 def commands() -> Iterator[str]:
@@ -166,19 +169,18 @@ def commands() -> Iterator[str]:
 
 
 def argument(action: argparse.Action) -> str:
-    word = action.metavar or action.dest
-    takes = "" if action.nargs == 0 else f" {str(word).upper() if not action.metavar else word}"
-    if action.choices:
-        takes = f" {'|'.join(map(str, action.choices))}"
-    name = f"{action.option_strings[0]}{takes}" if action.option_strings else str(word)
-    several = " …" if action.nargs == "*" else ""
-    default = ""
-    unset = any(action.default is none for none in (None, False, argparse.SUPPRESS))
-    if action.option_strings and not unset:
-        default = f" (default `{action.default}`)"
-    needed = " (required)" if action.option_strings and action.required else ""
+    """One argument in a line: an option with what it takes, or a word."""
+    word = str(action.metavar or action.dest)
+    name, facts = f"{word} …" if action.nargs == "*" else word, ""
+    if action.option_strings:
+        takes = "|".join(map(str, action.choices or [])) or action.metavar or word.upper()
+        name = " ".join([action.option_strings[0], *([] if action.nargs == 0 else [takes])])
+        unset = any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        facts = (
+            " (required)" if action.required else "" if unset else f" (default `{action.default}`)"
+        )
     text = re.sub(r" ?\(default:? [^)]*\)", "", action.help or "")
-    return f"- `{name}{several}`{default}{needed}{f': {text}' if text else ''}."
+    return f"- `{name}`{facts}{f': {text}' if text else ''}."
 
 
 def public() -> Iterator[str]:
@@ -288,12 +290,11 @@ def stale() -> list[Path]:
 
 def main() -> int:
     late = stale()
+    print(*(f"stale: {path.relative_to(ROOT)}" for path in late), sep="\n")
     if "--check" in sys.argv:
-        print(*(f"stale: {path.relative_to(ROOT)}" for path in late), sep="\n")
         return 1 if late else 0
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
-    print(f"{len(late)} pages changed")
     return 0
 
 
