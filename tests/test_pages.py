@@ -127,6 +127,7 @@ def quickstart(folder: Path) -> list[str]:
     return commands
 
 
+@pytest.mark.timeout(900)
 def test_the_quickstart_runs(tmp_path: Path):
     """Every command but those that set up, with fewer steps."""
     commands = [c for c in quickstart(tmp_path) if c.split()[0] not in ("make", "source", "mkdir")]
@@ -150,6 +151,7 @@ def test_the_quickstart_runs(tmp_path: Path):
     assert (tmp_path / "runs" / "mine-again" / "model" / "config.json").is_file()
 
 
+@pytest.mark.timeout(900)
 def test_the_notebook_runs(tmp_path: Path):
     """All code cells, in order, in one plain Python process (no Jupyter), without magics."""
     copy = tmp_path / NOTEBOOK.name
