@@ -4,7 +4,8 @@ BIN := .venv/bin
 READY := .venv/ready
 
 # make test-fast: the tests that answer within 90 seconds; make test has them all.
-.PHONY: demo test test-fast check bench gpu crash full-disk mutants format clean
+# make docs: the documentation as a site in site/. make wheel: the package in dist/, recipes included.
+.PHONY: demo test test-fast check docs notebook wheel bench gpu crash full-disk mutants format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,9 +23,25 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests docs examples
+	$(BIN)/ruff format --check src tests docs examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(READY)
+	$(BIN)/python -c "import zensical" 2>/dev/null || $(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/zensical build --clean --strict
+
+notebook: $(READY)
+	$(BIN)/python examples/execute.py examples/first_run.ipynb
+
+wheel: $(READY)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@for recipe in recipes/*.toml; do \
+	    $(BIN)/python -m zipfile -l dist/whet-*.whl | grep -q "recipes/$$(basename $$recipe)" \
+	        || { echo "not in the wheel: $$recipe"; exit 1; }; \
+	done
+	@ls dist/whet-*.whl
 
 bench: $(READY)
 	$(BIN)/whet bench
@@ -42,8 +59,8 @@ mutants: $(READY)
 	$(BIN)/python tests/mutants.py
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests docs examples
+	$(BIN)/ruff format src tests docs examples
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site dist .cache .pytest_cache .ruff_cache .hypothesis

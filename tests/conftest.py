@@ -45,6 +45,8 @@ SLOW = frozenset(
         "test_oracle::test_off_policy_the_ratio_and_its_clip_are_a_bias_too",
         "test_oracle::test_rows_have_the_exact_gradient_of_what_they_claim",
         "test_stages::test_every_row_trains_and_stays_near_its_sampler",
+        "test_pages::test_the_notebook_runs",
+        "test_pages::test_the_quickstart_runs",
         "test_pool::test_one_item_fails_alone",
     ]
 )

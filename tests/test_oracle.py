@@ -18,7 +18,7 @@ from whet.types import Sampling
 from .helpers import oracle as world
 from .helpers.oracle import SAMPLING, WHOLE, Oracle, Tabular, TabularCritic, degrees, noisy
 
-PAGES = Path(__file__).parents[1] / "docs/algorithms"
+PAGES = Path(__file__).parents[1] / "docs/reference/algorithms"
 UNBIASED = world.unbiased()
 AS_IS = {
     "reinforce": 0.0, "rloo": 0.0, "reinforce_pp": 41.53, "ppo": 24.13, "ppo_orz": 29.05, "vapo": 5.07, "grpo": 14.31, "dr_grpo": 0.0,

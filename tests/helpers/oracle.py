@@ -4,7 +4,7 @@ sums and exact.
 Vocabulary 3, at most 3 tokens, EOS is also the pad id, temperature 0.6, float64. The expected
 gradient of whet's own path from samples to a loss (row.advantages, weights, clones, pack, Credit,
 policy_logprobs, row.loss) is held against exact gradients of objectives. `python tests/helpers/oracle.py`
-prints the table of docs/algorithms/oracle.md.
+prints the table of docs/reference/algorithms/oracle.md.
 """
 
 import itertools
