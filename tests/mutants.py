@@ -198,7 +198,7 @@ MUTANTS = [
     ("rewards/custom/custom", "result.status == \"timeout\" else \"error\"", "False else \"error\""),
     ("rewards/custom/custom", "\"text\": text}", "\"text\": s.text}"),
     ("rewards/combine", "return Score(0.0, score.status, values, score.reason)", "continue"),
-    ("rewards/combine", "part.gate is None or values[part.gate] > 0.5", "True"),
+    ("rewards/combine", "part.options.gate is None or values[part.options.gate] > 0.5", "True"),
     ("rewards/known_answers", "if self.score.correct == self.case.right", "if self.score.correct or self.case.right"),
     ("preflight/dry_run", "table[\"override\"] = {**stage.override, \"warmup\": 0}", "pass"),
     ("pipeline/setup", "return task.part(stage.only)", "return task"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from whet.config.load import load_recipe, override_recipe, parse_recipe
 from whet.errors import WhetError, one_line
-from whet.rewards.custom.function import UserFunction, Failed
+from whet.rewards.custom.function import Failed, UserFunction
 from whet.rollout.rollout import finite
 from whet.types import Problem, Score
 
