@@ -187,7 +187,7 @@ def test_every_file_of_the_code_counts(tmp_path):
     package = tmp_path / "whet"
     shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     whole = provenance.code(package)
-    assert whole == provenance.origin(recipes.load(write(tmp_path, "")))["code"]
+    assert whole == provenance.origin(load_recipe(write(tmp_path, "")))["code"]
     paths = [p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h")]
     assert {package / "errors.py", *package.glob("kernels/*.c")} < set(paths)
     for path in {(p.parent, p.suffix): p for p in paths}.values():  # one of each folder

@@ -16,6 +16,7 @@ import torch
 
 from whet import config
 from whet.cli.main import main
+from whet.config.load import load_recipe
 from whet.errors import ModelError, Stopped
 from whet.pipeline import pipeline, resume
 from whet.rollout.curriculum import Prioritised
