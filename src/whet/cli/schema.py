@@ -11,17 +11,12 @@ from typing import Any
 from whet import config, rewards, tasks
 from whet.options import Options
 from whet.rewards import registry
+from whet.rewards.combine import PartOptions
 from whet.tasks.budget import Budget
 from whet.tasks.mix import Part
 
 Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-COMMON: Schema = {  # keys of every part of a reward
-    "gate": {"type": "string", "description": "part that must pay for this one to count"},
-    "pays": {"type": "object", "description": "values of statuses, such as { unparsed = -1.0 }"},
-    "clip": {"type": "array", "description": "[low, high]: bounds of the value before its weight"},
-    "only": {"type": "string", "description": "task of a mix whose problems the part is for"},
-}
 PATTERNS = {"gym:NAME": ("^gym:.", "dataset"), "hf:OWNER/NAME": ("^hf:.", "path")}
 
 
@@ -71,7 +66,8 @@ def _tasks(definitions: Schema, shared: Schema, without: str = "") -> list[Schem
 
 def _rewards(definitions: Schema) -> list[Schema]:
     """A table for each reward: its options, and the keys that every part of a reward takes."""
-    shared = {"weight": definitions["Reward"]["properties"]["weight"], **COMMON}
+    shared = _options(PartOptions, definitions)["properties"]
+    shared.pop("name")
     empty: Schema = {"properties": {}, "required": [], "additionalProperties": False}
     own = {**empty, "additionalProperties": True}
     tables = [
