@@ -21,6 +21,7 @@ from whet import config, options, tasks
 from whet.algorithms import algorithm
 from whet.cli.main import COMMANDS, parser
 from whet.rewards import registry
+from whet.rewards.combine import PartOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -100,7 +101,8 @@ def recipe_tables() -> Iterator[str]:
     for title, model in TABLES.items():
         about = "" if model is config.Recipe else summary(model)
         inherited = config.Optimizer.model_fields if model is config.Critic else ()
-        yield "\n".join([f"## {title}\n", f"{about}\n", *keys(model, inherited)])
+        more = keys(PartOptions, model.model_fields) if model is config.Reward else ()
+        yield "\n".join([f"## {title}\n", f"{about}\n", *keys(model, inherited), *more])
 
 
 def stage_keys() -> Iterator[str]:
