@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.cli.main import main
 from whet.config.load import load_recipe
@@ -163,7 +162,5 @@ def test_a_stage_without_a_probe_is_rehearsed_without_one():
         s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage
     ]
     found = dry_run.small(recipe.model_copy(update={"stage": stages})).stage
-    looked = [
-        rl.refuse(s, algorithm(s.algorithm, s.override)) for s in found if isinstance(s, config.RL)
-    ]
+    looked = [rl.refuse(s) for s in found if isinstance(s, config.RL)]
     assert looked and all(s.probe == 0 for s in found if isinstance(s, config.RL))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from whet.data.rows import thinking_of, read_rows
+from whet.data.rows import read_rows, thinking_of
 from whet.errors import DataError
 from whet.types import Problem
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.errors import RecipeError, did_you_mean
 from whet.model import pretrained
 from whet.pipeline.setup import narrowed, refuse_lora
@@ -41,8 +40,7 @@ def refuse(recipe: config.Recipe, whole: Task) -> None:
             refuse_lora(recipe, stage)
         task = narrowed(whole, stage)
         if isinstance(stage, config.RL):
-            row = algorithm(stage.algorithm, stage.override)
-            rl.refuse(stage, row)
+            rl.refuse(stage)
             known(*([] if stage.reference == "start" else [stage.reference]))
             known(
                 *(

@@ -15,7 +15,6 @@ import torch
 
 from whet import config
 from whet.algorithms.batch import pack
-from whet.algorithms.table import algorithm
 from whet.errors import WhetError
 from whet.model.policy import Policy
 from whet.pipeline.pipeline import Pipeline
@@ -326,9 +325,10 @@ def dry_step(
     context: Context, policy: Policy, stage: config.RL, problems: Sequence[Problem]
 ) -> str:
     """One update of a copy, on a handful of samples with made-up rewards. Raises WhetError."""
-    row = algorithm(stage.algorithm, {**stage.override, "warmup": 0})
-    small = stage.model_copy(update={"steps": 1, "prompts": 2, "samples": 2})
-    trainer = rl.prepared(policy, small, row, replace(context, model=lambda name: policy))
+    override = {**stage.override, "warmup": 0}
+    keys = {"steps": 1, "prompts": 2, "samples": 2, "override": override}
+    small = stage.model_copy(update=keys)
+    trainer = rl.prepared(policy, small, replace(context, model=lambda name: policy))
     prompts = context.prompts(problems[:2])
     room = policy.config.max_positions - max(len(p.tokens) for p in prompts)
     sampling = replace(trainer.sampling, n=2, max_tokens=max(1, min(stage.max_tokens, room, 64)))
@@ -337,8 +337,8 @@ def dry_step(
         Group(p, tuple(s), (Score(1.0), Score(0.0))) for p, s in zip(prompts, drawn, strict=True)
     ]
     told, _ = trainer.update(groups)
-    held = 1 + (trainer.reference is not None) + (trainer.judge is not None)
-    return f"{row.name}: gradient norm {told['grad_norm']:.3g} over {told['tokens']:.0f} tokens; {held} model{'s' * (held > 1)} held"
+    held = 1 + (trainer.reference is not None) + (trainer.critic is not None)
+    return f"{stage.algorithm}: gradient norm {told['grad_norm']:.3g} over {told['tokens']:.0f} tokens; {held} model{'s' * (held > 1)} held"
 
 
 def _short(text: str) -> str:

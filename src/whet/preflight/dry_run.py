@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.model.pretrained import HUB_ID
 from whet.pipeline.pipeline import Pipeline
 from whet.preflight import fake_hub
@@ -94,7 +93,7 @@ def small(recipe: config.Recipe) -> config.Recipe:
             told["steps"] = min(told["steps"], 2)
         if isinstance(stage, config.Evaluate):
             told |= {"problems": 4, "samples": 1}
-        if isinstance(stage, config.RL) and algorithm(stage.algorithm, stage.override).warmup:
+        if isinstance(stage, config.RL) and stage.row.warmup:
             told["override"] = {**stage.override, "warmup": 0}
     return config.Recipe.model_validate(held)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL
@@ -83,8 +82,8 @@ def needed(
 
 def models(stage: config.Trained, shape: ModelConfig, size: int, dtype: str = "float32") -> float:
     """Models' worth of numbers: weights, gradients and moments of what is trained; what is frozen."""
-    row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
-    critic = row is not None and (row.critic is not None or row.token_reward)
+    row = stage.row if isinstance(stage, config.RL) else None
+    critic = row is not None and row.trains_critic
     frozen = isinstance(stage, config.DPO) or (row is not None and row.has_kl)
     # In bfloat16: beside weights and gradients of half the width, the optimizer's copies and
     # theirs.
@@ -104,7 +103,7 @@ def packed(stage: config.Trained, load: Load, plain: bool = True) -> tuple[float
     once for its group where that is `plain`.
     """
     if isinstance(stage, config.RL):
-        row = algorithm(stage.algorithm, stage.override)
+        row = stage.row
         most = row.critic.updates if row.critic is not None else 0
         updates = row.updates if most == 0 else min(row.updates, most)
         sequences, together, response = (

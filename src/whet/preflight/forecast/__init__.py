@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
@@ -73,7 +72,7 @@ def brief(recipe: config.Recipe) -> config.Recipe:
             given["steps"] = min(given["steps"], STEPS.get(stage.kind, OTHERS))
         if isinstance(stage, config.Reject | config.Rank):
             given["problems"] = _fewer(stage.problems, stage.samples)
-        if isinstance(stage, config.RL) and algorithm(stage.algorithm, stage.override).warmup:
+        if isinstance(stage, config.RL) and stage.row.warmup:
             given |= {"steps": WARM + STEPS["rl"], "override": {**stage.override, "warmup": WARM}}
     return config.Recipe.model_validate(held)
 
@@ -124,7 +123,7 @@ class Timed(Pipeline):
             found.append(self.taken(stage))
         step, work = (spanned(x) for x in zip(*found, strict=True))
         if isinstance(stage, config.RL):
-            late = learned(stage.steps, algorithm(stage.algorithm, stage.override).warmup)
+            late = learned(stage.steps, stage.row.warmup)
             step = step._replace(likely=step.least + late * (step.likely - step.least))
         return self.whole(stage, step, work)
 
@@ -166,7 +165,7 @@ class Timed(Pipeline):
                 begun * stage.batch * stage.shares.get("corpus", 0.0) / BLOCK
             )  # a new one whenever one is used up
             step, begun = step + blocks, 0.0 if blocks else begun
-        row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
+        row = stage.row if isinstance(stage, config.RL) else None
         if row is not None and row.warmup:
             warm = min(row.warmup, steps)
             step = (warm * each[WARM - 1] + (steps - warm) * step) / steps

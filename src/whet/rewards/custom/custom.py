@@ -107,7 +107,7 @@ class OwnReward:
                     "logp": s.logp.tolist(),
                     "text": text,
                 }
-                | {"finish": s.finish, "version": s.version, "turns": s.turns}
+                | {"finish": s.finish, "version": s.version}
                 for s, text in zip(samples, texts, strict=True)
             ]
         return {"problems": asked, "texts": list(texts), "samples": drawn}

@@ -53,5 +53,4 @@ def _sample(given: dict[str, Any]) -> Sample:
         given["text"],
         given["finish"],
         given["version"],
-        given["turns"],
     )
