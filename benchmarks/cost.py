@@ -29,7 +29,8 @@ def peak() -> float:
 
 
 def parameters_of(*models: Any) -> int:
-    return sum(p.numel() for m in models if m is not None for p in m.parameters())
+    """Numbers held by all of them together."""
+    return sum(p.numel() for m in models for p in m.parameters())
 
 
 def one(row: str, hidden: int, layers: int) -> dict[str, float]:
@@ -37,7 +38,6 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
     import torch
 
     from whet import config
-    from whet.algorithms.table import algorithm
     from whet.chat import Chat
     from whet.engines import engine_for
     from whet.model.config import ModelConfig
@@ -91,7 +91,7 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
             lambda name: model,
         )
         before = peak()
-        trainer = rl.prepared(model, stage, algorithm(row), context)
+        trainer = rl.prepared(model, stage, context)
         engine, seconds = engine_for(model, chat), []
         for step in range(STEPS):
             began = time.perf_counter()
@@ -102,14 +102,17 @@ def one(row: str, hidden: int, layers: int) -> dict[str, float]:
             sampled = time.perf_counter()
             trainer.update(groups)
             seconds.append((sampled - began, time.perf_counter() - sampled))
-    trained = [model, trainer.judge.model if trainer.judge else None]
+    trained = [model, *([trainer.critic.model] if trainer.critic else [])]
+    frozen = [] if trainer.reference is None else [trainer.reference]
+    # a weight, its gradient and two moments of what is trained; the weights of what is frozen
+    numbers = 4 * parameters_of(*trained) + parameters_of(*frozen)
     return {
         "sample": statistics.median(t[0] for t in seconds[1:]),
         "update": statistics.median(t[1] for t in seconds[1:]),
         "memory": peak() - before,
-        "trained": sum(m is not None for m in trained),
-        "frozen": int(trainer.reference is not None),
-        "state": 4 * (4 * parameters_of(*trained) + parameters_of(trainer.reference)) / 2**20,
+        "trained": len(trained),
+        "frozen": len(frozen),
+        "state": 4 * numbers / 2**20,
     }
 
 

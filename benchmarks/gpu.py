@@ -36,6 +36,7 @@ from gpu_lines import (
 )
 
 from whet import config
+from whet.algorithms import objective
 from whet.algorithms.batch import pack
 from whet.algorithms.table import algorithm
 from whet.bench import compare, roofline, side, workload
@@ -109,9 +110,11 @@ def update(setup: Setup) -> Iterator[Line]:
     ).to(setup.device)
     row = algorithm("dr_grpo")
 
-    def loss_of(micro):  # noqa: ANN202
-        logp, entropy = policy_logprobs(model, micro, Sampling())
-        return row.loss(logp, entropy, micro)
+    def step(learner: Learner, micro_tokens: int) -> None:
+        for micro in batch.split(micro_tokens):
+            logp, entropy = policy_logprobs(model, micro, Sampling())
+            learner.backward(objective.loss(row, logp, entropy, micro).sum())
+        learner.step()
 
     own, groups = count * setup.tokens, count / GROUP
     pairs = count * (setup.tokens**2 / 2 + setup.tokens * PROMPT) + groups * PROMPT**2 / 2
@@ -132,7 +135,7 @@ def update(setup: Setup) -> Iterator[Line]:
             "can_share_prefixes",
             flash_attention.can_share_prefixes if once else lambda *_: False,
         ):
-            seconds = timed(partial(learner.step, batch, micro, loss_of))
+            seconds = timed(partial(step, learner, micro))
         yield Line(f"update of {count} answers{way}", seconds, "s")
         if setup.stated:
             yield Line(

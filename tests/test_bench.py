@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from whet.algorithms.batch import pack
-from whet.algorithms.table import algorithm
 from whet.bench import compare, peers, roofline, whet_side
 from whet.bench.workload import SIZES, WORKLOADS, Workload, prepare, workload
 from whet.chat import Chat
@@ -152,7 +151,7 @@ def whets(work, directory, seen, reference):
     context = whet_side.context(
         work, chat, whet_side.Clock(directory.parent / f"log{work.beta}"), policy
     )
-    trainer = rl.prepared(policy, stage, algorithm(stage.algorithm, stage.override), context)
+    trainer = rl.prepared(policy, stage, context)
     if reference is not None:
         reference.save_pretrained(directory.parent / "reference")
         trainer.reference = pretrained.load(directory.parent / "reference")

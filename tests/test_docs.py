@@ -6,16 +6,16 @@ import ast
 import doctest
 import re
 import tomllib
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE, Algorithm, algorithm, cells
-from whet.training.token_advantages import Credit
+from whet.training.token_advantages import TokenAdvantages
 from whet.types import Sampling
 
 from . import test_oracle
@@ -59,7 +59,7 @@ def test_every_row_has_a_page_and_every_page_a_row():
 @rows
 def test_a_page_shows_the_cells_of_its_row(row: Algorithm):
     """The core ones and every other that is not at its default; a clip only where there is a ratio."""
-    text, plain = page(row.name), cells(Algorithm("", "", "raw"))
+    text, plain = page(row.name), cells(Algorithm(name="", source="", advantage="raw"))
     said = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
     told = {k: v for k, v in cells(row).items() if k in CORE or v != plain.get(k)}
     if row.ratio == "none":
@@ -170,7 +170,7 @@ def test_a_page_says_what_its_clip_costs_off_policy(name: str):
 
 @rows
 def test_the_index_counts_the_models_that_a_row_holds(row: Algorithm):
-    held = 1 + row.has_kl + (row.critic is not None or row.token_reward)
+    held = 1 + row.has_kl + row.trains_critic
     index, link = page("index").splitlines(), f"[{row.name}]({row.name}.md)"
     lines = [x for x in index if x.startswith(f"| {link} |")]
     assert len(lines) == 1 and lines[0].split("|")[-2].strip().startswith(f"{held}: policy")
@@ -184,20 +184,24 @@ def pushes(row: Algorithm) -> list[list[float]]:
     """How hard each token of each answer is pushed in a run's first step: the critic says 0, the
     policy is its own reference.
     """
-    row = replace(row, kl="none", beta=0.0)
+    row = row.model_copy(update={"kl": "none", "beta": 0.0})
     kept = 1 if row.sampling == "dynamic" else 2
     rewards, lengths = REWARDS[:kept], LENGTHS[: 4 * kept]
     right = [r > 0.5 for group in rewards for r in group]
-    given = [a for group in row.advantages(rewards) for a in group.tolist()]
+    given = [a for group in objective.advantages(row, rewards) for a in group.tolist()]
     samples = [world.sample((1,) * n) for n in lengths]
     batch = pack(
-        samples, given, row.weights(lengths, 8), torch.float64, row.clones(lengths, right, 8)
+        samples,
+        given,
+        objective.weights(row, lengths, 8),
+        torch.float64,
+        objective.clone_weights(row, lengths, right),
     )
-    batch, _ = Credit(row, Sampling(), 10**6, None, world.TabularCritic(lambda p: 0.0)).give(
-        batch, samples, right
-    )
+    batch, _ = TokenAdvantages(
+        row, Sampling(), 10**6, None, world.TabularCritic(lambda p: 0.0)
+    ).compute(batch, samples, right)
     logp = batch.logp_old.clone().requires_grad_()
-    loss = (row.loss(logp, torch.zeros_like(logp), batch) * batch.weight).sum()
+    loss = objective.loss(row, logp, torch.zeros_like(logp), batch).sum()
     push = (-torch.autograd.grad(loss, logp)[0]).tolist()
     ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     return [push[a:b] for a, b in pairwise(ends)]

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.cli.main import main
 from whet.config.load import load_recipe
@@ -162,7 +161,5 @@ def test_a_stage_without_a_probe_is_shrunk_without_one():
         s.model_copy(update={"probe": 0}) if isinstance(s, config.RL) else s for s in recipe.stage
     ]
     shrunk = dry_run.shrink(recipe.model_copy(update={"stage": stages})).stage
-    looked = [
-        rl.refuse(s, algorithm(s.algorithm, s.override)) for s in shrunk if isinstance(s, config.RL)
-    ]
+    looked = [rl.refuse(s) for s in shrunk if isinstance(s, config.RL)]
     assert looked and all(s.probe == 0 for s in shrunk if isinstance(s, config.RL))

@@ -3,11 +3,13 @@ float64.
 """
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.table import TABLE, algorithm
 from whet.model import logprobs
@@ -69,8 +71,15 @@ def gradient(model, row, batch, reference, micro_tokens, sampling=SAMPLING):
         logp_ref = (
             policy_logprobs(reference, micro, sampling)[0].detach() if row.needs_reference else None
         )
-        (row.loss(logp, entropy, micro, logp_ref) * micro.weight).sum().backward()
+        objective.loss(row, logp, entropy, micro, logp_ref).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def packed(samples, advantages, weights, clones=None):
+    """As `pack`, in float64; an advantage is a number, or an array with one for each token."""
+    batch = pack(samples, [0.0] * len(samples), weights, torch.float64, clones)
+    rows = [np.broadcast_to(a, s.length) for s, a in zip(samples, advantages, strict=True)]
+    return replace(batch, advantage=torch.as_tensor(np.concatenate(rows)).double())
 
 
 def packed_case(name, seed=0, count=12):
@@ -78,12 +87,12 @@ def packed_case(name, seed=0, count=12):
     row = row_of(name)
     samples = ragged(rng, count)
     rewards = [[rng.choice([0.0, 1.0, 0.3]) for _ in range(4)] for _ in range(count // 4)]
-    advantages = [a for g in row.advantages(rewards) for a in g.tolist()]
+    advantages = [a for g in objective.advantages(row, rewards) for a in g.tolist()]
     if row.per_token:
         advantages = [np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in samples]
-    weights = row.weights([s.length for s in samples], SAMPLING.max_tokens)
-    clones = row.clones(
-        [s.length for s in samples], [bool(i % 3) for i in range(count)], SAMPLING.max_tokens
+    weights = objective.weights(row, [s.length for s in samples], SAMPLING.max_tokens)
+    clones = objective.clone_weights(
+        row, [s.length for s in samples], [bool(i % 3) for i in range(count)]
     )
     return row, samples, advantages, weights, clones
 
@@ -92,7 +101,7 @@ def packed_case(name, seed=0, count=12):
 def test_micro_batch_size_cannot_change_the_gradient(name):
     row, samples, advantages, weights, clones = packed_case(name)
     model, reference = tiny(3), tiny(5)
-    batch = pack(samples, advantages, weights, torch.float64, clones)
+    batch = packed(samples, advantages, weights, clones)
     whole = gradient(model, row, batch, reference, 10**6)
     assert whole.norm() > 1e-4
     for tokens in (1, 17, 40):
@@ -107,9 +116,7 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
     """
     row, samples, advantages, weights, clones = packed_case(name, seed=2)
     model, reference = tiny(3), tiny(5)
-    ours = gradient(
-        model, row, pack(samples, advantages, weights, torch.float64, clones), reference, 10**6
-    )
+    ours = gradient(model, row, packed(samples, advantages, weights, clones), reference, 10**6)
     imitated = sum(s.length for i, s in enumerate(samples) if i % 3)
     model.zero_grad()
     widest = max(len(s.tokens) for s in samples)
@@ -120,7 +127,7 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
         "sum_over_limit": lambda s: len(samples) * SAMPLING.max_tokens,
         "sum": lambda s: len(samples),
     }
-    for i, (sample, given) in enumerate(zip(samples, advantages, strict=True)):
+    for i, (sample, own) in enumerate(zip(samples, advantages, strict=True)):
         padded = torch.full((widest,), EOS)
         padded[: len(sample.tokens)] = torch.from_numpy(sample.tokens)
         logits = {}
@@ -130,7 +137,7 @@ def test_gradient_equals_a_padded_loop_over_samples(name):
         places = [t for t in range(1, len(sample.tokens)) if sample.mask[t]]
         moved = [logits["pi"][t - 1, padded[t]] - float(sample.logp[t]) for t in places]
         for t, step, advantage in zip(
-            places, moved, np.broadcast_to(given, len(places)).tolist(), strict=True
+            places, moved, np.broadcast_to(own, len(places)).tolist(), strict=True
         ):
             logp = logits["pi"][t - 1, padded[t]]
             rho = torch.exp(sum(moved) / len(moved) if row.ratio == "sequence" else step)
@@ -161,15 +168,10 @@ def test_leaving_out_samples_without_advantage_changes_nothing(name):
     row, samples, advantages, weights, _ = packed_case(name, seed=4)
     advantages[:4] = [0.0] * 4
     model = tiny(3)
-    every = gradient(model, row, pack(samples, advantages, weights, torch.float64), None, 10**6)
+    every = gradient(model, row, packed(samples, advantages, weights), None, 10**6)
     keep = [i for i, a in enumerate(advantages) if np.any(a)]
     assert 0 < len(keep) < len(samples)
-    some = pack(
-        [samples[i] for i in keep],
-        [advantages[i] for i in keep],
-        [weights[i] for i in keep],
-        torch.float64,
-    )
+    some = packed(*([x[i] for i in keep] for x in (samples, advantages, weights)))
     assert (gradient(model, row, some, None, 10**6) - every).abs().max() < 1e-10
 
 
@@ -188,7 +190,7 @@ def test_what_the_policy_did_not_choose_cannot_reach_the_loss():
         Sample(s.tokens, s.mask, np.where(s.mask, s.logp, np.nan).astype(np.float32), "", "stop")
         for s in samples
     ]
-    clean, dirty = (pack(x, advantages, weights, torch.float64) for x in (samples, poisoned))
+    clean, dirty = (packed(x, advantages, weights) for x in (samples, poisoned))
     model = tiny(3)
     assert torch.equal(gradient(model, row, clean, None, 50), gradient(model, row, dirty, None, 50))
 
@@ -255,7 +257,7 @@ def test_chunks_of_the_vocabulary_change_neither_value_nor_gradient(monkeypatch,
 def test_the_gradient_in_closed_form_is_autograd_s(temperature, entropy_grad):
     """Compiled float32 and plain float64 against autograd through log_softmax."""
     batch = pack(ragged(random.Random(3), 8), [1.0] * 8, [1.0] * 8, torch.float64)
-    told = []
+    results = []
     for dtype, closed in ((torch.float32, True), (torch.float64, True), (torch.float64, False)):
         hidden = (
             torch.randn(len(batch.tokens), 6, generator=torch.Generator().manual_seed(1))
@@ -268,7 +270,7 @@ def test_the_gradient_in_closed_form_is_autograd_s(temperature, entropy_grad):
             .requires_grad_(True)
         )
         if closed:
-            given = linear_logprobs(
+            outputs = linear_logprobs(
                 hidden, table, batch.tokens, batch.chosen, temperature, entropy_grad
             )
         else:
@@ -276,10 +278,10 @@ def test_the_gradient_in_closed_form_is_autograd_s(temperature, entropy_grad):
                 lambda h, w=table: h @ w.t(),
                 lambda x, t: (x / temperature).log_softmax(-1),
             )
-            given = chosen_logprobs(hidden, head, batch.tokens, batch.chosen, shape, entropy_grad)
-        (given[0] * torch.linspace(0.1, 2, len(given[0])) - 0.3 * given[1]).sum().backward()
-        told.append([*given, hidden.grad, table.grad])
-    for compiled, plain, exact in zip(*told, strict=True):
+            outputs = chosen_logprobs(hidden, head, batch.tokens, batch.chosen, shape, entropy_grad)
+        (outputs[0] * torch.linspace(0.1, 2, len(outputs[0])) - 0.3 * outputs[1]).sum().backward()
+        results.append([*outputs, hidden.grad, table.grad])
+    for compiled, plain, exact in zip(*results, strict=True):
         assert (plain - exact).abs().max() < 1e-12
         assert (compiled - exact).abs().max() < 2e-5
 

@@ -24,8 +24,9 @@ SOURCE = ROOT / "src" / "whet"
 FLOORS = (
     "errors",
     "types options format",
-    "kernels config",
-    "algorithms chat sandbox",
+    "kernels algorithms",
+    "config",
+    "chat sandbox",
     "storage data",
     "model",
     "engines rewards training",
@@ -151,7 +152,7 @@ def test_every_floor_is_lived_on():
     [
         ("types.py", "from whet import errors\nfrom whet.errors import WhetError", ""),
         ("types.py", "from whet.config import Recipe", "not on a lower floor"),
-        ("config/load.py", "from whet import algorithms", "not on a lower floor"),
+        ("config/load.py", "from whet import chat", "not on a lower floor"),
         ("rewards/math.py", "def late():\n    import whet.tasks.chain", "not on a lower floor"),
         ("rewards/math.py", "from whet.rewards.math.numbers import Number\nfrom whet.sandbox.pool import Pool", ""),
         ("stages/rl.py", "from whet.stages.sft import run", "not on a lower floor"),
@@ -322,7 +323,11 @@ def test_nothing_is_left_for_later():
 HELP = "import contextlib, io\nfrom whet.cli.main import main\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n    main(['--help'])\nassert 'run' in out.getvalue()"
 
 
-@pytest.mark.parametrize("code", ["import whet", HELP], ids=["import whet", "whet --help"])
+@pytest.mark.parametrize(
+    "code",
+    ["import whet", HELP, "import whet.config.load"],
+    ids=["import whet", "whet --help", "import whet.config"],
+)
 def test_starting_is_cheap(code: str):
     """No heavy package, and under half a second: the median of three of the processor time, which
     busy neighbours leave alone.

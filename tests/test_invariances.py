@@ -7,16 +7,18 @@ same of a row's loss alone.
 
 import functools
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.batch import pack
 from whet.training.learner import policy_logprobs
-from whet.training.token_advantages import Credit
+from whet.training.token_advantages import TokenAdvantages
 from whet.types import Group
 
 from .helpers.invariance_case import (
@@ -89,18 +91,18 @@ def test_packed_equals_padded(name):
     critic = ROWS[name].critic
     for transformer, count in ((False, CASES), (True, FEW)):
         for seed in seeds(name, count):
-            rng, given, packed = random.Random(seed), case(seed, name), None
+            rng, one_case, packed = random.Random(seed), case(seed, name), None
             if (
                 critic and critic.bootstrap
             ):  # it values the state behind a cut, which padding would move
-                given = given.with_samples(lambda s: replace(s, finish="stop"))
+                one_case = one_case.with_samples(lambda s: replace(s, finish="stop"))
             elif not transformer:
                 packed = plain(seed, name)[0]
-            packed = trained(given, transformer=transformer)[0] if packed is None else packed
+            packed = trained(one_case, transformer=transformer)[0] if packed is None else packed
             micro_tokens = micro_tokens_of(rng) if transformer else WHOLE
-            wide = trained(given.with_samples(padded(rng)), micro_tokens, transformer=transformer)[
-                0
-            ]
+            wide = trained(
+                one_case.with_samples(padded(rng)), micro_tokens, transformer=transformer
+            )[0]
             assert far(packed, wide) < NEAR, (seed, transformer)
 
 
@@ -128,46 +130,51 @@ def test_what_is_not_read_may_hold_anything(name):
 @every_row
 def test_the_order_of_groups_and_of_their_samples_does_not_matter(name):
     for seed in seeds(name):
-        rng, given = random.Random(seed), case(seed, name).at_once()
-        order = rng.sample(range(len(given.groups)), len(given.groups))
-        within = [rng.sample(range(len(g.samples)), len(g.samples)) for g in given.groups]
+        rng, one_case = random.Random(seed), case(seed, name).at_once()
+        order = rng.sample(range(len(one_case.groups)), len(one_case.groups))
+        within = [rng.sample(range(len(g.samples)), len(g.samples)) for g in one_case.groups]
         moved = tuple(
             Group(g.prompt, tuple(g.samples[i] for i in o), tuple(g.scores[i] for i in o))
-            for g, o in ((given.groups[k], within[k]) for k in order)
+            for g, o in ((one_case.groups[k], within[k]) for k in order)
         )
-        before, told, _ = trained(given) if given.row != case(seed, name).row else plain(seed, name)
-        after, again, _ = trained(replace(given, groups=moved))
+        before, advantages_before, _ = (
+            trained(one_case) if one_case.row != case(seed, name).row else plain(seed, name)
+        )
+        after, again, _ = trained(replace(one_case, groups=moved))
         assert far(before, after) < NEAR, seed
         for k, values in zip(order, again, strict=True):
-            assert values == pytest.approx([told[k][i] for i in within[k]], abs=NEAR), seed
+            assert values == pytest.approx(
+                [advantages_before[k][i] for i in within[k]], abs=NEAR
+            ), seed
 
 
-def in_company(given, company, transformer):
+def in_company(one_case, company, transformer):
     """The batch of the samples `company` names, its log-probabilities, and the loss of each token;
     rewards are the advantages.
     """
-    policy, judge, reference = models(transformer)
-    judge.ready(1, None)
-    row, samples = replace(given.row, normalise=False), [given.samples[i] for i in company]
-    scores = [c for g in given.groups for c in g.scores]
+    policy, critic, reference = models(transformer)
+    critic.ready()
+    row = one_case.row.model_copy(update={"normalise": False})
+    samples = [one_case.samples[i] for i in company]
+    scores = [c for g in one_case.groups for c in g.scores]
     values = [scores[i].value for i in company]
     batch = pack(samples, values, [1.0] * len(company), torch.float64, [i + 0.5 for i in company])
-    credit = Credit(row, given.sampling, WHOLE, reference, judge)
-    batch, _ = credit.give(batch, samples, [scores[i].correct for i in company])
-    logp, entropy = policy_logprobs(policy.model, batch, given.sampling, True)
-    logp_ref = policy_logprobs(reference, batch, given.sampling)[0].detach()
-    return batch, logp, row.loss(logp, entropy, batch, logp_ref)
+    tokens = TokenAdvantages(row, one_case.sampling, WHOLE, reference, critic)
+    batch, _ = tokens.compute(batch, samples, [scores[i].correct for i in company])
+    logp, entropy = policy_logprobs(policy.model, batch, one_case.sampling, True)
+    logp_ref = policy_logprobs(reference, batch, one_case.sampling)[0].detach()
+    return batch, logp, objective.loss(row, logp, entropy, batch, logp_ref)
 
 
 @every_row
 def test_neighbours_in_a_pack_do_not_see_each_other(name):
     for transformer, count in ((False, CASES), (True, FEW)):
         for seed in seeds(name, count):
-            given = case(seed, name)
-            everyone = range(len(given.samples))
+            one_case = case(seed, name)
+            everyone = range(len(one_case.samples))
             one = random.Random(seed).choice(everyone)
-            batch, logp, loss = in_company(given, everyone, transformer)
-            _, alone, own_loss = in_company(given, [one], transformer)
+            batch, logp, loss = in_company(one_case, everyone, transformer)
+            _, alone, own_loss = in_company(one_case, [one], transformer)
             own = batch.sequence == one
             assert far(logp[own], alone) < NEAR and far(loss[own], own_loss) < NEAR, (
                 seed,
@@ -205,17 +212,17 @@ def test_an_answer_without_tokens_among_others_changes_nothing(name):
 
 
 class Keeping(Algorithm):
-    only_advantage = False
+    only_advantage: ClassVar[bool] = False
 
 
 @every_row
 def test_leaving_out_what_has_no_advantage_changes_nothing(name):
     left_out = 0
     for seed in seeds(name):
-        given, (gradient, _, seen) = case(seed, name), plain(seed, name)
-        keeping = Keeping(**{f.name: getattr(given.row, f.name) for f in fields(given.row)})
-        every, _, all_seen = trained(replace(given, row=keeping))
-        assert far(gradient, every) < NEAR and all_seen == len(given.samples), seed
+        one_case, (gradient, _, seen) = case(seed, name), plain(seed, name)
+        keeping = Keeping.model_construct(**dict(one_case.row))
+        every, _, all_seen = trained(replace(one_case, row=keeping))
+        assert far(gradient, every) < NEAR and all_seen == len(one_case.samples), seed
         left_out += all_seen - seen
     row = ROWS[name]
     assert not left_out if not row.only_advantage else left_out or name not in GROUP_RELATIVE
@@ -229,7 +236,9 @@ def test_rewards_that_differ_between_prompts_only_are_no_signal(name):
     row = ROWS[name]
     for seed in range(GROUP_RELATIVE.index(name), CASES, len(GROUP_RELATIVE)):
         paid = replace(case(seed, name).with_rewards(float), row=row)
-        assert all((a == 0).all() for a in row.advantages([g.rewards for g in paid.groups])), seed
+        assert all(
+            (a == 0).all() for a in objective.advantages(row, [g.rewards for g in paid.groups])
+        ), seed
         _, advantages, seen = trained(paid)
         assert not any(map(any, advantages)) and seen == (
             0 if row.only_advantage else len(paid.samples)

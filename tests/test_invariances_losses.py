@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE
 from whet.training.learner import policy_logprobs
 from whet.types import Sample, Sampling
 
-from .test_gradient import SAMPLING, tiny
+from .test_gradient import SAMPLING, packed, tiny
 
 BATCHES, VOCAB, EOS, LIMIT, CLOSE = 1000, 6, 1, 12, 1e-10
 ROWS = list(TABLE.values())
@@ -48,16 +49,21 @@ class Case:
         rewards = [[rng.choice([0.0, 0.1, 1.0, -0.5]) for _ in range(n)] for n in sizes]
         right = [r > 0.5 for group in rewards for r in group]
         self.samples = [sample(rng, empty or rng.random() < 0.05) for _ in right]
-        self.given = [a for group in row.advantages(rewards) for a in group.tolist()]
+        self.advantages = [
+            a for group in objective.advantages(row, rewards) for a in group.tolist()
+        ]
         if row.per_token:  # what a critic or a KL makes of them: a number for each token
-            self.given = [
+            self.advantages = [
                 np.array([rng.gauss(0, 1) for _ in range(s.length)]) for s in self.samples
             ]
         lengths = [s.length for s in self.samples]
-        self.weights, self.clones = row.weights(lengths, LIMIT), row.clones(lengths, right, LIMIT)
+        self.weights, self.clones = (
+            objective.weights(row, lengths, LIMIT),
+            objective.clone_weights(row, lengths, right),
+        )
 
     def batch(self):
-        return pack(self.samples, self.given, self.weights, torch.float64, self.clones)
+        return packed(self.samples, self.advantages, self.weights, self.clones)
 
 
 def loss_of(row, batch, table):
@@ -65,14 +71,14 @@ def loss_of(row, batch, table):
     spread = (table / 0.6).log_softmax(-1)
     entropy = -(spread.exp() * spread).sum(-1)[before]
     ref = (REF / 0.6).log_softmax(-1)[before, after] if row.needs_reference else None
-    return (row.loss(spread[before, after], entropy, batch, ref) * batch.weight).sum()
+    return objective.loss(row, spread[before, after], entropy, batch, ref).sum()
 
 
 def gradient(row, batches):
     table = PI.clone().requires_grad_()
-    found = torch.autograd.grad(sum(loss_of(row, b, table) for b in batches), table)[0]
-    assert found.isfinite().all()
-    return found
+    slope = torch.autograd.grad(sum(loss_of(row, b, table) for b in batches), table)[0]
+    assert slope.isfinite().all()
+    return slope
 
 
 def same(a, b):
@@ -102,7 +108,7 @@ def dense(case):
     spread, ref = (table / 0.6).log_softmax(-1), (REF / 0.6).log_softmax(-1)
     tokens = torch.full((len(samples), width), EOS)
     mask, old, advantage = (torch.zeros(len(samples), width, dtype=torch.float64) for _ in range(3))
-    for i, (s, a) in enumerate(zip(samples, case.given, strict=True)):
+    for i, (s, a) in enumerate(zip(samples, case.advantages, strict=True)):
         n = len(s.tokens)
         tokens[i, :n], mask[i, :n] = torch.from_numpy(s.tokens), torch.from_numpy(s.mask).double()
         old[i, :n] = torch.from_numpy(s.logp).double()
@@ -124,11 +130,10 @@ def dense(case):
     if row.needs_reference:
         d = ref[tokens[:, :-1], tokens[:, 1:]] - logp
         term = term + row.beta * (d**2 / 2 if row.kl == "k2" else d.exp() - d - 1)
-    term = term - torch.tensor(case.clones, dtype=torch.float64)[:, None] * logp
     each = (term * mask).sum(1) + row.tau * moved.sum(1) ** 2 / 2
-    return torch.autograd.grad(
-        (each * torch.tensor(case.weights, dtype=torch.float64)).sum(), table
-    )[0]
+    weights, clones = (torch.tensor(x, dtype=torch.float64) for x in (case.weights, case.clones))
+    total = (each * weights).sum() - (clones * (logp * mask).sum(1)).sum()
+    return torch.autograd.grad(total, table)[0]
 
 
 def test_packed_equals_padded():

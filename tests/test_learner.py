@@ -1,4 +1,4 @@
-"""The optimizer's step: what it is given, whatever the loss was split into."""
+"""The optimizer's step: its gradient, however the loss was split."""
 
 import copy
 from dataclasses import replace
@@ -18,7 +18,7 @@ from whet.stages.rl import Trainer
 from whet.training.learner import Learner
 from whet.types import Group, Problem, Prompt, Sampling, Score
 
-from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, take_step, world
 
 SAMPLING = Sampling(temperature=0.6, max_tokens=9)
 
@@ -84,19 +84,19 @@ def test_a_step_sees_the_weighted_gradient_and_starts_afresh(tmp_path, micro_tok
     batch = batch_of()
     want = by_hand(model, batch)
     for _ in range(2):  # the second must not carry the first one's gradient
-        learner.step(batch, micro_tokens, loss_of(model))
+        take_step(learner, batch, micro_tokens, loss_of(model))
     assert all((gradient - want).abs().max() < 1e-10 for _, gradient in record.steps)
 
 
 def test_the_gradient_is_clipped_and_the_schedule_followed(tmp_path):
     model = world(tmp_path)[0].double()
     learner, record = recorded(model, max_grad_norm=0.01, schedule="linear", warmup=2)
-    told = [learner.step(batch_of(), 100, loss_of(model)) for _ in range(4)]
+    steps = [take_step(learner, batch_of(), 100, loss_of(model)) for _ in range(4)]
     want = by_hand(model, batch_of())
     for (rate, gradient), share in zip(record.steps, [0.5, 1.0, 1.0, 0.75], strict=True):
         assert gradient.norm().item() == pytest.approx(0.01, rel=1e-3) and rate == share
         assert torch.allclose(gradient / gradient.norm(), want / want.norm())
-    assert told[0].grad_norm == pytest.approx(want.norm().item())
+    assert steps[0].grad_norm == pytest.approx(want.norm().item())
 
 
 def test_right_and_wrong_answers_both_move_the_policy(tmp_path):
@@ -159,7 +159,8 @@ def test_a_broken_gradient_leaves_the_weights_alone(tmp_path):
     learner = Learner(model, config.Optimizer(lr=1.0), 1)
     before = copy.deepcopy(model.state_dict())
     batch = pack([sample([1, 2, 3], [False, True, True])], [float("nan")], [1.0])
-    stepped = learner.step(
+    stepped = take_step(
+        learner,
         batch,
         100,
         lambda m: model.logits(model.packed(m.tokens, m.positions, m.starts)).sum() * m.advantage,

@@ -9,7 +9,6 @@ import torch
 from whet import config
 from whet.algorithms.batch import pack
 from whet.algorithms.losses import policy_gradient
-from whet.algorithms.table import algorithm
 from whet.errors import ModelError
 from whet.model import lora, pretrained, value_head
 from whet.model.config import ModelConfig
@@ -20,7 +19,7 @@ from whet.stages import dpo, merge, reward_model, rl
 from whet.training.learner import Learner, policy_logprobs
 from whet.types import Sampling, Score
 
-from .helpers.tiny_world import keep_rankings, rl_stage, sample, world
+from .helpers.tiny_world import keep_rankings, rl_stage, sample, take_step, world
 from .test_reward_model import stage as rewarding
 from .test_reward_model import taught
 
@@ -147,7 +146,7 @@ def test_micro_batches_do_not_change_the_gradient():
     norms = []
     for micro in (4096, 12):
         learner = Learner(grown(), config.Optimizer(lr=1e-3), 3)
-        norms.append(learner.step(batch(), micro, lossed(learner.model)))
+        norms.append(take_step(learner, batch(), micro, lossed(learner.model)))
     assert norms[0].grad_norm == pytest.approx(norms[1].grad_norm, rel=1e-12)
 
 
@@ -158,7 +157,7 @@ def test_only_adapters_move(kind):
     learner = Learner(model, config.Optimizer(kind=kind, lr=1e-2), 3)
     assert len(learner.optimizers) == 1  # all of them are matrices: Muon leaves nothing to AdamW
     for _ in range(3):
-        learner.step(batch(), 4096, lossed(model))
+        take_step(learner, batch(), 4096, lossed(model))
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if ".lora_" in n}
 
@@ -256,8 +255,8 @@ def test_a_stage_of_rl_trains_adapters_against_the_base(tmp_path, row):
     )
     old = weights(policy)
     stage = rl_stage(algorithm=row, lora=config.Lora(rank=4), override={"beta": 0.1})
-    trainer = rl.prepared(policy, stage, algorithm(row, stage.override), context)
-    models = (policy, trainer.reference, *([trainer.judge.model] if trainer.judge else []))
+    trainer = rl.prepared(policy, stage, context)
+    models = (policy, trainer.reference, *([trainer.critic.model] if trainer.critic else []))
     bases = [
         {p.data_ptr() for n, p in m.named_parameters() if "lora" not in n and "head" not in n}
         for m in models

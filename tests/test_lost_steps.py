@@ -16,7 +16,7 @@ from whet.stages import rl, sft
 from whet.training.learner import LOST, Learner
 from whet.types import Problem, Prompt, Sample, Score
 
-from .helpers.tiny_world import lines, rl_stage, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sft_stage, take_step, world
 
 ODD = (math.nan, math.inf, -math.inf)
 
@@ -58,7 +58,7 @@ def test_a_hundred_losses_and_gradients_leave_no_trace(kind: str, place: str):
             hurting[0] = ODD[i // 2 % 3]
             if place == "gradient":
                 handle = hurt.model.weight.register_hook(bad)
-                stepped = hurt.step(batch, 5, loss(hurt.model))
+                stepped = take_step(hurt, batch, 5, loss(hurt.model))
                 handle.remove()
             else:
                 at = int(rng.integers(12))
@@ -69,13 +69,13 @@ def test_a_hundred_losses_and_gradients_leave_no_trace(kind: str, place: str):
                     mine = torch.tensor([next(seen) == at for _ in range(len(loss))])
                     return torch.where(mine, loss * hurting[0], loss)
 
-                stepped = hurt.step(batch, 5, broken)
-            assert stepped.lost and stepped.values == {"lost": 1.0}
+                stepped = take_step(hurt, batch, 5, broken)
+            assert stepped.lost and stepped.figures == {"lost": 1.0}
             lost += 1
         else:
             assert (
-                not hurt.step(batch, 5, loss(hurt.model)).lost
-                and not whole.step(batch, 5, loss(whole.model)).lost
+                not take_step(hurt, batch, 5, loss(hurt.model)).lost
+                and not take_step(whole, batch, 5, loss(whole.model)).lost
             )
     assert lost == 100 and hurt.done == whole.done == 100
     assert all(torch.equal(a, b) for a, b in zip(hurt.parameters, whole.parameters, strict=True))
@@ -87,19 +87,19 @@ def test_a_few_in_a_row_end_the_run_with_the_weights_as_they_were():
     batch = Toy(torch.ones(12, 4))
     nothing = lambda micro: hurt.model(micro.x).sum(-1) * math.nan  # noqa: E731
     for _ in range(LOST - 1):
-        hurt.step(batch, 12, nothing)
+        take_step(hurt, batch, 12, nothing)
     with pytest.raises(
         WhetError,
         match="3 steps in a row had a loss or a gradient that is not finite, the last after 0 good ones",
     ):
-        hurt.step(batch, 12, nothing)
+        take_step(hurt, batch, 12, nothing)
     assert all(torch.equal(a, b) for a, b in zip(hurt.parameters, before, strict=True))
 
 
 def test_a_loss_without_end_is_lost_though_its_gradient_is_finite():
     hurt = learner("adamw")
-    assert hurt.step(
-        Toy(torch.ones(12, 4)), 12, lambda micro: hurt.model(micro.x).sum(-1) + math.inf
+    assert take_step(
+        hurt, Toy(torch.ones(12, 4)), 12, lambda micro: hurt.model(micro.x).sum(-1) + math.inf
     ).lost
 
 

@@ -4,13 +4,16 @@ or by enumeration.
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.advantages import ADVANTAGES
+from whet.algorithms.algorithm import AdvantageName, KLName
 from whet.algorithms.batch import PolicyBatch
-from whet.algorithms.kl import k1, k2, k3
+from whet.algorithms.kl import KL, k1, k2, k3
 from whet.algorithms.losses import clip_acts, clipped
 from whet.algorithms.table import TABLE, algorithm
 from whet.errors import RecipeError
@@ -67,7 +70,7 @@ def test_weights_by_hand():
         "rloo": [1 / 3] * 3,
     }
     for name, weights in want.items():
-        assert TABLE[name].weights(lengths, 10) == pytest.approx(weights), name
+        assert objective.weights(TABLE[name], lengths, 10) == pytest.approx(weights), name
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,9 @@ def test_clip_high_is_the_rows_own():
         at = torch.zeros(1, dtype=torch.long)
         batch = PolicyBatch(at, at, torch.tensor([0, 1]), at, at, one, old, one, 0 * one)
         row = algorithm(name, {"kl": "none", "beta": 0.0})
-        row.loss(logp, one, batch).sum().backward()
+        objective.loss(row, logp, one, batch).sum().backward()
         slopes[name] = logp.grad.item()
-        assert row.clipped(logp.detach(), batch).item() is (name == "grpo")
+        assert objective.bounded(row, logp.detach(), batch).item() is (name == "grpo")
     assert slopes == {"grpo": 0.0, "dapo": pytest.approx(-1.25)}
 
 
@@ -177,19 +180,29 @@ def test_the_table_refuses_what_it_does_not_know():
         ("rloo", {"correction": "token", "cap": 0.5}, "below 1"),
         ("kimi", {"updates": 1}, "updates above 1"),
         ("rloo", {"warmup": 3}, "there is none"),
-        ("ppo", {"critic": {"lamb": 1.0}}, "unknown key 'critic.lamb'; did you mean 'lam'?"),
-        ("ppo", {"critic": {"lam": 1.5}}, "critic.lam = 1.5; it must be a number from 0 to 1"),
+        ("ppo", {"critic": {"lamb": 1.0}}, "unknown option 'critic.lamb'; did you mean 'lam'?"),
+        ("ppo", {"critic": {"lam": 1.5}}, "critic.lam = 1.5; it must be between 0 and 1"),
         ("ppo", {"critic": {"updates": 0}}, "critic.updates = 0"),
         ("ppo", {"critic": {"bootstrap": 1}}, "true or false"),
-        ("ppo", {"critic": 3}, "critic = 3"),
+        ("ppo", {"critic": 3}, "critic = 3; it must be a table such as { lam = 0.95 }, or none"),
+        ("ppo", {"name": "mine"}, "unknown option 'name'"),
         ("ppo", {"sampling": "priority"}, "did you mean 'prioritised'?"),
-        ("ppo", {"gamma": 2}, "from 0 to 1"),
+        ("ppo", {"gamma": 2}, "gamma = 2; it must be between 0 and 1"),
     ],
 )
 def test_cells_that_cannot_be_or_cannot_hold_together_are_refused(name, cells, words):
     with pytest.raises(RecipeError) as refusal:
         algorithm(name, cells)
     assert words in str(refusal.value) and str(refusal.value).startswith(f"algorithm {name}: ")
+
+
+def test_whole_numbers_stand_for_cells_that_are_numbers():
+    assert algorithm("grpo", {"beta": 1, "critic": "none"}).beta == 1.0
+
+
+def test_a_cell_names_what_there_is_to_compute():
+    assert set(get_args(AdvantageName)) == set(ADVANTAGES)
+    assert set(get_args(KLName)) == {"none", *KL}
 
 
 def test_inner_cells_change_alone_and_a_critic_can_be_dropped():

@@ -16,7 +16,7 @@ from whet.preflight import check, memory
 from whet.stages import rl, sft
 from whet.training.learner import Learner
 
-from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, world
+from .helpers.tiny_world import lines, rl_stage, sample, sft_stage, take_step, world
 
 
 def batch_of(model):
@@ -36,7 +36,7 @@ def stepped(model, lr, steps, micro_tokens=100, kind="adamw"):
         return -logp.gather(1, micro.tokens[micro.chosen][:, None]).squeeze(1) * micro.advantage
 
     for _ in range(steps):
-        learner.step(batch_of(model), micro_tokens, loss_of)
+        take_step(learner, batch_of(model), micro_tokens, loss_of)
     return learner
 
 

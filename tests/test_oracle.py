@@ -2,7 +2,6 @@
 number here and in its page.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from whet.algorithms.advantages import ADVANTAGES
 from whet.algorithms.off_policy import masked, truncated
 from whet.algorithms.table import TABLE, algorithm
 from whet.model.logprobs import processed
-from whet.training.token_advantages import Credit
+from whet.training.token_advantages import TokenAdvantages
 from whet.types import Sampling
 
 from .helpers import oracle as world
@@ -21,7 +20,8 @@ from .helpers.oracle import SAMPLING, WHOLE, Oracle, Tabular, TabularCritic, deg
 PAGES = Path(__file__).parents[1] / "docs/reference/algorithms"
 UNBIASED = world.unbiased()
 AS_IS = {
-    "reinforce": 0.0, "rloo": 0.0, "reinforce_pp": 41.53, "ppo": 24.13, "ppo_orz": 29.05, "vapo": 5.07, "grpo": 14.31, "dr_grpo": 0.0,
+    "reinforce": 0.0, "rloo": 0.0, "reinforce_pp": 41.53, "ppo": 24.13, "ppo_orz": 29.05,
+    "vapo": 5.07, "grpo": 14.31, "dr_grpo": 0.0,
     "dapo": 11.41, "gspo": 16.90, "cispo": 11.41, "kimi": 0.0, "oreal": 69.19, "distil_on_policy": 9.12,
 }  # fmt: skip
 
@@ -38,24 +38,24 @@ def test_all_answers_are_there(oracle):
 
 
 @pytest.fixture(scope="module")
-def found(oracle):
+def rows(oracle):
     return world.table(oracle)
 
 
 @pytest.mark.parametrize("name", UNBIASED)
-def test_rows_have_the_exact_gradient_of_what_they_claim(found, name):
-    assert found[name][2] < 1e-10
+def test_rows_have_the_exact_gradient_of_what_they_claim(rows, name):
+    assert rows[name][2] < 1e-10
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_rows_as_they_stand_point_elsewhere_by_exactly_this_much(found, name):
-    angle = found[name][3]
+def test_rows_as_they_stand_point_elsewhere_by_exactly_this_much(rows, name):
+    angle = rows[name][3]
     assert angle == pytest.approx(AS_IS[name], abs=0.005)
     assert f"{angle:.2f}°" in (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_the_page_shows_the_table_that_the_oracle_prints(found):
-    assert world.printed(found) in (PAGES / "oracle.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_table_that_the_oracle_prints(rows):
+    assert world.printed(rows) in (PAGES / "oracle.md").read_text(encoding="utf-8")
 
 
 def test_a_wrong_critic_is_harmless_at_lambda_1_and_a_bias_below(oracle):
@@ -92,16 +92,16 @@ def test_kl_estimators_as_terms_of_a_loss(oracle):
     k3 points elsewhere again.
     """
     whole, tokens = oracle.gradient(oracle.sequence_kl), oracle.gradient(oracle.token_kl)
-    found = {}
+    rows = {}
     for name in ("k2", "k3"):
         row = algorithm("rloo", {"advantage": "centred", "kl": name, "beta": 1.0})
         plain = oracle.expected(algorithm("rloo", {"advantage": "centred"}), 1)
-        found[name] = oracle.expected(row, 1) - plain
-    assert (found["k2"] - tokens).abs().max() < 1e-10
+        rows[name] = oracle.expected(row, 1) - plain
+    assert (rows["k2"] - tokens).abs().max() < 1e-10
     angles = [
-        degrees(-found["k2"], whole),
-        degrees(-found["k3"], whole),
-        degrees(-found["k3"], tokens),
+        degrees(-rows["k2"], whole),
+        degrees(-rows["k3"], whole),
+        degrees(-rows["k3"], tokens),
     ]
     assert [round(a, 2) for a in angles] == [15.78, 24.09, 10.4]
     k1 = sum(
@@ -114,7 +114,8 @@ def test_kl_estimators_as_terms_of_a_loss(oracle):
 
 
 OFF_POLICY = {  # degrees with the row's clip, and without one
-    "grpo": [63.93, 40.38], "dapo": [61.29, 37.85], "gspo": [46.12, 33.06], "cispo": [37.85, 37.85], "dr_grpo": [58.9, 37.82],
+    "grpo": [63.93, 40.38], "dapo": [61.29, 37.85], "gspo": [46.12, 33.06],
+    "cispo": [37.85, 37.85], "dr_grpo": [58.9, 37.82],
 }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def test_off_policy_the_ratio_and_its_clip_are_a_bias_too(name):
     o = Oracle(behaviour=Tabular(seed=5, scale=0.3, near=Tabular()))
     row = algorithm(name, {"kl": "none", "beta": 0.0})
     exact = o.gradient(o.expected_reward)
-    wide = replace(row, clip_low=1.0, clip_high=1e9)
+    wide = row.override({"clip_low": 1.0, "clip_high": 1e9})
     angles = [round(degrees(o.expected(r), exact), 2) for r in (row, wide)]
     assert angles == OFF_POLICY[name]
 
@@ -208,10 +209,10 @@ def test_prompt_i_with_reward_i_has_no_advantage_anywhere():
         assert all((a == 0).all() for a in ADVANTAGES[name](groups)), name
 
 
-def test_credit_leaves_a_plain_batch_as_it_is(oracle):
+def test_token_advantages_leave_a_plain_batch_as_it_is(oracle):
     row = algorithm("ppo_orz", WHOLE)
     batch = oracle.batch(row, [(0, 4)], oracle.chance[:1], TabularCritic(lambda p: 0.0))
-    again, _ = Credit(row, SAMPLING, 10**6, None, TabularCritic(lambda p: 0.0)).give(
+    again, _ = TokenAdvantages(row, SAMPLING, 10**6, None, TabularCritic(lambda p: 0.0)).compute(
         batch, [oracle.sample(i) for i in (0, 4)], [False, True]
     )
     assert again.tokens is batch.tokens

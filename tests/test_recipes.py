@@ -100,6 +100,4 @@ def test_every_recipe_parses_and_is_short(path):
     assert recipe.name == path.stem and recipe.about
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
-            from whet.algorithms.table import algorithm
-
-            algorithm(stage.algorithm, stage.override)
+            _ = stage.row

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from whet import config
+from whet.algorithms import objective
 from whet.algorithms.table import algorithm
 from whet.errors import ModelError, RecipeError
 from whet.rollout.curriculum import Prioritised
@@ -20,7 +21,7 @@ from whet.training.trainer import Trainer
 from whet.types import Group, Problem, Prompt, Sample, Score
 
 from .helpers.tiny_world import lines, rl_stage, world
-from .test_credit import SAMPLING, drawn
+from .test_token_advantages import SAMPLING, drawn
 
 
 def test_a_sampler_that_differs_is_corrected(tmp_path):
@@ -41,20 +42,20 @@ def test_a_sampler_that_differs_is_corrected(tmp_path):
 
     off = [Group(g.prompt, tuple(moved(s) for s in g.samples), g.scores) for g in groups]
 
-    def gradient(row, given):
+    def gradient(cells, scored):
         net = copy.deepcopy(model)
         learner = Learner(net, config.Optimizer(lr=1e-9, max_grad_norm=1e9), 1)
-        told, _ = Trainer(learner, algorithm("rloo", row), SAMPLING, 1000).update(given)
-        return told
+        figures, _ = Trainer(learner, algorithm("rloo", cells), SAMPLING, 1000).update(scored)
+        return figures
 
     plain = gradient({}, groups)["grad_norm"]
     for cap, factor in ((2.0, np.exp(shift)), (1.2, 1.2)):
-        told = gradient({"correction": "token", "cap": cap}, off)
-        assert told["grad_norm"] == pytest.approx(plain * factor, rel=1e-3)
-        assert told["sampler_gap"] == pytest.approx(shift, abs=1e-3) and told["corrected"] == float(
-            cap < 1.4
-        )
-        assert told["gap"] < 1e-4
+        figures = gradient({"correction": "token", "cap": cap}, off)
+        assert figures["grad_norm"] == pytest.approx(plain * factor, rel=1e-3)
+        assert figures["sampler_gap"] == pytest.approx(shift, abs=1e-3) and figures[
+            "corrected"
+        ] == float(cap < 1.4)
+        assert figures["gap"] < 1e-4
     assert gradient({"correction": "sequence", "cap": 2.0}, off)["grad_norm"] == pytest.approx(
         plain, rel=1e-3
     )
@@ -71,7 +72,7 @@ def test_a_rollouts_mini_batches_are_its_groups_in_turn(tmp_path):
         groups
     )
     assert learner.done == 2 and [len(a) for a in advantages] == [4] * 5
-    want = algorithm("rloo").advantages([g.rewards for g in groups])
+    want = objective.advantages(algorithm("rloo"), [g.rewards for g in groups])
     assert all(a == pytest.approx(w.tolist()) for a, w in zip(advantages, want, strict=True))
 
 
@@ -112,14 +113,14 @@ def test_prompts_come_in_proportion_to_failure():
 
 def test_keys_that_a_row_does_not_read_are_refused(tmp_path):
     model, context = world(tmp_path)
-    for given, words in (
+    for keys, words in (
         ({"critic": config.Critic()}, "trains no critic"),
         ({"reference": "elsewhere"}, "has no KL"),
         ({"pool": 9}, "in order"),
         ({"algorithm": "distil_on_policy"}, "name it"),
     ):
         with pytest.raises(RecipeError, match=words):
-            rl.run(model, rl_stage(**given), context)
+            rl.run(model, rl_stage(**keys), context)
     other = copy.deepcopy(model)
     other.config = replace(other.config, vocab=99)
     with pytest.raises(ModelError, match="the same tokens"):

@@ -13,12 +13,13 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from whet.algorithms import objective
 from whet.algorithms.advantages import centred, leave_one_out
 from whet.algorithms.batch import pack
 from whet.algorithms.losses import clipped, log_ratio, sequence_sum
 from whet.algorithms.table import algorithm
 from whet.training.learner import policy_logprobs
-from whet.training.token_advantages import Credit
+from whet.training.token_advantages import TokenAdvantages
 from whet.types import Sampling
 
 from .helpers.trl_case import COUNT, GROUP, LIMIT, PROMPTS, TOKENS, theirs, trainer, world
@@ -61,12 +62,14 @@ def ours(row, w, advantages=None, weights=None):
     """Loss, gradient by the table, gradient by the entropies."""
     samples = w.samples
     if advantages is None:
-        advantages = torch.cat(row.advantages(w.rewards)).tolist()
-    weights = row.weights([s.length for s in samples], LIMIT) if weights is None else weights
+        advantages = torch.cat(objective.advantages(row, w.rewards)).tolist()
+    weights = (
+        objective.weights(row, [s.length for s in samples], LIMIT) if weights is None else weights
+    )
     batch = pack(samples, advantages, weights, torch.float64)
     ids = batch.tokens[batch.chosen]
     now, entropy = w.now.clone().requires_grad_(), w.entropy.clone().requires_grad_()
-    loss = (row.loss(now[ids], entropy[ids], batch, w.ref[ids]) * batch.weight).sum()
+    loss = objective.loss(row, now[ids], entropy[ids], batch, w.ref[ids]).sum()
     grads = torch.autograd.grad(loss, (now, entropy), allow_unused=True)
     return loss.item(), *(torch.zeros_like(w.now) if g is None else g for g in grads)
 
@@ -95,9 +98,12 @@ def test_the_case_is_a_hard_one():
     w, row = world(), algorithm("dapo")
     samples = w.samples
     batch = pack(
-        samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64
+        samples,
+        torch.cat(objective.advantages(row, w.rewards)).tolist(),
+        [1.0] * COUNT,
+        torch.float64,
     )
-    bound = row.clipped(w.now[batch.tokens[batch.chosen]], batch)
+    bound = objective.bounded(row, w.now[batch.tokens[batch.chosen]], batch)
     assert 5 < bound.sum() < len(bound) / 2
     assert len({s.length for s in samples}) > 5 and min(s.length for s in samples) == 0
     assert {a == 0 for a in batch.advantage.tolist()} == {True, False}
@@ -120,7 +126,7 @@ def test_the_deviation_is_all_that_differs(trl, name):
     """
     w, row = world(), row_of(name)
     (_, mine, _), (_, their, _, advantages) = ours(row, w), theirs(trl, w, **ROWS[name][1])
-    own = row.advantages(w.rewards)
+    own = objective.advantages(row, w.rewards)
     for g, rewards in enumerate(w.rewards):
         r = torch.tensor(rewards, dtype=torch.float64)
         factor = (r.std(correction=0) + 1e-6) / (r.std() + 1e-4)
@@ -144,7 +150,8 @@ def test_equal_rewards_leave_nothing_here_and_a_residue_there(trl):
     there = made._prepare_inputs([{"prompt": ""}] * COUNT)["advantages"].abs()
     assert there.min() > 7e-5 and there.max() < 8e-5
     assert torch.equal(
-        torch.cat(algorithm("grpo").advantages(w.rewards)), torch.zeros(COUNT, dtype=torch.float64)
+        torch.cat(objective.advantages(algorithm("grpo"), w.rewards)),
+        torch.zeros(COUNT, dtype=torch.float64),
     )
 
 
@@ -155,7 +162,7 @@ def test_groups_without_signal_stay_in_the_denominator_there(trl):
     w, row = world(), algorithm("dapo")
     lengths = [sum(c) for c in w.chosen]
     kept = [i for i in range(COUNT) if len(set(w.rewards[i // GROUP])) > 1]
-    weight = row.weights([lengths[i] for i in kept], LIMIT)[0]
+    weight = objective.weights(row, [lengths[i] for i in kept], LIMIT)[0]
     share = sum(lengths[i] for i in kept) / sum(lengths)
     mine, there = ours(row, w, their_zscored(w), [weight] * COUNT), theirs(trl, w, loss_type="dapo")
     assert share < 0.9 and (mine[1] * share - there[1]).abs().max() < EXACT
@@ -191,7 +198,7 @@ def test_dapo_over_several_updates_divides_by_their_mean(trl):
     lengths = [sum(c) for c in w.chosen]
     here, total = sum(lengths[i] for i in part), sum(lengths)
     weights = [
-        row.weights([lengths[j] for j in part], LIMIT)[0] if i in part else 0.0
+        objective.weights(row, [lengths[j] for j in part], LIMIT)[0] if i in part else 0.0
         for i in range(COUNT)
     ]
     mine = ours(row, w, their_zscored(w), weights)
@@ -240,7 +247,7 @@ def test_rloo_is_theirs_where_the_policy_has_not_moved(trl, steps):
     loss, there, _, advantages = theirs(trl, w, "RLOOTrainer", steps)
     mine = ours(row, w)
     assert (mine[1] - there).abs().max() < EXACT and there.abs().max() > 1e-3
-    assert (torch.cat(row.advantages(w.rewards)) - advantages).abs().max() < EXACT
+    assert (torch.cat(objective.advantages(row, w.rewards)) - advantages).abs().max() < EXACT
     assert abs(loss + advantages.mean()) < EXACT
 
 
@@ -250,8 +257,8 @@ def test_rloo_off_policy_has_a_clipped_ratio_of_whole_answers_there(trl):
     """
     w, row = world(tools=False), algorithm("rloo")
     loss, there, _, _ = theirs(trl, w, "RLOOTrainer", epsilon_high=0.28)
-    samples, given = w.samples, torch.cat(row.advantages(w.rewards))
-    batch = pack(samples, given.tolist(), [1 / COUNT / s.length for s in samples], torch.float64)
+    samples, own = w.samples, torch.cat(objective.advantages(row, w.rewards))
+    batch = pack(samples, own.tolist(), [1 / COUNT / s.length for s in samples], torch.float64)
     ids, now = batch.tokens[batch.chosen], w.now.clone().requires_grad_()
     moved = sequence_sum(log_ratio(now[ids], batch.logp_old), batch.sequence)
     built = (clipped(moved, batch.advantage, 0.2, 0.28) * batch.weight).sum()
@@ -260,9 +267,9 @@ def test_rloo_off_policy_has_a_clipped_ratio_of_whole_answers_there(trl):
         (loss, there, torch.zeros(1)),
     )
     rho = moved.exp().detach()
-    held = ((rho > 1.28) & (batch.advantage > 0)) | ((rho < 0.8) & (batch.advantage < 0))
-    assert 0 < held.sum() < len(held)
-    assert (ours(row, w)[1][ids] * rho * ~held - there[ids]).abs().max() < EXACT
+    stopped = ((rho > 1.28) & (batch.advantage > 0)) | ((rho < 0.8) & (batch.advantage < 0))
+    assert 0 < stopped.sum() < len(stopped)
+    assert (ours(row, w)[1][ids] * rho * ~stopped - there[ids]).abs().max() < EXACT
 
 
 def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl):
@@ -273,7 +280,10 @@ def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl
     row = algorithm("rloo", {"kl": "k1", "kl_in": "reward", "beta": beta})
     advantages = theirs(trl, w, "RLOOTrainer", beta=beta)[3]
     batch = pack(
-        w.samples, torch.cat(row.advantages(w.rewards)).tolist(), [1.0] * COUNT, torch.float64
+        w.samples,
+        torch.cat(objective.advantages(row, w.rewards)).tolist(),
+        [1.0] * COUNT,
+        torch.float64,
     )
     ids, s = batch.tokens[batch.chosen], batch.sequence
     kl = w.old[ids] - w.ref[ids]
@@ -281,11 +291,11 @@ def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl
     rewards = torch.tensor(w.rewards, dtype=torch.float64) - beta * whole.view(PROMPTS, GROUP)
     assert (torch.cat(leave_one_out(list(rewards))) - advantages).abs().max() < EXACT
 
-    class Known(Credit):
+    class KnownKL(TokenAdvantages):
         def kl(self, batch):
             return kl
 
-    mine = Known(row, Sampling(), 10**6).give(batch, w.samples, [False] * COUNT)[0].advantage
+    mine = KnownKL(row, Sampling(), 10**6).compute(batch, w.samples, [False] * COUNT)[0].advantage
     past = torch.cat([kl[s == i].cumsum(0) - kl[s == i] for i in range(COUNT)])
     others = torch.cat([(g.sum() - g) / (GROUP - 1) for g in whole.view(PROMPTS, GROUP)])
     assert (mine - beta * past + beta * others[s] - advantages[s]).abs().max() < EXACT
@@ -322,7 +332,7 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
     lengths, advantages = [s.length for s in w.samples], their_zscored(w)
 
     def logprobs():
-        batch = pack(w.samples, advantages, row.weights(lengths, LIMIT), torch.float64)
+        batch = pack(w.samples, advantages, objective.weights(row, lengths, LIMIT), torch.float64)
         return batch, *policy_logprobs(here, batch, sampling)
 
     batch, logp, _ = logprobs()
@@ -330,7 +340,7 @@ def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):
         (logp.detach() - 0.3 * torch.rand(len(logp)).double()).float().double()
     )
     batch, logp, entropy = logprobs()
-    mine = (row.loss(logp, entropy, batch) * batch.weight).sum()
+    mine = objective.loss(row, logp, entropy, batch).sum()
     mine.backward()
     made = trainer(trl, "GRPOTrainer", w, 1, {"loss_type": "dapo"})
     loss = made.compute_loss(there, made._prepare_inputs([{"prompt": ""}] * COUNT))

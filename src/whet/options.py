@@ -8,6 +8,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -132,7 +133,14 @@ def faults(
             case _:
                 words = " or ".join(dict.fromkeys(map(wording, alternatives)))
                 words = words.replace(" or it must be ", " or ")
-                yield f"{where} = {shown(fault['input'])}; {words}"
+                yield f"{where} = {shown(fault['input'])}; {words}{_nearest(fault)}"
+
+
+def _nearest(fault: ErrorDetails) -> str:
+    """The nearest right word, where a fixed few are right."""
+    known = re.findall(r"'([^']*)'", fault.get("ctx", {}).get("expected", ""))
+    near = get_close_matches(str(fault["input"]), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def wording(fault: ErrorDetails) -> str:

@@ -1,7 +1,7 @@
-"""What flows: Problem -> Prompt -> Sample -> Score -> Group -> (batch) -> Update. No torch here.
+"""The data of a run: Problem -> Prompt -> Sample -> Score -> Group -> (batch) -> Update. No torch.
 
 Index t always speaks of `tokens[t]`: `mask[t]` says whether the policy chose that token, `logp[t]`
-how likely the policy that chose it thought it was.
+is the log-probability under the policy that chose it.
 """
 
 import random
@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Finish = Literal["stop", "length", "error"]
+Finish = Literal["stop", "length"]
 Status = Literal["scored", "wrong", "unparsed", "timeout", "error"]
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question of a task, before any tokenizer. `answer` is for the verifier; the policy never
-    sees it.
+    """One question of a task, before any tokenizer.
+
+    `answer` is for the verifier; the policy never sees it.
     """
 
     id: str
@@ -37,13 +38,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem as one model reads it. Asked with the template's thinking switch,
-    `problem.meta["thinking"]` says how it stood.
+    """A problem as one model reads it.
+
+    `problem.meta["thinking"]` is the state of the template's thinking switch, where it has one.
     """
 
     problem: Problem
     tokens: tuple[int, ...]  # [P]
-    # what the prompt's end has written of the answer: thinking that is open, or shut and empty
+    # the start of the answer that the prompt ends with: thinking that is open, or shut and empty
     begun: str = ""
 
     @property
@@ -53,8 +55,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn. temperature 0 is greedy (its log-probabilities are those at
-    temperature 1).
+    """How completions are drawn.
+
+    Temperature 0 is greedy; its log-probabilities are those at temperature 1.
     """
 
     n: int = 8
@@ -79,7 +82,6 @@ class Sample:
     text: str  # the completion, special tokens left out
     finish: Finish
     version: int = 0  # of the weights that sampled
-    turns: int = 1
 
     def __post_init__(self) -> None:
         lengths = len(self.tokens), len(self.mask), len(self.logp)
@@ -105,9 +107,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A verifier's verdict. `timeout` and `error` are the verifier's failures: never part of an
-    update.
-    """
+    """A verifier's verdict. Samples with `timeout` or `error`, its failures, are not trained on."""
 
     value: float
     status: Status = "scored"
@@ -120,9 +120,7 @@ class Score:
 
     @property
     def correct(self) -> bool:
-        """What accuracy counts: the part `accuracy` where there is one, else the value; above one
-        half.
-        """
+        """Whether accuracy counts it: its part `accuracy`, or else its value, is above one half."""
         return self.usable and self.parts.get("accuracy", self.value) > 0.5
 
 
@@ -136,7 +134,7 @@ class Group:
 
     @property
     def texts(self) -> list[str]:
-        """[G] answers as they were judged: what the prompt has begun, and the completion."""
+        """[G] whole answers: the start that the prompt has written, and the completion."""
         return [self.prompt.begun + s.text for s in self.samples]
 
     @property
@@ -145,7 +143,7 @@ class Group:
 
     @property
     def usable(self) -> "Group":
-        """Without the samples whose verifier failed."""
+        """The group without the samples whose verifier failed."""
         keep = [i for i, s in enumerate(self.scores) if s.usable]
         if len(keep) == len(self.scores):
             return self
@@ -155,17 +153,13 @@ class Group:
 
     @property
     def has_signal(self) -> bool:
-        """Unequal rewards: with equal ones every group-relative advantage, and so the gradient, is
-        0.
-        """
+        """Whether rewards differ: where all are equal, every group-relative advantage is 0."""
         return len(self.scores) > 1 and max(self.rewards) > min(self.rewards)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """K >= 2 different responses to one problem, best first: every pair of them says which is
-    better.
-    """
+    """K >= 2 different responses to one problem, best first."""
 
     problem: Problem
     texts: tuple[str, ...]  # [K]
@@ -173,7 +167,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one step did: plain numbers, one line of metrics.jsonl."""
+    """The figures of one step: plain numbers, one line of metrics.jsonl."""
 
     stage: str
     step: int
@@ -193,14 +187,13 @@ class Task(Protocol):
         ...
 
     def size(self, split: Literal["train", "test"]) -> int | None:
-        """How many different problems there are; None where they are made as needed and will not
-        run out.
-        """
+        """The number of different problems; None where they are made as needed, without end."""
         ...
 
     def problems(self, split: Literal["train", "test"], n: int, seed: int) -> list[Problem]:
-        """n different problems, in an order that the seed fixes. Raises DataError where there are
-        fewer.
+        """n different problems, in an order that the seed fixes.
+
+        Raises DataError where there are fewer.
         """
         ...
 
@@ -219,9 +212,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class Ranker(Protocol):
-    """A task with a taste of its own: it can say which of several responses a person would rather
-    have.
-    """
+    """A task that knows which of several responses a person would prefer."""
 
     def rank(self, problem: Problem, texts: Sequence[str], rng: random.Random) -> list[int]:
         """Indices of the K texts, best first; `rng` is the labeller's noise."""
@@ -229,9 +220,7 @@ class Ranker(Protocol):
 
 
 class Engine(Protocol):
-    """Draws completions. One call, all prompts: the engine batches, drops finished rows and
-    refills.
-    """
+    """Draws completions. One call has all prompts: the engine batches, drops finished rows, refills."""
 
     version: int  # of the weights, stamped on samples
 

@@ -1,13 +1,14 @@
-"""Random ragged batches, and the gradient that whet's own path, Trainer and Learner, makes of them
-in float64.
+"""Random ragged batches, and their gradients in float64 by whet's own path, Trainer and Learner.
 
 The policy is a table: the state of a token is a hash of its prefix. A state that no chosen token is
-drawn in can be marked UNREAD: the policy, the reference and the judge answer NaN there.
+drawn in can be marked UNREAD: the policy, the reference and the critic answer NaN there.
 """
 
 import functools
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from whet import config
 from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.batch import Pack, PolicyBatch
 from whet.algorithms.table import TABLE, algorithm
 from whet.training.learner import Learner
 from whet.training.trainer import Trainer
@@ -63,13 +65,13 @@ class Table(nn.Module):
         return self.table[states]
 
 
-class Judge(Table):
+class TableCritic(Table):
     def forward(self, tokens, positions, starts):
         return self.table[self.packed(tokens, positions, starts), 0]
 
 
 class Still:
-    """In the place of an optimizer: adds up the gradients that it is shown, and moves nothing."""
+    """In the place of an optimizer: adds up the gradients of all steps, and moves nothing."""
 
     def __init__(self, parameters):
         self.parameters, self.param_groups, self.state, self.total = parameters, [], {}, 0.0
@@ -84,32 +86,42 @@ class Still:
             p.grad = None
 
 
-class Dealt(Learner):
-    """Deals the sequences of a batch out to `ranks`, each with micro-batches of its own; their
-    gradients are added up.
-    """
+class Observed(Learner):
+    """A learner whose weights stay, and whose gradients can be looked at."""
 
     def __init__(self, model):
         super().__init__(model, config.Optimizer(max_grad_norm=1e9), 1)
 
-    def ready(self, ranks, rng):
+    def ready(self):
         self.optimizers, self.base_lr = [Still(self.parameters)], [[]]
-        self.ranks, self.rng, self.seen = ranks, rng, 0
         self.forget()
 
     @property
     def gradient(self):
         return self.optimizers[0].total + torch.zeros(sum(p.numel() for p in self.parameters))
 
-    def step(self, batch, micro_tokens, loss_of):
-        self.seen += batch.sequences
-        if self.ranks < 2:
-            return super().step(batch, micro_tokens, loss_of)
-        owner = [self.rng.randrange(self.ranks) for _ in range(batch.sequences)]
-        for rank in range(self.ranks):
-            own = batch.take([i for i, r in enumerate(owner) if r == rank])
-            told = super().step(own, micro_tokens_of(self.rng), loss_of)
-        return told
+
+@contextmanager
+def dealt(ranks, rng):
+    """Training deals the sequences of a batch out to `ranks`, each with micro-batches of its own.
+
+    Yields the sizes of the policy's mini-batches. What is computed without gradient stays in order.
+    """
+    split, sizes = Pack.split, []
+
+    def dealing(batch, tokens):
+        if not torch.is_grad_enabled():
+            return split(batch, tokens)
+        if isinstance(batch, PolicyBatch):
+            sizes.append(batch.sequences)
+        if ranks < 2:
+            return split(batch, tokens)
+        owner = [rng.randrange(ranks) for _ in range(batch.sequences)]
+        parts = [[i for i, r in enumerate(owner) if r == rank] for rank in range(ranks)]
+        return [micro for part in parts for micro in split(batch.take(part), micro_tokens_of(rng))]
+
+    with mock.patch.object(Pack, "split", dealing):
+        yield sizes
 
 
 def micro_tokens_of(rng):
@@ -143,8 +155,9 @@ class Case:
 
     def at_once(self):
         """In one optimizer step, so that it does not matter which mini-batch a group falls into."""
-        critic = self.row.critic and replace(self.row.critic, updates=1)
-        return replace(self, row=replace(self.row, updates=1, critic=critic))
+        critic = self.row.critic and self.row.critic.model_copy(update={"updates": 1})
+        row = self.row.model_copy(update={"updates": 1, "critic": critic})
+        return replace(self, row=row)
 
 
 def completion(rng, prompt):
@@ -189,20 +202,21 @@ def case(seed, name):
 
 @functools.cache
 def models(transformer=False):
-    """The policy and the judge that learn, and the reference."""
+    """The policy and the critic that learn, and the reference."""
     policy, reference = (tiny(3), tiny(5)) if transformer else (Table(1, VOCAB), Table(2, VOCAB))
-    return Dealt(policy), Dealt(Judge(4, 1)), reference
+    return Observed(policy), Observed(TableCritic(4, 1)), reference
 
 
-def trained(given, micro_tokens=WHOLE, ranks=1, transformer=False, rng=None):
-    """The gradients of policy and judge, added over all optimizer steps; the advantages; how many
-    sequences the policy saw.
+def trained(case, micro_tokens=WHOLE, ranks=1, transformer=False, rng=None):
+    """The gradients of policy and critic, added over all optimizer steps; the advantages; the
+    number of sequences that the policy read.
     """
-    policy, judge, reference = models(transformer)
-    for learner in (policy, judge):
-        learner.ready(ranks, rng)
+    policy, critic, reference = models(transformer)
+    for learner in (policy, critic):
+        learner.ready()
     trainer = Trainer(
-        policy, given.row, given.sampling, micro_tokens, reference, judge, rollouts=WHOLE
+        policy, case.row, case.sampling, micro_tokens, reference, critic, rollouts=WHOLE
     )
-    advantages = trainer.update(given.groups)[1]
-    return torch.cat([policy.gradient, judge.gradient]), advantages, policy.seen
+    with dealt(ranks, rng) as sizes:
+        advantages = trainer.update(case.groups)[1]
+    return torch.cat([policy.gradient, critic.gradient]), advantages, sum(sizes)

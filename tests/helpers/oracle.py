@@ -2,8 +2,8 @@
 sums and exact.
 
 Vocabulary 3, at most 3 tokens, EOS is also the pad id, temperature 0.6, float64. The expected
-gradient of whet's own path from samples to a loss (row.advantages, weights, clones, pack, Credit,
-policy_logprobs, row.loss) is held against exact gradients of objectives. `python tests/helpers/oracle.py`
+gradient of whet's own path from samples to a loss (objective, pack, TokenAdvantages,
+policy_logprobs) is held against exact gradients of objectives. `python tests/helpers/oracle.py`
 prints the table of docs/reference/algorithms/oracle.md.
 """
 
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from whet.algorithms import objective
 from whet.algorithms.batch import pack
 from whet.algorithms.table import TABLE, algorithm
 from whet.training.learner import Stepped, policy_logprobs
-from whet.training.token_advantages import Credit
+from whet.training.token_advantages import TokenAdvantages
 from whet.types import Sample, Sampling
 
 EOS, VOCAB, LONGEST, PROMPT = 0, 3, 3, 2
@@ -65,18 +66,21 @@ class TabularCritic:
             [float(self.value_of(p)) for p in prefixes_in(tokens, starts)], dtype=torch.float64
         )
 
-    def step(self, batch, micro_tokens, loss_of):
+    def backward(self, loss):
+        pass
+
+    def step(self):
         return Stepped(0.0, 0.0)
 
 
 def answers(longest=LONGEST):
     """Those that end, and those cut off at the longest."""
-    found = []
+    every = []
     for n in range(1, longest + 1):
         for tokens in itertools.product(range(VOCAB), repeat=n):
             if EOS not in tokens[:-1] and (tokens[-1] == EOS or n == longest):
-                found.append(tokens)
-    return found
+                every.append(tokens)
+    return every
 
 
 def reward(tokens):
@@ -186,7 +190,7 @@ class Oracle:
                 if row.needs_reference
                 else None
             )
-            loss = (row.loss(logp, entropy, batch, logp_ref) * batch.weight).sum()
+            loss = objective.loss(row, logp, entropy, batch, logp_ref).sum()
             total += torch.autograd.grad(loss, self.policy.table)[0]
         return total
 
@@ -194,21 +198,23 @@ class Oracle:
         """Groups, each an update of its own, weighted by their chances: the loss is linear in the
         weights.
         """
-        samples, given, weights, clones, right, old = [], [], [], [], [], []
+        samples, advantages, weights, clones, right, old = [], [], [], [], [], []
         for group, chance in zip(groups, chances.tolist(), strict=True):
             lengths = [len(self.answers[i]) for i in group]
             own = [self.rewards[i] > 0.5 for i in group]
-            given += row.advantages([[self.rewards[i] for i in group]])[0].tolist()
-            weights += [w * chance for w in row.weights(lengths, self.sampling.max_tokens)]
-            clones += row.clones(lengths, own, self.sampling.max_tokens)
+            advantages += objective.advantages(row, [[self.rewards[i] for i in group]])[0].tolist()
+            weights += [
+                w * chance for w in objective.weights(row, lengths, self.sampling.max_tokens)
+            ]
+            clones += [c * chance for c in objective.clone_weights(row, lengths, own)]
             samples += [self.sample(i) for i in group]
             right += own
             old += [self.drawn_as[i] for i in group]
-        batch = pack(samples, given, weights, torch.float64, clones)
+        batch = pack(samples, advantages, weights, torch.float64, clones)
         batch = replace(batch, logp_old=torch.cat(old))  # a Sample's float32 would show at 1e-10
         if not (row.per_token or row.normalise):
             return batch
-        return Credit(row, self.sampling, 10**6, self.reference, critic).give(
+        return TokenAdvantages(row, self.sampling, 10**6, self.reference, critic).compute(
             batch, samples, right
         )[0]
 
@@ -287,7 +293,7 @@ def as_is(o, name):
 
 def table(o):
     """Rows -> (claim, when it is unbiased, largest error then or None, degrees as it stands)."""
-    sure, claimed, found = unbiased(), claims(o), {}
+    sure, claimed, rows = unbiased(), claims(o), {}
     for name in TABLE:
         when, worst = "–", None
         if name in sure:
@@ -296,16 +302,16 @@ def table(o):
                 or "as it stands"
             )
             worst = error(o, name, *sure[name])
-        found[name] = (claimed[name][0], when, worst, as_is(o, name))
-    return found
+        rows[name] = (claimed[name][0], when, worst, as_is(o, name))
+    return rows
 
 
-def printed(found):
+def printed(rows):
     lines = [
         "| row | claimed objective | unbiased with | error then | as it stands |",
         "|---|---|---|---|---|",
     ]
-    for name, (claim, when, worst, angle) in found.items():
+    for name, (claim, when, worst, angle) in rows.items():
         small = "–" if worst is None else "< 1e-10" if worst < 1e-10 else f"{worst:.0e}"
         lines.append(f"| [{name}]({name}.md) | {claim} | {when} | {small} | {angle:.2f}° |")
     return "\n".join(lines)

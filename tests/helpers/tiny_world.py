@@ -71,6 +71,13 @@ def rl_stage(**keys):
     return config.RL(name="rl", kind="rl", **{**given, **keys})
 
 
+def take_step(learner, batch, micro_tokens, loss_of):
+    """One optimizer step on the weighted sum of `loss_of(micro)`, a loss [M] per token."""
+    for micro in batch.split(micro_tokens):
+        learner.backward((loss_of(micro) * micro.weight).sum())
+    return learner.step()
+
+
 def lines(tmp_path):
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 

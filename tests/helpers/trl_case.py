@@ -45,13 +45,13 @@ class World:
 
     @property
     def samples(self):
-        found = []
+        samples = []
         for prompt, answer, chosen in zip(self.prompts, self.answers, self.chosen, strict=True):
             tokens = np.array([*prompt, *answer])
             mask = np.array([0] * len(prompt) + chosen, bool)
             logp = np.where(mask, self.old[tokens].numpy(), 0).astype(np.float32)
-            found.append(Sample(tokens, mask, logp, "", "stop"))
-        return found
+            samples.append(Sample(tokens, mask, logp, "", "stop"))
+        return samples
 
 
 def world(seed=0, tools=True):
@@ -100,23 +100,28 @@ def trainer(trl, kind, w, steps, cells):
     args = {"steps_per_generation": steps, "gradient_accumulation_steps": steps, "report_to": []}
     args |= {"per_device_train_batch_size": COUNT // steps, "gradient_checkpointing_kwargs": None}
     args |= {"use_bias_correction_kl": False, "delta": None}
-    held = {
+    state = {
         "accelerator": Accelerator(cpu=True), "state": SimpleNamespace(global_step=0),
-        "model": Table(w.old, w.entropy), "ref_model": Table(w.ref, w.entropy), "_tokenizer": SimpleNamespace(pad_token_id=0),
+        "model": Table(w.old, w.entropy), "ref_model": Table(w.ref, w.entropy),
+        "_tokenizer": SimpleNamespace(pad_token_id=0),
         "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None,
-        "mask_truncated_completions": False, "use_vllm": False, "vllm_importance_sampling_correction": False,
-        "num_iterations": 2, "num_generations": GROUP, "max_completion_length": LIMIT, "log_multimodal": False,
-        "multi_objective_aggregation": "sum_then_normalize", "scale_rewards": "group", "normalize_advantages": False,
+        "mask_truncated_completions": False, "use_vllm": False,
+        "vllm_importance_sampling_correction": False,
+        "num_iterations": 2, "num_generations": GROUP, "max_completion_length": LIMIT,
+        "log_multimodal": False,
+        "multi_objective_aggregation": "sum_then_normalize", "scale_rewards": "group",
+        "normalize_advantages": False,
         "reward_weights": torch.ones(1, dtype=torch.float64), "reward_clip_range": None,
         "reward_funcs": [lambda **_: w.flat], "reward_processing_classes": [None], "reward_func_names": ["r"],
         "_metrics": defaultdict(lambda: defaultdict(list)), "_pending_extra_logs": {}, "_pending_metrics": {},
         "_logs": defaultdict(list, rewards=defaultdict(list), extra=defaultdict(list)),
-        "_step": 0, "_buffered_inputs": None, "current_gradient_accumulation_steps": steps, "aux_loss_enabled": False,
+        "_step": 0, "_buffered_inputs": None, "current_gradient_accumulation_steps": steps,
+        "aux_loss_enabled": False,
         "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "importance_sampling_level": "token",
         "loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.28, "beta": 0.0,
         "entropy_coef": 0.0, "use_adaptive_entropy": False,
     }  # fmt: skip
-    made.__dict__.update(held | {k: v for k, v in cells.items() if k not in args})
+    made.__dict__.update(state | {k: v for k, v in cells.items() if k not in args})
     made.args = SimpleNamespace(**args | {k: v for k, v in cells.items() if k in args})
     made._entropy_bonus_enabled = made.entropy_coef != 0
     made._generate = lambda prompts: written(kind, w)

@@ -1,8 +1,7 @@
-"""Rewards -> advantages, in float64. Pure: a list of groups' rewards in, a list of groups'
-advantages out.
+"""Advantages of answers from rewards, in float64: a tensor [G] per group in, one per group out.
 
-Equal rewards give exactly 0, whatever rounding does to their mean: a group without signal has no
-gradient.
+Equal rewards give an advantage of exactly 0, even where their mean is rounded: a group without
+signal has no gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ def _equal(rewards: Tensor) -> bool:
 
 
 def centred(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean(r) within the group. Dr. GRPO, arXiv:2503.20783, sec. 3.2 (no division by
-    the deviation).
+    """A_i = r_i - mean(r) within the group, not divided by the deviation.
+
+    Dr. GRPO, arXiv:2503.20783, sec. 3.2.
 
     >>> [a.tolist() for a in centred([torch.tensor([1.0, 0.0, 0.0, 0.0])])]
     [[0.75, -0.25, -0.25, -0.25]]
@@ -30,11 +30,13 @@ def centred(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group, std over all G (no correction).
+    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group; std without Bessel's correction.
+
     GRPO, arXiv:2402.03300, sec. 4.1.2.
 
-    >>> [[round(x, 4) for x in a.tolist()] for a in zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])]
-    [[1.732, -0.5773, -0.5773, -0.5773]]
+    >>> (advantages,) = zscored([torch.tensor([1.0, 0.0, 0.0, 0.0]).double()])
+    >>> [round(x, 4) for x in advantages.tolist()]
+    [1.732, -0.5773, -0.5773, -0.5773]
     """
     return [
         a if _equal(r) else a / (r.std(correction=0) + eps)
@@ -43,8 +45,9 @@ def zscored(groups: Sequence[Rewards], eps: float = 1e-6) -> list[Rewards]:
 
 
 def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline. RLOO,
-    arXiv:2402.14740. A group of one has no other: 0.
+    """A_i = r_i - mean of the other rewards of the group: an unbiased baseline.
+
+    A group of one has no other reward, and advantage 0. RLOO, arXiv:2402.14740.
 
     >>> [a.tolist() for a in leave_one_out([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
@@ -55,8 +58,9 @@ def leave_one_out(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def batch_centred(groups: Sequence[Rewards]) -> list[Rewards]:
-    """A_i = r_i - mean over all samples of the batch: one baseline for all prompts. REINFORCE,
-    Williams 1992.
+    """A_i = r_i - mean over all samples of the batch: one baseline for all prompts.
+
+    REINFORCE, Williams 1992.
 
     >>> [a.tolist() for a in batch_centred([torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])])]
     [[0.5, 0.5], [-0.5, -0.5]]
@@ -76,7 +80,7 @@ def raw(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def none(groups: Sequence[Rewards]) -> list[Rewards]:
-    """0: the reward is not looked at; what teaches is the KL to a teacher.
+    """A_i = 0: the reward is not read; the KL to a teacher is the only signal.
 
     >>> [a.tolist() for a in none([torch.tensor([1.0, 0.0])])]
     [[0.0, 0.0]]
@@ -85,27 +89,28 @@ def none(groups: Sequence[Rewards]) -> list[Rewards]:
 
 
 def cloned(groups: Sequence[Rewards]) -> list[Rewards]:
-    """1 for right answers (r > 1/2); for wrong ones -k/(G - 1), k the right ones of the group.
-    OREAL, arXiv:2502.06781.
+    """A_i = 1 for right answers (r > 1/2), -k / (G - 1) for wrong ones; k answers are right.
 
-    Its derivation weighs a failure by 1 - p, p the success rate; its preprocessing F, the
-    leave-one-out baseline of paper and released code alike, makes that -p: where success is rare a
-    failure weighs little. This is the latter. Equal rewards give 0.
+    OREAL, arXiv:2502.06781. Equal rewards give 0. The paper's derivation weighs a failure by 1 - p,
+    p the success rate. Its preprocessing F, the leave-one-out baseline of paper and released code
+    alike, makes that -p, so that a failure weighs little where success is rare. This is the latter.
 
     >>> [a.tolist() for a in cloned([torch.tensor([1.0, 0.0, 0.0])])]
     [[1.0, -0.5, -0.5]]
     """
-    found: list[Rewards] = []
+    advantages: list[Rewards] = []
     for r in groups:
         right = (r > 0.5).to(r.dtype)
         wrong = -right.sum() / max(len(r) - 1, 1)
-        found.append(torch.zeros_like(r) if _equal(right) else torch.where(right > 0, 1.0, wrong))
-    return found
+        signed = torch.where(right > 0, 1.0, wrong)
+        advantages.append(torch.zeros_like(r) if _equal(right) else signed)
+    return advantages
 
 
 def whitened(values: Float[Tensor, " m"], eps: float = 1e-8) -> Float[Tensor, " m"]:
-    """(x - mean) / (std + eps) over all M numbers, std without correction; equal numbers give
-    exactly 0. PPO's and REINFORCE++'s normalisation.
+    """(x - mean) / (std + eps) over all M numbers; std without Bessel's correction.
+
+    Equal numbers give exactly 0. PPO's and REINFORCE++'s normalisation.
 
     >>> [round(x, 4) for x in whitened(torch.tensor([1.0, 2.0, 3.0]).double()).tolist()]
     [-1.2247, 0.0, 1.2247]

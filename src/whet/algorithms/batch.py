@@ -1,8 +1,7 @@
-"""Samples -> one packed batch. No padding: sequences stand behind one another, and `starts` says
-where each begins.
+"""Packed batches: sequences stand behind one another without padding, `starts` says where.
 
-What a loss reads exists for the M chosen tokens only, so prompts, tool output and padding cannot
-reach it, whatever they hold.
+The numbers of a loss exist for the M chosen tokens only, so that prompts and tool output cannot
+reach it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import Self, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.types import Sample
@@ -23,10 +21,10 @@ LAYOUT = ("tokens", "positions", "starts", "chosen", "sequence")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """S sequences of N tokens in all, of which the policy chose M. `chosen` [M] are their indices
-    in the pack, `sequence` [M] the sequence of each.
+    """S sequences of N tokens in all, of which the policy chose M.
 
-    Every field that a subclass adds is [M], a number for each chosen token.
+    `chosen` [M] are the indices of the chosen tokens in the pack, `sequence` [M] those of their
+    sequences. Every field that a subclass adds is [M]: a number for each chosen token.
     """
 
     tokens: Int[Tensor, " n"]
@@ -34,9 +32,8 @@ class Pack:
     starts: Int[Tensor, " s1"]
     chosen: Int[Tensor, " m"]
     sequence: Int[Tensor, " m"]
-    weight: Float[
-        Tensor, " m"
-    ]  # of the token in the loss: the denominator, fixed before anything is split
+    # of the token in the loss; it holds the denominator, fixed before a batch is split
+    weight: Float[Tensor, " m"]
 
     @property
     def sequences(self) -> int:
@@ -47,20 +44,26 @@ class Pack:
         """Chosen tokens of each sequence."""
         return torch.bincount(self.sequence, minlength=self.sequences)
 
+    def sums(self, numbers: Float[Tensor, " m"]) -> Float[Tensor, " s"]:
+        """The sum over the chosen tokens of each sequence."""
+        return numbers.new_zeros(self.sequences).index_add(0, self.sequence, numbers)
+
+    def of_sequence(self, numbers: Tensor) -> Tensor:
+        """[S] from [M] numbers that are equal for all tokens of a sequence."""
+        return numbers.new_zeros(self.sequences).index_put((self.sequence,), numbers)
+
     def to(self, device: str | torch.device) -> Self:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def seams(self) -> list[int]:
-        """Sequences [..] at which a micro-batch may begin, and S: any, unless a loss reads several
-        together.
-        """
+        """The sequences at which a micro-batch may begin, and S; here every sequence."""
         return list(range(self.sequences + 1))
 
     def split(self, tokens: int) -> Iterator[Self]:
-        """Micro-batches of whole sequences, at most `tokens` tokens each (what is longer and cannot
-        be split stands alone).
+        """Micro-batches of whole sequences, at most `tokens` tokens each.
 
-        Weights travel along, so sums over micro-batches equal the sum over the batch.
+        A longer sequence stands alone. Weights travel along, so that sums over micro-batches equal
+        the sum over the batch.
         """
         bounds = cast(list[int], self.starts.tolist())  # pyright: ignore[reportUnknownMemberType]
         first = 0
@@ -91,27 +94,26 @@ class Pack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyBatch(Pack):
-    """What a policy's loss reads."""
+    """The numbers that a policy's loss reads."""
 
     logp_old: Float[Tensor, " m"]  # under the distribution sampled from
     advantage: Float[Tensor, " m"]
-    clone: Float[
-        Tensor, " m"
-    ]  # of the token's own likelihood, times `weight`; 0 where it is not imitated
+    clone: Float[Tensor, " m"]  # weight of the token's log-likelihood; 0 where not imitated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValueBatch(Pack):
-    """What a critic's loss reads."""
+    """The numbers that the loss of a critic, or of a token-level reward model, reads."""
 
-    target: Float[Tensor, " m"]  # the return that the value is to predict
-    value_old: Float[Tensor, " m"]  # what the critic said when the rollout was judged
+    target: Float[Tensor, " m"]  # the return to predict; 1 or 0 for a right or a wrong answer
+    value_old: Float[Tensor, " m"]  # the model's own value before it learns from the rollout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankedBatch(Pack):
-    """What a loss over pairs of responses to one prompt reads. Sequences of one ranking stand
-    behind one another and are never split.
+    """The numbers that a loss over pairs of responses to one prompt reads.
+
+    Sequences of one ranking stand behind one another and are never split.
     """
 
     group: Int[Tensor, " m"]  # the ranking that the token's sequence belongs to
@@ -126,41 +128,38 @@ class RankedBatch(Pack):
             self.sequences,
         ]
 
-    def of_sequence(self, numbers: Tensor) -> Tensor:
-        """[M], equal for all tokens of a sequence -> [S]."""
-        return numbers.new_zeros(self.sequences).index_put((self.sequence,), numbers)
-
 
 def pack(
     samples: Sequence[Sample],
-    advantages: Sequence[float | NDArray[np.floating]],
+    advantages: Sequence[float],
     weights: Sequence[float],
     dtype: torch.dtype = torch.float32,
     clones: Sequence[float] | None = None,
 ) -> PolicyBatch:
-    """One batch of the S samples.
+    """One batch of S samples.
 
-    `weights` and `clones` [S] hold for every chosen token of a sample; so does an advantage, unless
-    it is an array with one number for each. Raises ValueError where the lengths differ or nothing
-    is left to pack.
+    `advantages`, `weights` and `clones` [S] hold for every chosen token of a sample. Raises
+    ValueError where the lengths differ or there is no sample.
     """
     if not samples:
         raise ValueError("pack: no samples")
-    rows = list(zip(samples, advantages, weights, clones or [0.0] * len(samples), strict=True))
+    numbers = [advantages, weights, clones or [0.0] * len(samples)]
+    if any(len(x) != len(samples) for x in numbers):
+        raise ValueError(f"pack: {len(samples)} samples, and numbers for {[*map(len, numbers)]}")
     lengths = np.array([len(s.tokens) for s in samples])
     starts = np.concatenate([[0], lengths.cumsum()])
     mask = np.concatenate([s.mask for s in samples])
     chosen = mask.nonzero()[0]
-    sequence = np.repeat(np.arange(len(samples)), lengths)[chosen]
-    per_token = [np.broadcast_to(np.asarray(a, np.float64), (s.length,)) for s, a, _, _ in rows]
+    sequence = torch.as_tensor(np.repeat(np.arange(len(samples)), lengths)[chosen])
+    advantage, weight, clone = (torch.tensor(x, dtype=dtype)[sequence] for x in numbers)
     return PolicyBatch(
         tokens=torch.as_tensor(np.concatenate([s.tokens for s in samples]).astype(np.int64)),
         positions=torch.as_tensor(np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)),
         starts=torch.as_tensor(starts),
         chosen=torch.as_tensor(chosen),
-        sequence=torch.as_tensor(sequence),
+        sequence=sequence,
+        weight=weight,
         logp_old=torch.as_tensor(np.concatenate([s.logp for s in samples])[chosen]).to(dtype),
-        advantage=torch.as_tensor(np.concatenate(per_token)).to(dtype),
-        weight=torch.tensor([w for _, _, w, _ in rows], dtype=dtype)[sequence],
-        clone=torch.tensor([c for _, _, _, c in rows], dtype=dtype)[sequence],
+        advantage=advantage,
+        clone=clone,
     )

@@ -1,8 +1,8 @@
-"""What a critic does: from rewards and values of tokens to advantages, and the loss its values are
-trained with.
+"""GAE, and the losses of critics and token-level reward models.
 
-A token's value is what the critic expects of the state *before* it. All functions work on packs:
-[M] numbers for the tokens the policy chose, `sequence` [M] naming the sequence of each, in order.
+A token's value is the return that the critic expects in the state *before* the token. All functions
+work on packs: [M] numbers for the tokens that the policy chose, in order; `sequence` [M] is the
+index of each token's sequence.
 """
 
 import torch
@@ -20,15 +20,15 @@ def gae(
     gamma: float,
     lam: Tensor,
 ) -> M:
-    """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t. GAE,
-    arXiv:1506.02438, eq. 16.
+    """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t.
 
-    `after` [S] is the value of the state behind each sequence's last token: 0 where the answer
-    ended, the critic's word where it was cut off. `lam` [S], one for each sequence. Returns [M].
+    GAE, arXiv:1506.02438, eq. 16. `after` [S] is the value of the state behind each sequence's last
+    token: 0 where the answer ended, the critic's value where it was cut off. `lam` [S] has one
+    lambda for each sequence. Returns [M].
 
-    >>> one = torch.tensor([0, 0])
-    >>> A = gae(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.25]), torch.tensor([0.0]), one, 1.0, torch.tensor([0.5]))
-    >>> A.tolist()
+    >>> rewards, values = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.25])
+    >>> ended, one, half = torch.tensor([0.0]), torch.tensor([0, 0]), torch.tensor([0.5])
+    >>> gae(rewards, values, ended, one, 1.0, half).tolist()
     [0.125, 0.75]
     """
     if not len(rewards):
@@ -36,9 +36,7 @@ def gae(
     lengths = torch.bincount(sequence, minlength=len(after))
     first = lengths.cumsum(0) - lengths
     at = torch.arange(len(rewards), device=rewards.device) - first[sequence]
-    back = (
-        lengths[sequence] - 1 - at
-    )  # 0 at each sequence's last token, so that all ends stand in one column
+    back = lengths[sequence] - 1 - at  # 0 at the last token: all ends stand in one column
     shape = (len(after), int(lengths.max()))
 
     def aligned(x: Tensor) -> Tensor:
@@ -66,8 +64,9 @@ def returns_to_go(rewards: M, sequence: Int[Tensor, " m"], gamma: float) -> M:
 
 
 def adaptive_lambda(lengths: Int[Tensor, " s"], alpha: float) -> Float[Tensor, " s"]:
-    """lam = 1 - 1 / (alpha l) for an answer of l tokens, not below 0: long answers look further
-    ahead. VAPO, arXiv:2504.05118, sec. 4.2.
+    """lam = max(1 - 1 / (alpha l), 0) for an answer of l tokens: long answers look further ahead.
+
+    VAPO, arXiv:2504.05118, sec. 4.2.
 
     >>> [round(x, 4) for x in adaptive_lambda(torch.tensor([10, 40, 1000]), 0.05).tolist()]
     [0.0, 0.5, 0.98]
@@ -76,11 +75,10 @@ def adaptive_lambda(lengths: Int[Tensor, " s"], alpha: float) -> Float[Tensor, "
 
 
 def value_loss(values: M, target: M, old: M, clip: float) -> M:
-    """(V - R)^2 / 2 per token; with clip > 0 the larger of it and that of V held within `clip` of
-    `old`. arXiv:2005.12729, sec. 3.
+    """max((V - R)^2, (V' - R)^2) / 2 per token, V' = V bounded to `old` ± `clip`; no V' at clip 0.
 
-    The larger: a value that has already moved by more than `clip` towards its target gets no
-    further gradient.
+    A value that has already moved by more than `clip` towards its target has no further gradient.
+    arXiv:2005.12729, sec. 3.
 
     >>> V, R, old = torch.tensor([0.5, 0.1]), torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])
     >>> [round(x, 4) for x in value_loss(V, R, old, 0.2).tolist()]
@@ -91,13 +89,14 @@ def value_loss(values: M, target: M, old: M, clip: float) -> M:
     plain = (values - target).square()
     if clip <= 0:
         return plain / 2
-    held = old + (values - old).clamp(-clip, clip)
-    return torch.maximum(plain, (held - target).square()) / 2
+    bounded = old + (values - old).clamp(-clip, clip)
+    return torch.maximum(plain, (bounded - target).square()) / 2
 
 
 def explained_variance(values: M, target: M) -> float:
-    """1 - var(R - V) / var(R): 1 for a perfect critic, 0 for a constant, negative for one that
-    misleads. 0 where all R are equal.
+    """1 - var(R - V) / var(R): 1 for a perfect critic, 0 for a constant, negative for a wrong one.
+
+    0 where all R are equal.
 
     >>> explained_variance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
     1.0
@@ -109,10 +108,12 @@ def explained_variance(values: M, target: M) -> float:
 def token_reward_loss(
     w: M, sequence: Int[Tensor, " m"], right: Float[Tensor, " s"]
 ) -> Float[Tensor, " s"]:
-    """Binary cross-entropy of sigmoid(mean_t w_t) [S] against whether the answer was right. OREAL,
-    arXiv:2502.06781.
+    """Binary cross-entropy [S] of sigmoid(mean_t w_t) against whether the answer was right.
 
-    >>> token_reward_loss(torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.0])).tolist()
+    OREAL, arXiv:2502.06781.
+
+    >>> w, sequence = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0, 0, 1])
+    >>> token_reward_loss(w, sequence, torch.tensor([1.0, 0.0])).tolist()
     [0.6931471824645996, 2.1269280910491943]
     """
     total = w.new_zeros(len(right)).index_add(0, sequence, w)
@@ -123,8 +124,9 @@ def token_reward_loss(
 
 
 def token_weights(w: M, right: M) -> M:
-    """max(2 sigmoid(w) - 1, 0) for tokens of right answers, max(1 - 2 sigmoid(w), 0) for those of
-    wrong ones. OREAL, arXiv:2502.06781.
+    """max(2 sigmoid(w) - 1, 0) for tokens of right answers, max(1 - 2 sigmoid(w), 0) for others.
+
+    OREAL, arXiv:2502.06781.
 
     >>> w = torch.tensor([1.0, -1.0, 1.0, -1.0])
     >>> [round(x, 4) for x in token_weights(w, torch.tensor([1.0, 1.0, 0.0, 0.0])).tolist()]

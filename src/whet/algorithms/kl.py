@@ -1,13 +1,12 @@
-"""Estimators of KL(pi || ref) from tokens drawn from pi. d = log pi - log ref at the drawn token,
-[M].
+"""Estimators of KL(pi || ref), [M], from log-probabilities of tokens that were drawn from pi.
 
-As a term that is differentiated through pi they differ from what their values say (SYSTEMS: "KL
-estimators"):
-    k1   value unbiased;            expected gradient 0: useless in a loss, exact in the reward
-    k2   value biased;              expected gradient that of KL(pi || ref): the one to use in a
-    loss
-    k3   value unbiased, never < 0; expected gradient that of the forward KL(ref || pi): GRPO's
-choice Source: J. Schulman, "Approximating KL divergence" (2020); GRPO arXiv:2402.03300, eq. 4.
+An estimator's gradient through pi is not that of its value:
+
+    k1   value unbiased             expected gradient 0: useless in a loss, exact in the reward
+    k2   value biased               expected gradient that of KL(pi || ref): the one for a loss
+    k3   value unbiased, never < 0  expected gradient that of KL(ref || pi): GRPO's choice
+
+Source: J. Schulman, "Approximating KL divergence" (2020); GRPO, arXiv:2402.03300, eq. 4.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
-"""Per-token policy losses: [M] in, [M] out. No model, no config, no reduction (weights are the
-batch's).
+"""Losses per token, [M] in and [M] out, and the loss of ranked responses. Nothing is reduced.
 
-Where a loss works on whole answers, `sequence` [M] names the answer of each token.
+Where a loss works on whole answers, `sequence` [M] is the index of each token's answer.
 """
 
 import torch
@@ -30,10 +29,12 @@ def log_ratio(logp: M, logp_old: M) -> M:
 
 
 def sequence_log_ratio(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
-    """log s_i = (1/|o_i|) sum_t log rho_it, for each token of o_i: the geometric mean of its
-    ratios. GSPO, arXiv:2507.18071, eq. 7.
+    """log s_i = (1/|o_i|) sum_t log rho_it: the log of the geometric mean of an answer's ratios.
 
-    >>> sequence_log_ratio(torch.tensor([1.0, 2.0, 5.0]), torch.zeros(3), torch.tensor([0, 0, 1])).tolist()
+    Each token of o_i has the same. GSPO, arXiv:2507.18071, eq. 7.
+
+    >>> answer = torch.tensor([0, 0, 1])
+    >>> sequence_log_ratio(torch.tensor([1.0, 2.0, 5.0]), torch.zeros(3), answer).tolist()
     [1.5, 1.5, 5.0]
     """
     total = sequence_sum(logp - logp_old, sequence)
@@ -41,7 +42,7 @@ def sequence_log_ratio(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
 
 
 def sequence_sum(x: M, sequence: Int[Tensor, " m"]) -> M:
-    """The sum over a token's sequence, for each of its tokens.
+    """For each token, the sum over its sequence.
 
     >>> sequence_sum(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1])).tolist()
     [3.0, 3.0, 5.0]
@@ -52,13 +53,13 @@ def sequence_sum(x: M, sequence: Int[Tensor, " m"]) -> M:
 
 
 def clipped(log_rho: M, advantage: M, low: float, high: float) -> M:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A). PPO, arXiv:1707.06347, eq. 7; low != high: DAPO,
-    arXiv:2503.14476, eq. 8.
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A).
 
-    `min` whatever the sign of A: the clip only ever removes an incentive to move further away.
+    PPO, arXiv:1707.06347, eq. 7; low != high: DAPO, arXiv:2503.14476, eq. 8. The `min` holds for
+    either sign of A, so that the clip only removes an incentive to move further away.
 
-    >>> rho = torch.tensor([1.5, 1.5, 0.5, 0.5])
-    >>> [round(x, 2) for x in clipped(rho.log(), torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, 0.28).tolist()]
+    >>> rho, A = torch.tensor([1.5, 1.5, 0.5, 0.5]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    >>> [round(x, 2) for x in clipped(rho.log(), A, 0.2, 0.28).tolist()]
     [-1.28, 1.5, -0.5, 0.8]
     """
     ratio = torch.exp(log_rho)
@@ -66,8 +67,9 @@ def clipped(log_rho: M, advantage: M, low: float, high: float) -> M:
 
 
 def clip_acts(log_rho: M, advantage: M, low: float, high: float) -> Tensor:
-    """True [M] where the clip removes the gradient: rho above 1 + high with A > 0, or below 1 - low
-    with A < 0.
+    """True [M] where the clip removes the gradient.
+
+    There rho is above 1 + high with A > 0, or below 1 - low with A < 0.
 
     >>> clip_acts(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), 0.2, 0.28).tolist()
     [True, False]
@@ -77,8 +79,9 @@ def clip_acts(log_rho: M, advantage: M, low: float, high: float) -> Tensor:
 
 
 def weighted(logp: M, log_rho: M, advantage: M, low: float, high: float) -> M:
-    """-sg(clip(rho, 1 - low, 1 + high)) A log pi: the ratio is a bounded weight, and no token loses
-    its gradient. CISPO, arXiv:2506.13585, eq. 4.
+    """-sg(clip(rho, 1 - low, 1 + high)) A log pi: the ratio is a bounded weight without gradient.
+
+    No token loses its gradient to the clip. CISPO, arXiv:2506.13585, eq. 4.
 
     >>> logp = torch.tensor([-2.0, -2.0], requires_grad=True)
     >>> loss = weighted(logp, logp + torch.tensor([5.0, 2.0]), torch.tensor([1.0, 1.0]), 1.0, 3.0)
@@ -89,8 +92,10 @@ def weighted(logp: M, log_rho: M, advantage: M, low: float, high: float) -> M:
 
 
 def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
-    """(log pi(o)/pi_old(o))^2 / 2 of the whole answer, shared out over its tokens: they sum to it,
-    and so do their gradients. Kimi k1.5, arXiv:2501.12599, eq. 3.
+    """(log pi(o)/pi_old(o))^2 / 2 of the whole answer o, shared out over its tokens.
+
+    The tokens' values sum to the answer's, and so do their gradients. Kimi k1.5, arXiv:2501.12599,
+    eq. 3.
 
     >>> proximal(torch.tensor([1.0, 2.0]), torch.zeros(2), torch.tensor([0, 0])).tolist()
     [1.5, 3.0]
@@ -102,25 +107,25 @@ def proximal(logp: M, logp_old: M, sequence: Int[Tensor, " m"]) -> M:
 def pairs(
     group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """(better, worse): the indices of all P pairs of one group and unequal rank, K (K - 1) / 2 of K
-    ranked responses.
+    """(better, worse): the indices of all P pairs of responses of one group and unequal rank.
+
+    K ranked responses make K (K - 1) / 2 pairs.
 
     >>> [x.tolist() for x in pairs(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 0, 1, 0, 0]))]
     [[1, 1, 2], [0, 2, 0]]
     """
-    better = (group[:, None] == group) & (rank[:, None] < rank)
-    found = better.nonzero()
-    return found[:, 0], found[:, 1]
+    better, worse = ((group[:, None] == group) & (rank[:, None] < rank)).nonzero().unbind(1)
+    return better, worse
 
 
 def bradley_terry(
     score: Float[Tensor, " s"], group: Int[Tensor, " s"], rank: Int[Tensor, " s"]
 ) -> Float[Tensor, " s"]:
-    """-log sigmoid(score of the better - score of the worse), each pair shared out over its better
-    response [S]; a group's pairs are averaged, so that K ranked responses weigh as much as two.
-    InstructGPT, arXiv:2203.02155, eq. 1.
+    """-log sigmoid(score of the better - score of the worse), at the better response of each pair.
 
-    With score = beta log pi(o) / pi_ref(o) it is the loss of DPO, arXiv:2305.18290, eq. 7.
+    A group's pairs are averaged, so that K ranked responses weigh as much as two. InstructGPT,
+    arXiv:2203.02155, eq. 1. With score = beta log pi(o) / pi_ref(o) it is the loss of DPO,
+    arXiv:2305.18290, eq. 7. Returns [S].
 
     >>> score, group = torch.tensor([1.0, 0.0, 0.0, 0.0, 3.0]), torch.tensor([0, 0, 0, 1, 1])
     >>> [round(x, 4) for x in bradley_terry(score, group, torch.tensor([0, 1, 2, 1, 0])).tolist()]

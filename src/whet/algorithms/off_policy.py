@@ -1,8 +1,7 @@
-"""Weights for tokens that were drawn by a sampler whose probabilities differ from the trainer's
-(another engine, older weights).
+"""Weights of tokens from a sampler that differs from the trainer: another engine, older weights.
 
-`log_ratio` [M]: log-probability by the trainer, before its update, less that by the sampler.
-Weights carry no gradient.
+`log_ratio` [M] is the trainer's log-probability, before its update, less the sampler's. Weights
+carry no gradient.
 """
 
 import torch
@@ -15,8 +14,9 @@ M = Float[Tensor, " m"]
 
 
 def truncated(log_ratio: M, cap: float) -> M:
-    """min(rho, cap) for each token: truncated importance sampling (Ionides 2008; for rollouts Yao
-    et al. 2025).
+    """min(rho, cap) for each token: truncated importance sampling.
+
+    Ionides 2008; for rollouts Yao et al. 2025.
 
     >>> [round(x, 2) for x in truncated(torch.tensor([0.5, 3.0]).log(), 2.0).tolist()]
     [0.5, 2.0]

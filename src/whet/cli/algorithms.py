@@ -3,6 +3,7 @@
 import argparse
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -11,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def call(arguments: argparse.Namespace) -> int:
+    from whet.algorithms.algorithm import Algorithm
     from whet.algorithms.table import TABLE, shown
+    from whet.options import options
 
     rows = {name: shown(row) for name, row in TABLE.items()}
     console = Console(width=max(110, Console().width))
@@ -27,7 +30,12 @@ def call(arguments: argparse.Namespace) -> int:
         "\n".join(f"{row.name:<17} {row.source}" for row in TABLE.values()), highlight=False
     )
     console.print(
-        "\nA recipe's rl stage names a row (algorithm) and may override any cell (override).",
+        "\nA recipe's rl stage names a row (algorithm) and may override any cell (override):\n",
         highlight=False,
     )
+    table = Table("cell", "default", "meaning", box=None, padding=(0, 2, 0, 0))
+    for cell in options(Algorithm):
+        if cell.name not in ("name", "source"):
+            table.add_row(f"[bold]{cell.name}[/]", cell.default or "–", escape(cell.meaning))
+    console.print(table)
     return 0

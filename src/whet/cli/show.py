@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def call(arguments: argparse.Namespace) -> int:
-    from whet.algorithms.table import algorithm, cells
+    from whet.algorithms.table import cells
 
     recipe = load_recipe(arguments.recipe, arguments.pairs)
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
     for stage in recipe.stage:
         if isinstance(stage, config.RL):
-            resolved = tomli_w.dumps(cells(algorithm(stage.algorithm, stage.override)))
+            resolved = tomli_w.dumps(cells(stage.row))
             print(
                 f"\n# stage {stage.name}: {stage.algorithm}, every cell\n# "
                 + resolved.strip().replace("\n", "\n# ")

@@ -1,9 +1,13 @@
 """The stages of a recipe, each kind with its own keys."""
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from whet.algorithms.algorithm import Algorithm
+from whet.algorithms.table import algorithm
 from whet.config.tables import (
     NAME,
     Count,
@@ -20,6 +24,7 @@ from whet.config.tables import (
     Table,
     Temperature,
 )
+from whet.errors import RecipeError
 
 RANKINGS = "rankings: a rank stage's name, a JSONL or Parquet file, or hf:OWNER/NAME"
 
@@ -110,29 +115,68 @@ class SFT(Trained, Makes, Asks):
 
 
 class RL(Trained, Makes, Draws):
-    kind: Literal["rl"]
-    algorithm: str = "dr_grpo"
-    override: dict[str, Any] = {}  # cells of the algorithm's row
-    # what a KL holds the policy to, or the teacher: start | a stage | a directory or Hub id
-    reference: str = "start"
-    critic: Critic | None = None  # the policy's settings where not given
-    pool: Positive | None = (
-        None  # prompts chosen among, where the row prioritises; where not given all, at most 4096
+    """Reinforcement learning on the model's own answers."""
+
+    kind: Literal["rl"] = Field(description="reinforcement learning")
+    algorithm: str = Field(default="dr_grpo", description="row of the table of algorithms")
+    override: dict[str, Any] = Field(default={}, description="cells of that row with other values")
+    reference: str = Field(
+        default="start",
+        description="model that a KL holds the policy to, or the teacher: start (the stage's own), "
+        "a stage's name, a directory or a Hub id",
     )
-    steps: Positive
-    prompts: Positive = 32
-    samples: Positive = 8
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count = 0
-    ahead: Literal[0, 1] = (
-        # steps that sampling runs ahead of the updates: the next answers are drawn while these are
-        # scored
-        0
+    critic: Critic | None = Field(
+        default=None,
+        description="optimizer of the critic, or of the token-level reward model; default: the "
+        "policy's",
     )
-    draws: Positive = 3  # most rollouts a step where the algorithm samples dynamically
-    max_errors: Share = 0.2  # of a step's scores, above which the run stops
-    probe: Count = 8  # test problems answered again and again, to be looked at; 0: none
-    probe_every: Positive = 10  # steps
+    pool: Positive | None = Field(
+        default=None,
+        description="prompts to choose among, where the row prioritises; default: all, at most "
+        "4096",
+    )
+    steps: Positive = Field(description="rollouts")
+    prompts: Positive = Field(default=32, description="prompts a rollout")
+    samples: Positive = Field(default=8, description="answers drawn for each prompt")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="share of probability that answers are drawn from"
+    )
+    top_k: Count = Field(
+        default=0, description="likeliest tokens that answers are drawn from; 0: all"
+    )
+    ahead: Literal[0, 1] = Field(
+        default=0,
+        description="1: answers are drawn one step ahead, while the last ones are scored",
+    )
+    draws: Positive = Field(
+        default=3, description="most draws a step, where the row samples dynamically"
+    )
+    max_errors: Share = Field(
+        default=0.2, description="share of a step's scores that may fail before the run stops"
+    )
+    probe: Count = Field(
+        default=8, description="test problems that are answered again and again; 0: none"
+    )
+    probe_every: Positive = Field(default=10, description="steps from one probe to the next")
+
+    @cached_property
+    def row(self) -> Algorithm:
+        """The algorithm's row with the cells of `override`. Raises RecipeError."""
+        return algorithm(self.algorithm, self.override)
+
+    @model_validator(mode="after")
+    def _row_is_known(self) -> Self:
+        try:
+            _ = self.row
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some keys changed, which resolves its own row."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("row", None)
+        return copied
 
 
 class Reject(Draws):

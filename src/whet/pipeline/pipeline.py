@@ -17,7 +17,7 @@ import tomli_w
 import torch
 
 from whet import config
-from whet.algorithms.table import algorithm, cells
+from whet.algorithms.table import cells
 from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
@@ -169,7 +169,7 @@ class Pipeline:
             self.record(stage.name, stage.kind, seconds, policy, evaluation)
             self.records[-1] |= figures or {}
             if isinstance(stage, config.RL):
-                row = {"name": stage.algorithm, **cells(algorithm(stage.algorithm, stage.override))}
+                row = {"name": stage.algorithm, **cells(stage.row)}
                 self.records[-1]["algorithm"] = row
         log.display.end()
         self.summarize(None)

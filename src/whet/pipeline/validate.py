@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.errors import RecipeError, did_you_mean
 from whet.model import lora_files, pretrained
 from whet.model.config_file import FAMILIES, model_type
@@ -23,8 +22,7 @@ def validate(recipe: config.Recipe, whole: Task) -> None:
         if isinstance(stage, config.Trained):
             _validate_lora(recipe, stage)
         if isinstance(stage, config.RL):
-            row = algorithm(stage.algorithm, stage.override)
-            rl.refuse(stage, row)
+            rl.refuse(stage)
         if isinstance(stage, config.Rank):
             rank.refuse(stage, task)
         if isinstance(stage, config.SFT):

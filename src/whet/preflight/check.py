@@ -17,7 +17,6 @@ import torch
 
 from whet import config
 from whet.algorithms.batch import pack
-from whet.algorithms.table import algorithm
 from whet.errors import WhetError
 from whet.model.config import ModelConfig
 from whet.model.policy import Policy
@@ -357,9 +356,10 @@ def dry_step(
     Raises WhetError.
     """
     policy = copy.deepcopy(policy)
-    row = algorithm(stage.algorithm, {**stage.override, "warmup": 0})
-    small = stage.model_copy(update={"steps": 1, "prompts": 2, "samples": 2})
-    trainer = rl.prepared(policy, small, row, replace(context, model=lambda name: policy))
+    override = {**stage.override, "warmup": 0}
+    keys = {"steps": 1, "prompts": 2, "samples": 2, "override": override}
+    small = stage.model_copy(update=keys)
+    trainer = rl.prepared(policy, small, replace(context, model=lambda name: policy))
     prompts = context.prompts(problems[:2])
     max_tokens = _room(policy, prompts, min(stage.max_tokens, 64))
     sampling = replace(trainer.sampling, n=2, max_tokens=max_tokens)
@@ -368,10 +368,10 @@ def dry_step(
         Group(p, tuple(s), (Score(1.0), Score(0.0))) for p, s in zip(prompts, drawn, strict=True)
     ]
     values, _ = trainer.update(groups)
-    models = 1 + (trainer.reference is not None) + (trainer.judge is not None)
+    models = 1 + (trainer.reference is not None) + (trainer.critic is not None)
     return (
-        f"{row.name}: gradient norm {values['grad_norm']:.3g} over {values['tokens']:.0f} tokens; "
-        f"{models} model{'s' * (models > 1)} in memory"
+        f"{stage.algorithm}: gradient norm {values['grad_norm']:.3g} "
+        f"over {values['tokens']:.0f} tokens; {models} model{'s' * (models > 1)} in memory"
     )
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.pipeline.pipeline import Pipeline
 from whet.rewards import Reward
 from whet.types import Problem, Sample, Score
@@ -100,6 +99,6 @@ def shrink(recipe: config.Recipe) -> config.Recipe:
             table.pop("probe_every")
         if "max_tokens" in table:
             table["max_tokens"] = LENGTH
-        if isinstance(stage, config.RL) and algorithm(stage.algorithm, stage.override).warmup:
+        if isinstance(stage, config.RL) and stage.row.warmup:
             table["override"] = {**stage.override, "warmup": 0}
     return config.Recipe.model_validate(data)

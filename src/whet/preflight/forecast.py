@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.chat import Chat
 from whet.config.thinking import measured
 from whet.engines import engine_for
@@ -161,7 +160,7 @@ def shorten(recipe: config.Recipe) -> config.Recipe:
             table["evaluate"] = False
         if isinstance(stage, config.Reject | config.Rank):
             table["problems"] = _problems_drawn(stage.problems, stage.samples)
-        if isinstance(stage, config.RL) and algorithm(stage.algorithm, stage.override).warmup:
+        if isinstance(stage, config.RL) and stage.row.warmup:
             table["steps"] = WARMUP + RL_STEPS
             table["override"] = {**stage.override, "warmup": WARMUP}
     return config.Recipe.model_validate(data)
@@ -229,7 +228,7 @@ class Forecaster:
             timings.append(self._timing(stage))
         step, work = (Span.over(seconds) for seconds in zip(*timings, strict=True))
         if isinstance(stage, config.RL):
-            late = lengthening(stage.steps, algorithm(stage.algorithm, stage.override).warmup)
+            late = lengthening(stage.steps, stage.row.warmup)
             step = step._replace(likely=step.least + late * (step.likely - step.least))
         return self._estimate(stage, step, work)
 
@@ -280,7 +279,7 @@ class Forecaster:
         if isinstance(stage, config.SFT) and stage.shares.get("corpus", 0.0):
             # A new block of the corpus is written whenever one is used up.
             step, once = step + once * stage.batch * stage.shares["corpus"] / BLOCK, 0.0
-        row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
+        row = stage.row if isinstance(stage, config.RL) else None
         if row is not None and row.warmup:
             warmup = min(row.warmup, steps)
             step = (warmup * each[WARMUP - 1] + (steps - warmup) * step) / steps

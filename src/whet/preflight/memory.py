@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from whet import config
-from whet.algorithms.table import algorithm
 from whet.engines import ROWS
 from whet.engines.cache import LEAST
 from whet.engines.native import PREFILL
@@ -92,8 +91,8 @@ def model_copies(
 
     A trained model counts weights, gradients and two moments; a frozen one its weights.
     """
-    row = algorithm(stage.algorithm, stage.override) if isinstance(stage, config.RL) else None
-    critic = row is not None and (row.critic is not None or row.token_reward)
+    row = stage.row if isinstance(stage, config.RL) else None
+    critic = row is not None and row.trains_critic
     frozen = isinstance(stage, config.DPO) or (row is not None and row.has_kl)
     # In bfloat16 the optimizer holds float32 copies of weights, gradients and moments: 2 + 4 x 2.
     trained = 4.0 if dtype == "float32" else 10.0
@@ -113,7 +112,7 @@ def pass_tokens(stage: config.Trained, load: Workload, kernels: bool = True) -> 
     With `kernels` a prompt is read once for all samples of its group.
     """
     if isinstance(stage, config.RL):
-        row = algorithm(stage.algorithm, stage.override)
+        row = stage.row
         most = row.critic.updates if row.critic is not None else 0
         updates = row.updates if most == 0 else min(row.updates, most)
         group, response = stage.samples, stage.max_tokens

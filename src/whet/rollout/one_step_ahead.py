@@ -17,7 +17,7 @@ from whet.types import Group, Problem, Prompt, Sample
 
 Drawn = tuple[list[Prompt], list[tuple[Sample, ...]]]
 ARRAYS = ("tokens", "mask", "logp")
-PLAIN = ("text", "finish", "version", "turns")  # the other fields of a sample
+PLAIN = ("text", "finish", "version")  # the other fields of a sample
 
 
 class OneStepAhead:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from whet import config
@@ -13,7 +12,7 @@ from whet.model.policy import Policy
 from whet.rollout import dataset
 from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted
-from whet.training.learner import Learner, policy_logprobs
+from whet.training.learner import Learner, fixed_logprobs, policy_logprobs
 from whet.training.loop import PLAIN, steps
 from whet.training.rankings import learn_rankings
 
@@ -34,18 +33,12 @@ def run(policy: Policy, stage: config.DPO, context: Context) -> None:
     for step in steps(stage, parts, context.log, context.checkpoints):
         examples = [[context.example(r.problem, text) for text in r.texts] for r in next(batches)]
         batch = preferences.ranked_batch(examples).to(device)
-        batch = with_reference(batch, reference, stage.micro_tokens)
+        logp = fixed_logprobs(reference, batch, PLAIN, stage.micro_tokens)
+        batch = replace(batch, reference=logp)
         figures, better, worse = learn_rankings(learner, batch, stage.micro_tokens, reward)
         figures |= {"reward_better": float(better.mean()), "reward_worse": float(worse.mean())}
         step.end("update")
         step.write(figures, [s.text for row in examples for s in row])
-
-
-def with_reference(batch: RankedBatch, reference: Policy, micro_tokens: int) -> RankedBatch:
-    """The batch with the reference's log-probabilities."""
-    with torch.no_grad():
-        logp = [policy_logprobs(reference, micro, PLAIN)[0] for micro in batch.split(micro_tokens)]
-    return replace(batch, reference=torch.cat(logp))
 
 
 def implicit(logp: Tensor, batch: RankedBatch, beta: float) -> Tensor:
@@ -53,6 +46,4 @@ def implicit(logp: Tensor, batch: RankedBatch, beta: float) -> Tensor:
 
     DPO, arXiv:2305.18290, eq. 5 without its constant.
     """
-    return beta * logp.new_zeros(batch.sequences).index_add(
-        0, batch.sequence, logp - batch.reference
-    )
+    return beta * batch.sums(logp - batch.reference)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whet import config
-from whet.algorithms.algorithm import Algorithm
-from whet.algorithms.table import algorithm
 from whet.errors import ModelError, RecipeError, RewardError
 from whet.model.lora import adapt, frozen
 from whet.model.policy import Policy
@@ -26,11 +24,10 @@ POOL = 4096  # most prompts that priorities are kept for
 
 def run(policy: Policy, stage: config.RL, context: Context) -> None:
     """Trains `policy` in place for `stage.steps` steps."""
-    row = algorithm(stage.algorithm, stage.override)
-    trainer = prepared(policy, stage, row, context)
+    trainer = prepared(policy, stage, context)
     learner, log = trainer.learner, context.log
     engine = context.engine(policy, context.chat)
-    problems = curriculum(stage, row, context)
+    problems = curriculum(stage, context)
     history, ahead = History(), OneStepAhead(context.reward)
     parts = {**trainer.parts, "problems": problems, "history": history, "flight": ahead}
     draw = drawing(engine, problems, trainer.sampling, stage, context)
@@ -46,14 +43,13 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
             groups, trained = collect(draw, step.number, stage, context)
         step.end("sample")
         problems.learn(groups)
-        updated, advantages = trainer.update([g.usable for g in trained])
+        updated, advantages = trainer.update(trained)
         values = describe(groups, context.task) | updated
         if stage.ahead:
             values["lag"] = engine.version - mean([s.version for g in groups for s in g.samples])
         step.end("update")
         history.lines.append(values)
-        rows = _aligned(trained, advantages)
-        log.samples(stage.name, step.number, trained, context.chat, context.task, rows)
+        log.samples(stage.name, step.number, trained, context.chat, context.task, advantages)
         step.write(values, [s.text for g in trained for s in g.samples])
         for text in concerns(history.lines):
             log.warn(stage.name, step.number, text)
@@ -61,14 +57,14 @@ def run(policy: Policy, stage: config.RL, context: Context) -> None:
     probe(engine, trainer.sampling, stage, context, stage.steps)
 
 
-def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context) -> Trainer:
+def prepared(policy: Policy, stage: config.RL, context: Context) -> Trainer:
     """The trainer of a stage: the models that the row needs beside the policy, and the optimizers.
 
     Raises WhetError where the row would not read a key.
     """
-    refuse(stage, row)
+    refuse(stage)
     adapt(policy, stage.lora, context.seed)
-    reference = None
+    row, reference, critic = stage.row, None, None
     if row.has_kl:
         reference = policy if stage.reference == "start" else context.policy(stage.reference)
         if reference.config.vocab != policy.config.vocab:
@@ -78,11 +74,10 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
                 f"{policy.config.vocab}; a KL needs the same tokens"
             )
         reference = frozen(reference)
-    judge = None
-    if row.critic is not None or row.token_reward:
+    if row.trains_critic:
         each = row.critic.updates if row.critic is not None else 1
         start = stage.critic.start if stage.critic is not None else None
-        judge = Learner(
+        critic = Learner(
             ScalarModel(policy if start is None else context.model(start), stage.lora),
             stage.critic or stage.optimizer,
             stage.steps * each,
@@ -91,13 +86,14 @@ def prepared(policy: Policy, stage: config.RL, row: Algorithm, context: Context)
         stage.samples, stage.temperature, stage.max_tokens, stage.top_p, stage.top_k
     )
     learner = Learner(policy, stage.optimizer, stage.steps * row.updates)
-    return Trainer(learner, row, sampling, stage.micro_tokens, reference, judge)
+    return Trainer(learner, row, sampling, stage.micro_tokens, reference, critic)
 
 
-def refuse(stage: config.RL, row: Algorithm) -> None:
+def refuse(stage: config.RL) -> None:
     """Raises RecipeError for a key that the row would not read, or one that it needs."""
+    row = stage.row
     subject = f"stage {stage.name}: algorithm {row.name}"
-    if stage.critic is not None and row.critic is None and not row.token_reward:
+    if stage.critic is not None and not row.trains_critic:
         raise RecipeError(f"{subject} trains no critic; drop the stage's critic table")
     if stage.reference != "start" and not row.has_kl:
         raise RecipeError(
@@ -134,10 +130,10 @@ def default(stage: config.RL, key: str) -> object:
     return type(stage).model_fields[key].default
 
 
-def curriculum(stage: config.RL, row: Algorithm, context: Context) -> Curriculum:
+def curriculum(stage: config.RL, context: Context) -> Curriculum:
     """The order of the training problems, as the row asks for it."""
     stream = context.stream("train")
-    if row.sampling != "prioritised":
+    if stage.row.sampling != "prioritised":
         return InOrder(stream)
     size = context.task.size("train")
     return Prioritised(stream, min(stage.pool or POOL, size or POOL), context.seed)
@@ -178,7 +174,7 @@ def collect(
     Dynamic sampling (DAPO, arXiv:2503.14476, sec. 3.2) draws again until `stage.prompts` groups
     have signal, at most `stage.draws` times; groups without signal are left out.
     """
-    dynamic = algorithm(stage.algorithm, stage.override).sampling == "dynamic"
+    dynamic = stage.row.sampling == "dynamic"
     groups: list[Group] = []
     trained: list[Group] = []
     for _ in range(stage.draws if dynamic else 1):
@@ -201,14 +197,3 @@ def refuse_errors(groups: Sequence[Group], most: float) -> None:
             f"the verifier failed on {share:.0%} of a step's answers, more than max_errors = "
             f"{most:.0%} would let pass ({why})"
         )
-
-
-def _aligned(
-    groups: Sequence[Group], advantages: Sequence[Sequence[float]]
-) -> list[list[float | None]]:
-    """Advantages [G] per group, None for samples whose verifier failed."""
-    rows: list[list[float | None]] = []
-    for group, values in zip(groups, advantages, strict=True):
-        usable = iter(values)
-        rows.append([next(usable) if score.usable else None for score in group.scores])
-    return rows

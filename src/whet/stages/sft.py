@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from torch import Tensor
 
 from whet import config
-from whet.algorithms.batch import PolicyBatch, pack
+from whet.algorithms.batch import pack
 from whet.algorithms.losses import policy_gradient
 from whet.errors import DataError, GateError
 from whet.evaluation.measure import accuracy_by_mode
@@ -16,7 +15,7 @@ from whet.rollout import dataset
 from whet.rollout.context import Context
 from whet.storage.checkpoint import Counted
 from whet.training.learner import Learner, policy_logprobs
-from whet.training.loop import PLAIN, learn, steps
+from whet.training.loop import PLAIN, steps
 from whet.types import Problem
 
 BLOCK = 4096  # responses that a corpus is asked for at a time
@@ -33,15 +32,16 @@ def run(policy: Policy, stage: config.SFT, context: Context) -> None:
     pairs = Counted(documents(stage, context))
     parts = {"policy": learner, "pairs": pairs}
 
-    def loss(micro: PolicyBatch) -> Tensor:
-        return policy_gradient(policy_logprobs(policy, micro, PLAIN)[0], micro.advantage)
-
     for step in steps(stage, parts, context.log, context.checkpoints):
         seed = context.seed * 1_000_003 + step.number
         examples = [context.example(*next(pairs), seed) for _ in range(stage.batch)]
         tokens = sum(e.length for e in examples)
         batch = pack(examples, [1.0] * len(examples), [1 / tokens] * len(examples)).to(device)
-        figures = learn(learner, batch, stage.micro_tokens, loss) | {"tokens": float(tokens)}
+        for micro in batch.split(stage.micro_tokens):
+            logp, _ = policy_logprobs(policy, micro, PLAIN)
+            learner.backward((policy_gradient(logp, micro.advantage) * micro.weight).sum())
+        update = learner.step()
+        figures = {**update.figures, "lr": update.lr, "tokens": float(tokens)}
         step.end("update")
         opened, last = False, step.number == stage.steps
         if stage.gate is not None and (last or step.number % stage.gate.every == 0):

@@ -1,9 +1,7 @@
-"""The trained side: log-probabilities of a pack, gradients over micro-batches, and the optimizer's
-step.
-"""
+"""A model that learns: log-probabilities of a pack, gradients of micro-batches, optimizer steps."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -20,11 +18,11 @@ from whet.model.transformer import Transformer
 from whet.storage.checkpoint import State
 from whet.types import Sampling
 
-LOST = 3  # steps in a row without a finite gradient, after which there is no going on
+LOST = 3  # steps in a row without a finite loss and gradient, after which a run ends
 
 
 class Trained(Protocol):
-    """Whatever has weights: a policy, a critic."""
+    """A model with weights to train: a policy, a critic."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
@@ -33,8 +31,9 @@ class Trained(Protocol):
 def policy_logprobs(
     policy: Policy, batch: Pack, sampling: Sampling, entropy_grad: bool = False
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """log pi of the chosen tokens [M] under the distribution `sampling` draws from, and its entropy
-    [M].
+    """log pi of the chosen tokens [M], and the entropy at each [M].
+
+    Both are of the distribution that `sampling` draws from: temperature, top-p and top-k included.
     """
 
     def shape(logits: Tensor, targets: Tensor) -> Tensor:
@@ -42,52 +41,59 @@ def policy_logprobs(
 
     hidden = policy.packed(batch.tokens, batch.positions, batch.starts)
     if isinstance(policy, Transformer) and sampling.top_p >= 1.0 and sampling.top_k <= 0:
-        return linear_logprobs(
-            hidden,
-            policy.head.weight,
-            batch.tokens,
-            batch.chosen,
-            sampling.temperature,
-            entropy_grad,
-        )
+        head, temperature = policy.head.weight, sampling.temperature
+        return linear_logprobs(hidden, head, batch.tokens, batch.chosen, temperature, entropy_grad)
     return chosen_logprobs(hidden, policy.logits, batch.tokens, batch.chosen, shape, entropy_grad)
+
+
+@torch.no_grad()
+def fixed_logprobs(
+    policy: Policy, batch: Pack, sampling: Sampling, micro_tokens: int
+) -> Float[Tensor, " m"]:
+    """log pi of the chosen tokens [M] without gradient, `micro_tokens` tokens a forward pass."""
+    micros = batch.split(micro_tokens)
+    return torch.cat([policy_logprobs(policy, micro, sampling)[0] for micro in micros])
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What one optimizer step saw: the weighted loss and the norm of its gradient before clipping.
-    Where either is not finite the step was `lost`: the weights are as before it."""
+    """One optimizer step: its loss, the norm of its gradient before clipping, its learning rate.
+
+    A step whose loss or gradient is not finite is `lost`: the weights are as before it.
+    """
 
     loss: float
     grad_norm: float
+    lr: float = 0.0
     lost: bool = False
 
     @property
-    def values(self) -> dict[str, float]:
-        """What is logged of it."""
+    def figures(self) -> dict[str, float]:
+        """Loss and norm, as they are logged."""
         return {"lost": 1.0} if self.lost else {"loss": self.loss, "grad_norm": self.grad_norm}
 
 
-Batch = TypeVar("Batch", bound=Pack)
 Model = TypeVar("Model", bound=Trained)
 
 
 class Learner(Generic[Model]):
-    """A model and its optimizers; the only thing in a run that changes.
+    """A model and its optimizers.
 
-    Of weights in bfloat16 or float16, where most updates would round to nothing, the optimizers
-    have copies in float32: gradients are summed up in them, and after each step the weights are
-    what the copies round to (arXiv:1710.03740, section 3.1).
+    An optimizer step is one `backward` for each micro-batch, then `step`. Of weights in bfloat16 or
+    float16, where most updates would round to nothing, the optimizers have copies in float32:
+    gradients are summed in the copies, and after each step the weights are the rounded copies
+    (arXiv:1710.03740, section 3.1).
     """
 
     def __init__(self, model: Model, settings: config.Optimizer, steps: int) -> None:
         self.model = model
         self.settings = settings
         self.steps = max(steps, 1)
-        self.done = self.lost = 0  # steps, and those in a row that came to nothing
+        self.done = self.lost = 0  # steps made, and steps lost in a row
+        self.loss = 0.0  # of the micro-batches since the last step
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.weights = [p for _, p in named]
-        self.parameters = [_stepped(p) for p in self.weights]
+        self.parameters = [_optimized(p) for p in self.weights]
         self.optimizers = _optimizers(
             [(name, p) for (name, _), p in zip(named, self.parameters, strict=True)], settings
         )
@@ -95,39 +101,38 @@ class Learner(Generic[Model]):
 
     @property
     def lr_scale(self) -> float:
-        """What the schedule makes of the learning rate at the next step."""
+        """The schedule's factor on the learning rate at the next step."""
         s, at = self.settings, self.done
         warm = min(1.0, (at + 1) / s.warmup) if s.warmup else 1.0
         left = 1 - min(1.0, max(0, at - s.warmup) / max(1, self.steps - s.warmup))
         shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
         return warm * shape[s.schedule]
 
-    def step(
-        self, batch: Batch, micro_tokens: int, loss_of: Callable[[Batch], Float[Tensor, " m"]]
-    ) -> Stepped:
-        """One optimizer step on `batch`: the sum of loss x weight over its micro-batches, whatever
-        their size.
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradient of a micro-batch's weighted loss to that of the next step."""
+        loss.backward()
+        self._gather()
+        self.loss += float(loss.detach().double())
 
-        `loss_of(micro)` gives the per-token loss [M]. Where loss or gradient is not finite the
-        weights, the moments and the schedule stay as they were. Raises WhetError for the third such
-        step in a row.
+    def step(self) -> Stepped:
+        """One optimizer step on the micro-batches since the last one.
+
+        Where loss or gradient is not finite, the weights, the moments and the schedule stay as they
+        were. Raises WhetError for the third such step in a row.
         """
-        total = torch.zeros((), dtype=torch.float64)
-        for micro in batch.split(micro_tokens):
-            loss = (loss_of(micro) * micro.weight).sum()
-            loss.backward()
-            self._gather()
-            total += loss.detach().double().cpu()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if not (torch.isfinite(norm) and torch.isfinite(total)):
+        loss, self.loss = self.loss, 0.0
+        lr = self.settings.lr * self.lr_scale
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not (math.isfinite(norm) and math.isfinite(loss)):
             self.forget()
             self.lost += 1
             if self.lost == LOST:
                 raise WhetError(
-                    f"{LOST} steps in a row had a loss or a gradient that is not finite, the last after {self.done} good ones (loss {float(total)}, "
-                    f"gradient {float(norm)}): lower the learning rate; the weights are as before these steps"
+                    f"{LOST} steps in a row had a loss or a gradient that is not finite, the last "
+                    f"after {self.done} good ones (loss {loss}, gradient {norm}): lower the "
+                    "learning rate; the weights are as before these steps"
                 )
-            return Stepped(float(total), float(norm), lost=True)
+            return Stepped(loss, norm, lr, lost=True)
         self.lost = 0
         for optimizer, rates in zip(self.optimizers, self.base_lr, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -136,10 +141,10 @@ class Learner(Generic[Model]):
         self._spread()
         self.forget()
         self.done += 1
-        return Stepped(float(total), float(norm))
+        return Stepped(loss, norm, lr)
 
     def _gather(self) -> None:
-        """Gradients of weights that have copies are added to the copies'."""
+        """Adds the gradients of weights in half precision to those of their copies."""
         for weight, p in zip(self.weights, self.parameters, strict=True):
             if p is not weight and weight.grad is not None:
                 p.grad = weight.grad.to(p.dtype) if p.grad is None else p.grad.add_(weight.grad)
@@ -147,17 +152,18 @@ class Learner(Generic[Model]):
 
     @torch.no_grad()
     def _spread(self) -> None:
+        """Rounds the copies to the weights in half precision."""
         for weight, p in zip(self.weights, self.parameters, strict=True):
             if p is not weight:
                 weight.copy_(p)
 
     def fresh(self) -> None:
-        """Optimizers as they were before the first step; the schedule goes on."""
+        """Forgets the optimizers' moments; the schedule goes on."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
     def state(self) -> State:
-        """What is trained, the optimizers' moments, and where the schedule stands."""
+        """The trained weights, the optimizers' moments, and the steps made."""
         tensors = {f"weight/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, optimizer in enumerate(self.optimizers):
             for j, moments in optimizer.state_dict()["state"].items():
@@ -186,12 +192,13 @@ class Learner(Generic[Model]):
         self.done, self.lost = state.data["done"], state.data["lost"]
 
     def forget(self) -> None:
+        """Drops the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _stepped(weight: nn.Parameter) -> nn.Parameter:
-    """What the optimizers move: the weight, or its copy in float32."""
+def _optimized(weight: nn.Parameter) -> nn.Parameter:
+    """The parameter that the optimizers move: the weight, or its copy in float32."""
     narrow = weight.dtype in (torch.bfloat16, torch.float16)
     return nn.Parameter(weight.detach().float()) if narrow else weight
 
@@ -199,6 +206,7 @@ def _stepped(weight: nn.Parameter) -> nn.Parameter:
 def _optimizers(
     named: list[tuple[str, nn.Parameter]], s: config.Optimizer
 ) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between embedding and head where it is asked for; AdamW for the rest."""
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
     matrices = inner if s.kind == "muon" else []
     taken = {id(p) for p in matrices}
@@ -211,13 +219,10 @@ def _optimizers(
     ]
     lr_rest = s.lr if s.kind == "adamw" or s.lr_rest is None else s.lr_rest
     fused = bool(named) and named[0][1].device.type in ("cuda", "cpu")
-    found: list[torch.optim.Optimizer] = []
-    if rest:  # adapters are matrices, all of them
-        found.append(
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]], lr=lr_rest, betas=s.betas, fused=fused
-            )
-        )
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:  # adapters have matrices only
+        groups = [g for g in groups if g["params"]]
+        optimizers.append(torch.optim.AdamW(groups, lr=lr_rest, betas=s.betas, fused=fused))
     if matrices:
-        found.append(torch.optim.Muon(matrices, lr=s.lr, weight_decay=s.weight_decay))
-    return found
+        optimizers.append(torch.optim.Muon(matrices, lr=s.lr, weight_decay=s.weight_decay))
+    return optimizers

@@ -1,24 +1,16 @@
 """The loop of a training stage: numbered, timed and logged steps that resume from a checkpoint."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
-
-from jaxtyping import Float
-from torch import Tensor
+from collections.abc import Iterator, Mapping, Sequence
 
 from whet import config
-from whet.algorithms.batch import Pack
 from whet.storage.checkpoint import Checkpoints, Stateful
 from whet.storage.run_log import RunLog
-from whet.training.learner import Learner, Trained
 from whet.types import Sampling, Update
 
 PLAIN = Sampling(n=1, temperature=1.0)  # the distribution in which given texts are likely or not
 
 Stage = config.SFT | config.RL | config.RewardModel | config.DPO
-Model = TypeVar("Model", bound=Trained)
-Batch = TypeVar("Batch", bound=Pack)
 
 
 class Step:
@@ -62,14 +54,3 @@ def steps(
     for number in range(done + 1, stage.steps + 1):
         yield Step(number, stage, log)
         checkpoints.keep(number, stage.steps, parts)
-
-
-def learn(
-    learner: Learner[Model],
-    batch: Batch,
-    micro_tokens: int,
-    loss_of: Callable[[Batch], Float[Tensor, " m"]],
-) -> dict[str, float]:
-    """One optimizer step. Returns its figures, among them the learning rate that it used."""
-    lr = learner.settings.lr * learner.lr_scale
-    return {**learner.step(batch, micro_tokens, loss_of).values, "lr": lr}

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from whet.algorithms.batch import RankedBatch
 from whet.algorithms.losses import bradley_terry, pairs
-from whet.training.learner import Learner
-from whet.training.loop import Model, learn
+from whet.training.learner import Learner, Model
 
 
 def learn_rankings(
@@ -24,14 +23,14 @@ def learn_rankings(
     better and of the worse response of all P pairs.
     """
     rewards: list[tuple[Tensor, Tensor]] = []
-
-    def loss_of(micro: RankedBatch) -> Float[Tensor, " m"]:
+    for micro in batch.split(micro_tokens):
         reward = reward_of(micro)
         group, rank = micro.of_sequence(micro.group), micro.of_sequence(micro.rank)
         better, worse = pairs(group, rank)
         rewards.append((reward[better].detach(), reward[worse].detach()))
-        return bradley_terry(reward, group, rank)[micro.sequence]
-
-    figures = learn(learner, batch, micro_tokens, loss_of)
+        loss = bradley_terry(reward, group, rank)[micro.sequence]
+        learner.backward((loss * micro.weight).sum())
+    step = learner.step()
     better, worse = (torch.cat(side) for side in zip(*rewards, strict=True))
-    return {**figures, "pairs_right": float((better > worse).double().mean())}, better, worse
+    right = float((better > worse).double().mean())
+    return {**step.figures, "lr": step.lr, "pairs_right": right}, better, worse

@@ -1,6 +1,4 @@
-"""From one number for each answer to one advantage for each of its tokens: KL rewards, critic,
-token-level reward model.
-"""
+"""Turns the advantage of each answer into one for each of its tokens: KL, critic, token rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from whet.algorithms.advantages import whitened
 from whet.algorithms.algorithm import Algorithm, Critic
-from whet.algorithms.batch import PolicyBatch, ValueBatch
+from whet.algorithms.batch import LAYOUT, PolicyBatch, ValueBatch
 from whet.algorithms.critic import (
     adaptive_lambda,
     explained_variance,
@@ -26,151 +24,147 @@ from whet.algorithms.kl import KL
 from whet.model.logprobs import before
 from whet.model.policy import Policy
 from whet.model.value_head import ScalarModel
-from whet.training.learner import Learner, policy_logprobs
+from whet.training.learner import Learner, fixed_logprobs
 from whet.types import Sample, Sampling
+
+M = Float[Tensor, " m"]
 
 
 @dataclass
-class Credit:
+class TokenAdvantages:
+    """Computes the advantages of tokens, and trains the critic that it computes them with.
+
+    The critic is asked about a rollout before it learns from it, so that no advantage has seen its
+    own return. For a row with `token_reward` it is a token-level reward model.
+    """
+
     row: Algorithm
     sampling: Sampling
     micro_tokens: int
     reference: Policy | None = None
-    judge: Learner[ScalarModel] | None = None
+    critic: Learner[ScalarModel] | None = None
 
-    def give(
+    def compute(
         self, batch: PolicyBatch, samples: Sequence[Sample], right: Sequence[bool]
     ) -> tuple[PolicyBatch, dict[str, float]]:
-        """`batch` holds one advantage for all tokens of an answer; what comes back, one for each
-        token, and figures.
+        """Returns the batch with an advantage for each token, and the figures to log.
 
-        The critic judges first and learns from the same rollout after, so that no advantage has
-        seen its own return.
+        The batch that is passed has one advantage for all tokens of an answer. `right` [S] says
+        which answers are right.
         """
-        figures: dict[str, float] = {}
+        row, figures = self.row, dict[str, float]()
         advantage = batch.advantage.double()
-        earned = torch.zeros_like(advantage)
-        if self.row.rewards_kl:
+        rewards = torch.zeros_like(advantage)
+        if row.rewards_kl:
             kl = self.kl(batch).double()
-            earned = -self.row.beta * kl
+            rewards = -row.beta * kl
             figures["kl"] = float(kl.mean())
-        if self.row.critic is not None:
-            advantage, told = self._by_critic(self.row.critic, batch, earned, samples)
-            figures |= told
-        elif self.row.token_reward:
-            advantage, told = self._by_token_reward(batch, right)
-            figures |= told
-        elif self.row.rewards_kl:
-            advantage = advantage + returns_to_go(earned, batch.sequence, self.row.gamma)
-        if self.row.normalise:
+        if row.critic is not None:
+            advantage, critic_figures = self._with_critic(row.critic, batch, rewards, samples)
+            figures |= critic_figures
+        elif row.token_reward:
+            advantage, critic_figures = self._with_token_reward(batch, right)
+            figures |= critic_figures
+        elif row.rewards_kl:
+            advantage = advantage + returns_to_go(rewards, batch.sequence, row.gamma)
+        if row.normalise:
             advantage = whitened(advantage)
         return replace(batch, advantage=advantage.to(batch.advantage.dtype)), figures
 
-    def kl(self, batch: PolicyBatch) -> Float[Tensor, " m"]:
-        """The estimator at each token, of the policy that sampled against the reference."""
-        assert self.reference is not None  # Trainer makes one for every row that has a KL
-        parts: list[Tensor] = []
-        with torch.no_grad():
-            for micro in batch.split(self.micro_tokens):
-                logp_ref = policy_logprobs(self.reference, micro, self.sampling)[0]
-                parts.append(KL[self.row.kl](micro.logp_old, logp_ref))
-        return torch.cat(parts)
+    def kl(self, batch: PolicyBatch) -> M:
+        """The KL estimate at each token, of the policy that sampled against the reference."""
+        assert self.reference is not None  # every row that has a KL has one
+        logp_ref = fixed_logprobs(self.reference, batch, self.sampling, self.micro_tokens)
+        return KL[self.row.kl](batch.logp_old, logp_ref)
 
-    def _by_critic(
-        self, cells: Critic, batch: PolicyBatch, earned: Tensor, samples: Sequence[Sample]
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _with_critic(
+        self, cells: Critic, batch: PolicyBatch, rewards: M, samples: Sequence[Sample]
+    ) -> tuple[M, dict[str, float]]:
+        """GAE from the critic's values; then the critic learns the returns.
+
+        `rewards` [M] are those of the tokens; the answer's own is added at its last token.
+        """
         cut_off = torch.tensor([s.finish == "length" for s in samples], device=batch.starts.device)
-        values, after = self.values(
-            batch, cut_off if cells.bootstrap else torch.zeros_like(cut_off)
-        )
-        rewards = earned + batch.advantage.double() * last_tokens(batch)
-        lengths = batch.lengths
-        flat = torch.ones_like(after)
-        lam = adaptive_lambda(lengths, cells.stretch) if cells.stretch else cells.lam * flat
-        advantage = gae(rewards, values, after, batch.sequence, self.row.gamma, lam)
-        target = values + gae(
-            rewards, values, after, batch.sequence, self.row.gamma, cells.lam_critic * flat
-        )
+        bootstrapped = cut_off if cells.bootstrap else torch.zeros_like(cut_off)
+        values, after = self.values(batch, bootstrapped)
+        rewards = rewards + batch.advantage.double() * last_tokens(batch)
+        gamma, ones = self.row.gamma, torch.ones_like(after)
+        lam = cells.lam * ones
+        if cells.stretch:
+            lam = adaptive_lambda(batch.lengths, cells.stretch)
+        advantage = gae(rewards, values, after, batch.sequence, gamma, lam)
+        lam_critic = cells.lam_critic * ones
+        target = values + gae(rewards, values, after, batch.sequence, gamma, lam_critic)
         figures = {"value": float(values.mean()), "explained": explained_variance(values, target)}
-        return advantage, figures | self._teach_critic(cells, batch, target, values)
+        return advantage, figures | self._train_critic(cells, _targets(batch, target, values))
 
     def values(
         self, batch: PolicyBatch, cut_off: Bool[Tensor, " s"]
-    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " s"]]:
-        """The critic's value of the state before each chosen token, and of that behind each
-        answer's end: 0 unless it was cut off.
+    ) -> tuple[M, Float[Tensor, " s"]]:
+        """The critic's values of the states before each chosen token, and behind each answer.
+
+        The value behind an answer is 0 unless it was cut off.
         """
-        assert self.judge is not None  # Trainer makes one for every row that has a critic
+        assert self.critic is not None  # every row that has critic cells has one
         inner: list[Tensor] = []
         behind: list[Tensor] = []
         with torch.no_grad():
             for micro in batch.split(self.micro_tokens):
-                states = self.judge.model(micro.tokens, micro.positions, micro.starts).double()
+                states = self.critic.model(micro.tokens, micro.positions, micro.starts).double()
                 inner.append(before(states, micro.chosen))
                 behind.append(states[micro.starts[1:] - 1])
         return torch.cat(inner), torch.where(cut_off, torch.cat(behind), 0.0)
 
-    def _teach_critic(
-        self, cells: Critic, batch: PolicyBatch, target: Tensor, values: Tensor
-    ) -> dict[str, float]:
-        """What it was taught, absent where every step was lost."""
-        assert self.judge is not None
-        judge, losses = self.judge, list[float]()
-        dtype = batch.advantage.dtype
-        layout = {
-            name: getattr(batch, name)
-            for name in ("tokens", "positions", "starts", "chosen", "sequence", "weight")
-        }
-        whole = ValueBatch(**layout, target=target.to(dtype), value_old=values.to(dtype))
-
-        def loss_of(micro: ValueBatch) -> Tensor:
-            states = judge.model(micro.tokens, micro.positions, micro.starts)
-            return value_loss(
-                before(states, micro.chosen), micro.target, micro.value_old, cells.value_clip
-            )
-
-        for share in shares(whole.sequences, cells.updates):
-            mini = whole.take(share)
-            mini = replace(mini, weight=torch.full_like(mini.weight, 1 / max(len(mini.chosen), 1)))
-            stepped = judge.step(mini, self.micro_tokens, loss_of)
-            losses += [] if stepped.lost else [stepped.loss]
+    def _train_critic(self, cells: Critic, batch: ValueBatch) -> dict[str, float]:
+        """`updates` steps, each on a share of the rollout. Their mean loss, unless all were lost."""
+        assert self.critic is not None
+        losses: list[float] = []
+        for share in shares(batch.sequences, cells.updates):
+            mini = batch.take(share)
+            weight = 1 / max(len(mini.chosen), 1)
+            for micro in mini.split(self.micro_tokens):
+                states = self.critic.model(micro.tokens, micro.positions, micro.starts)
+                values = before(states, micro.chosen)
+                loss = value_loss(values, micro.target, micro.value_old, cells.value_clip)
+                self.critic.backward((loss * weight).sum())
+            step = self.critic.step()
+            losses += [] if step.lost else [step.loss]
         return {"value_loss": sum(losses) / len(losses)} if losses else {}
 
-    def _by_token_reward(
+    def _with_token_reward(
         self, batch: PolicyBatch, right: Sequence[bool]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Advantages times what the token-level reward model says of each token; then the model
-        learns which answers were right.
-        """
-        assert self.judge is not None
-        judge = self.judge
-        good = torch.tensor(right, device=batch.starts.device).to(batch.advantage.dtype)
+    ) -> tuple[M, dict[str, float]]:
+        """Advantages times the weights of a token-level reward model; then that model learns."""
+        assert self.critic is not None
+        model = self.critic.model
+        target = torch.tensor(right, device=batch.starts.device).to(batch.advantage.dtype)
+        target = target[batch.sequence]
         with torch.no_grad():
-            w = torch.cat(
-                [
-                    judge.model(m.tokens, m.positions, m.starts)[m.chosen]
-                    for m in batch.split(self.micro_tokens)
-                ]
-            )
-        advantage = batch.advantage.double() * token_weights(w.double(), good[batch.sequence])
-        marked = replace(
-            batch,
-            advantage=good[batch.sequence],
-            weight=1 / batch.lengths[batch.sequence] / batch.sequences,
-        )
+            micros = batch.split(self.micro_tokens)
+            w = torch.cat([model(m.tokens, m.positions, m.starts)[m.chosen] for m in micros])
+        advantage = batch.advantage.double() * token_weights(w.double(), target)
+        return advantage, self._train_token_reward(_targets(batch, target, w))
 
-        def loss_of(micro: PolicyBatch) -> Tensor:
-            w = judge.model(micro.tokens, micro.positions, micro.starts)[micro.chosen]
-            target = micro.advantage.new_zeros(micro.sequences).index_put(
-                (micro.sequence,), micro.advantage
-            )
-            return token_reward_loss(w, micro.sequence, target)[micro.sequence]
-
-        stepped = judge.step(marked, self.micro_tokens, loss_of)
-        return advantage, {} if stepped.lost else {"token_reward_loss": stepped.loss}
+    def _train_token_reward(self, batch: ValueBatch) -> dict[str, float]:
+        """One step on which answers were right. Its loss, unless it was lost."""
+        assert self.critic is not None
+        weight = 1 / batch.lengths[batch.sequence] / batch.sequences
+        for micro in replace(batch, weight=weight).split(self.micro_tokens):
+            w = self.critic.model(micro.tokens, micro.positions, micro.starts)[micro.chosen]
+            loss = token_reward_loss(w, micro.sequence, micro.of_sequence(micro.target))
+            self.critic.backward((loss[micro.sequence] * micro.weight).sum())
+        step = self.critic.step()
+        return {} if step.lost else {"token_reward_loss": step.loss}
 
 
-def last_tokens(batch: PolicyBatch) -> Float[Tensor, " m"]:
+def _targets(batch: PolicyBatch, target: Tensor, value_old: Tensor) -> ValueBatch:
+    """The same sequences, with the numbers that a critic learns from."""
+    layout = {name: getattr(batch, name) for name in (*LAYOUT, "weight")}
+    dtype = batch.advantage.dtype
+    return ValueBatch(**layout, target=target.to(dtype), value_old=value_old.to(dtype))
+
+
+def last_tokens(batch: PolicyBatch) -> M:
     """1 at the last chosen token of each sequence, else 0."""
     last = torch.ones_like(batch.advantage, dtype=torch.float64)
     last[:-1] = (batch.sequence[1:] != batch.sequence[:-1]).double()
@@ -178,6 +172,10 @@ def last_tokens(batch: PolicyBatch) -> Float[Tensor, " m"]:
 
 
 def shares(count: int, parts: int) -> list[range]:
-    """0 .. count - 1 in `parts` stretches of nearly equal length, empty ones left out."""
+    """0 .. count - 1 in `parts` stretches of nearly equal length, without empty ones.
+
+    >>> shares(5, 2), shares(1, 2)
+    ([range(0, 2), range(2, 5)], [range(0, 1)])
+    """
     bounds = [count * i // parts for i in range(parts + 1)]
     return [range(a, b) for a, b in pairwise(bounds) if b > a]

@@ -1,14 +1,17 @@
-"""Scored groups -> optimizer steps. What a row of the table asks for happens here, in this order:
-credit, correction, mini-batches.
+"""The update of RL: scored groups in, optimizer steps out.
+
+The path of a sample: `Group` -> advantage of the answer -> `PolicyBatch` of the whole rollout ->
+advantage of each token -> correction of the sampler -> mini-batches -> micro-batches -> step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from whet.algorithms import objective
 from whet.algorithms.algorithm import Algorithm
 from whet.algorithms.batch import PolicyBatch, pack
 from whet.algorithms.kl import k3
@@ -16,15 +19,19 @@ from whet.algorithms.off_policy import masked, truncated
 from whet.model.policy import Policy
 from whet.model.value_head import ScalarModel
 from whet.storage.checkpoint import State, Stateful
-from whet.training.learner import Learner, policy_logprobs
-from whet.training.token_advantages import Credit, shares
-from whet.types import Group, Sample, Sampling
+from whet.training.learner import Learner, fixed_logprobs, policy_logprobs
+from whet.training.token_advantages import TokenAdvantages, shares
+from whet.types import Group, Sampling
+
+Figures = dict[str, float]
+NOTHING: Figures = {"grad_norm": 0.0, "tokens": 0.0}  # of an update without a step
 
 
 @dataclass
 class Trainer:
-    """What turns groups into optimizer steps. The reference is frozen; the judge is a critic or a
-    token-level reward model.
+    """The models of a row and its update. The reference is frozen, the critic learns.
+
+    For a row with `token_reward` the critic is a token-level reward model.
     """
 
     learner: Learner[Policy]
@@ -32,7 +39,7 @@ class Trainer:
     sampling: Sampling
     micro_tokens: int
     reference: Policy | None = None
-    judge: Learner[ScalarModel] | None = None
+    critic: Learner[ScalarModel] | None = None
     rollouts: int = 0  # seen so far
 
     def state(self) -> State:
@@ -43,145 +50,139 @@ class Trainer:
 
     @property
     def parts(self) -> dict[str, Stateful]:
-        """What changes from step to step."""
-        judge: dict[str, Stateful] = {} if self.judge is None else {"judge": self.judge}
-        return {"policy": self.learner, "trainer": self, **judge}
+        """The parts that change from step to step, for checkpoints."""
+        critic: dict[str, Stateful] = {} if self.critic is None else {"critic": self.critic}
+        return {"policy": self.learner, "trainer": self, **critic}
 
-    def update(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[list[float]]]:
+    def update(self, groups: Sequence[Group]) -> tuple[Figures, list[list[float | None]]]:
         """`row.updates` optimizer steps, each on its share of the groups.
 
-        Returns figures, means over the steps, and the mean advantage of each sample's tokens, group
-        by group.
+        Returns the figures to log, means over the steps, and the advantage of each sample, group by
+        group: the mean over its tokens, None where the verifier failed and it is left out.
         """
-        outcome = self.row.advantages([g.rewards for g in groups])
-        given = [a for values in outcome for a in values.tolist()]
-        samples = [s for g in groups for s in g.samples]
         self.rollouts += 1
-        if not samples:
-            return {"grad_norm": 0.0, "tokens": 0.0}, [[] for _ in groups]
-        ends = torch.tensor([0, *(len(g.samples) for g in groups)]).cumsum(0).tolist()
-        parts = [range(ends[s.start], ends[s.stop]) for s in shares(len(groups), self.row.updates)]
-        batch, figures = self._judged(groups, samples, given, [p for p in parts if p])
-        told = batch.advantage.new_zeros(len(samples)).index_add(
-            0, batch.sequence, batch.advantage
-        ) / batch.lengths.clamp(min=1)
-        means = [told[a:b].tolist() for a, b in pairwise(ends)]
+        usable = [g.usable for g in groups]
+        ends = [0, *accumulate(len(g.samples) for g in usable)]
+        if not ends[-1]:
+            return dict(NOTHING), _by_group([], groups)
+        parts = [range(ends[s.start], ends[s.stop]) for s in shares(len(usable), self.row.updates)]
+        batch, figures = self._batch(usable, [part for part in parts if part])
+        advantages = batch.sums(batch.advantage) / batch.lengths.clamp(min=1)
         if self.rollouts <= self.row.warmup:
-            return figures | {"warmup": 1.0}, means
-        batch, corrected = self._corrected(batch)
+            return figures | {"warmup": 1.0}, _by_group(advantages.tolist(), groups)
+        batch, correction = self._corrected(batch)
         if self.row.fresh_optimizer:
             self.learner.fresh()
-        made = [s for part in parts if (s := self._minibatch(batch, part))]
-        return figures | corrected | _over_steps(made), means
+        steps = [step for part in parts if (step := self._step(batch, part))]
+        return figures | correction | _mean(steps), _by_group(advantages.tolist(), groups)
 
-    def _judged(
-        self,
-        groups: Sequence[Group],
-        samples: Sequence[Sample],
-        given: Sequence[float],
-        parts: Sequence[range],
-    ) -> tuple[PolicyBatch, dict[str, float]]:
-        """All samples in one batch with an advantage for each token. Weights count every sample of
-        its mini-batch.
+    def _batch(
+        self, groups: Sequence[Group], parts: Sequence[range]
+    ) -> tuple[PolicyBatch, Figures]:
+        """The whole rollout, with an advantage for each token.
+
+        `parts` are the samples of each mini-batch. Weights count every sample of a mini-batch, also
+        those that will not reach the model.
         """
+        row = self.row
+        samples = [s for g in groups for s in g.samples]
         right = [c.correct for g in groups for c in g.scores]
-        weights, clones = list[float](), list[float]()
+        advantages = torch.cat(objective.advantages(row, [g.rewards for g in groups]))
+        weights: list[float] = []
+        clones: list[float] = []
         for part in parts:
             lengths = [samples[i].length for i in part]
-            weights += self.row.weights(lengths, self.sampling.max_tokens)
-            clones += self.row.clones(lengths, [right[i] for i in part], self.sampling.max_tokens)
-        batch = pack(samples, given, weights, clones=clones).to(
-            next(self.learner.model.parameters()).device
-        )
-        if not (self.row.per_token or self.row.normalise):
+            weights += objective.weights(row, lengths, self.sampling.max_tokens)
+            clones += objective.clone_weights(row, lengths, [right[i] for i in part])
+        batch = pack(samples, advantages.tolist(), weights, clones=clones)
+        batch = batch.to(next(self.learner.model.parameters()).device)
+        if not (row.per_token or row.normalise):
             return batch, {}
-        credit = Credit(self.row, self.sampling, self.micro_tokens, self.reference, self.judge)
-        return credit.give(batch, samples, right)
+        tokens = TokenAdvantages(row, self.sampling, self.micro_tokens, self.reference, self.critic)
+        return tokens.compute(batch, samples, right)
 
-    def _corrected(self, batch: PolicyBatch) -> tuple[PolicyBatch, dict[str, float]]:
-        """Where the row corrects for its sampler: ratios start from the trainer's own
-        log-probabilities, and weights carry the difference.
+    def _corrected(self, batch: PolicyBatch) -> tuple[PolicyBatch, Figures]:
+        """The batch with the row's correction of a sampler that differs from the trainer.
+
+        Ratios then start from the trainer's own log-probabilities, and weights carry the
+        difference.
         """
-        if self.row.correction == "none" or not len(batch.chosen):
+        row = self.row
+        if row.correction == "none" or not len(batch.chosen):
             return batch, {}
-        with torch.no_grad():
-            micros = batch.split(self.micro_tokens)
-            logp = torch.cat(
-                [policy_logprobs(self.learner.model, m, self.sampling)[0] for m in micros]
-            )
+        logp = fixed_logprobs(self.learner.model, batch, self.sampling, self.micro_tokens)
         moved = logp - batch.logp_old
-        if self.row.correction == "token":
-            factor = truncated(moved, self.row.cap)
-            share = (factor >= self.row.cap).double().mean()
+        if row.correction == "token":
+            factor = truncated(moved, row.cap)
+            corrected = factor >= row.cap
         else:
-            factor = masked(moved, batch.sequence, self.row.cap)
-            share = (factor == 0).double().mean()
-        figures = {"sampler_gap": float(moved.abs().max()), "corrected": float(share)}
-        return replace(batch, logp_old=logp, weight=batch.weight * factor), figures
+            factor = masked(moved, batch.sequence, row.cap)
+            corrected = factor == 0
+        figures = {
+            "sampler_gap": float(moved.abs().max()),
+            "corrected": float(corrected.double().mean()),
+        }
+        weight, clone = batch.weight * factor, batch.clone * factor
+        return replace(batch, logp_old=logp, weight=weight, clone=clone), figures
 
-    def _minibatch(self, batch: PolicyBatch, part: range) -> dict[str, float]:
-        """One step on the sequences of `part`; only those that can move the policy reach the model."""
-        if self.row.only_advantage:
-            moves = torch.zeros(batch.sequences, dtype=torch.bool, device=batch.starts.device)
-            moves[batch.sequence[(batch.advantage != 0) & (batch.weight != 0)]] = True
-            keep = [
-                i for i, m in zip(part, moves[part.start : part.stop].tolist(), strict=True) if m
-            ]
-        else:
-            keep = list(part)
-        mini = batch.take(keep)
+    def _step(self, batch: PolicyBatch, part: range) -> Figures:
+        """One optimizer step on the sequences of `part`; no figures where none can move the policy."""
+        mini = batch.take(self._moving(batch, part))
         if not len(mini.chosen):
             return {}
-        sums: dict[str, float] = {}
-
-        def loss_of(micro: PolicyBatch) -> Tensor:
+        row, micros = self.row, list[Figures]()
+        for micro in mini.split(self.micro_tokens):
             logp, entropy = policy_logprobs(
-                self.learner.model, micro, self.sampling, self.row.entropy != 0
+                self.learner.model, micro, self.sampling, row.entropy != 0
             )
-            logp_ref = self._reference(micro)
-            for key, value in self._figures(
-                logp.detach(), entropy.detach(), logp_ref, micro
-            ).items():
-                sums[key] = (
-                    sums.get(key, 0.0) + value if key != "gap" else max(sums.get(key, 0.0), value)
-                )
-            return self.row.loss(logp, entropy, micro, logp_ref)
+            logp_ref = self._reference_logprobs(micro)
+            self.learner.backward(objective.loss(row, logp, entropy, micro, logp_ref).sum())
+            micros.append(self._sums(logp.detach(), entropy.detach(), logp_ref, micro))
+        step, tokens = self.learner.step(), len(mini.chosen)
+        if step.lost:
+            return step.figures
+        figures = {key: sum(m[key] for m in micros) / tokens for key in micros[0]}
+        figures["gap"] = max(m["gap"] for m in micros)
+        return {**step.figures, "tokens": float(tokens), **figures}
 
-        stepped = self.learner.step(mini, self.micro_tokens, loss_of)
-        tokens = len(mini.chosen)
-        figures = {key: value if key == "gap" else value / tokens for key, value in sums.items()}
-        return (
-            stepped.values
-            if stepped.lost
-            else {**stepped.values, "tokens": float(tokens), **figures}
-        )
+    def _moving(self, batch: PolicyBatch, part: range) -> Sequence[int]:
+        """The sequences of `part` that can move the policy; the model need not read the others."""
+        if not self.row.only_advantage:
+            return part
+        moves = set(batch.sequence[(batch.advantage != 0) & (batch.weight != 0)].unique().tolist())
+        return [i for i in part if i in moves]
 
-    def _reference(self, micro: PolicyBatch) -> Tensor | None:
+    def _reference_logprobs(self, micro: PolicyBatch) -> Tensor | None:
         if not self.row.needs_reference:
             return None
-        assert self.reference is not None
-        with torch.no_grad():
-            return policy_logprobs(self.reference, micro, self.sampling)[0]
+        assert self.reference is not None  # every row that has a KL has one
+        return fixed_logprobs(self.reference, micro, self.sampling, self.micro_tokens)
 
-    def _figures(
+    def _sums(
         self, logp: Tensor, entropy: Tensor, logp_ref: Tensor | None, micro: PolicyBatch
-    ) -> dict[str, float]:
-        """Sums over chosen tokens; `gap` is the largest difference between trainer and sampler."""
-        found = {
+    ) -> Figures:
+        """Sums over chosen tokens, and `gap`, the largest difference of trainer and sampler."""
+        sums = {
             "entropy": float(entropy.sum()),
-            "clipped": float(self.row.clipped(logp, micro).sum()),
+            "clipped": float(objective.bounded(self.row, logp, micro).sum()),
             "gap": float((logp - micro.logp_old).abs().max()) if len(logp) else 0.0,
         }
         if logp_ref is not None:
-            found["kl"] = float(k3(logp, logp_ref).sum())
-        return found
+            sums["kl"] = float(k3(logp, logp_ref).sum())
+        return sums
 
 
-def _over_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+def _by_group(advantages: Sequence[float], groups: Sequence[Group]) -> list[list[float | None]]:
+    """The advantages of usable samples, group by group, with None for the others."""
+    each = iter(advantages)
+    return [[next(each) if score.usable else None for score in g.scores] for g in groups]
+
+
+def _mean(steps: Sequence[Figures]) -> Figures:
+    """The mean of each figure over steps; of tokens the sum, of `gap` that of the first step."""
     made = [s for s in steps if "lost" not in s]
-    if len(made) < len(steps):
-        return _over_steps(made) | {"lost": float(len(steps) - len(made))}
+    lost = {"lost": float(len(steps) - len(made))} if len(made) < len(steps) else {}
     if not made:
-        return {"grad_norm": 0.0, "tokens": 0.0}
+        return NOTHING | lost
     figures = {key: sum(s[key] for s in made) / len(made) for key in made[0]}
-    return figures | {"gap": made[0]["gap"], "tokens": sum(s["tokens"] for s in made)}
+    return figures | {"gap": made[0]["gap"], "tokens": sum(s["tokens"] for s in made)} | lost

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from whet import config
+from whet.algorithms import objective
 from whet.algorithms.batch import pack
 from whet.algorithms.critic import gae, returns_to_go, value_loss
 from whet.algorithms.kl import k1
@@ -18,7 +19,7 @@ from whet.model.value_head import ScalarModel
 from whet.rollout.rollout import rollout
 from whet.stages import rl
 from whet.training.learner import Learner, policy_logprobs
-from whet.training.token_advantages import Credit, last_tokens
+from whet.training.token_advantages import TokenAdvantages, last_tokens
 from whet.types import Sample, Sampling, Score
 
 from .helpers.tiny_world import rl_stage, world
@@ -84,16 +85,16 @@ def weights_of(model):
 def test_kl_in_the_reward_is_what_lies_ahead_of_each_token(tmp_path):
     _, _, groups = drawn(tmp_path)
     reference = frozen(world(tmp_path, seed=9)[0])
-    samples, right, given = parts(groups)
+    samples, right, rewards = parts(groups)
     row = algorithm("reinforce_pp", {"normalise": False, "beta": 0.3, "gamma": 0.9})
-    batch = pack(samples, given, [1.0] * len(samples))
-    got = Credit(row, SAMPLING, 40, reference).give(batch, samples, right)[0].advantage
+    batch = pack(samples, rewards, [1.0] * len(samples))
+    got = TokenAdvantages(row, SAMPLING, 40, reference).compute(batch, samples, right)[0].advantage
     with torch.no_grad():
         kl = k1(batch.logp_old, policy_logprobs(reference, batch, SAMPLING)[0])
     for i in range(len(samples)):
         own = kl[batch.sequence == i].tolist()
         want = [
-            given[i] - 0.3 * sum(0.9 ** (j - t) * own[j] for j in range(t, len(own)))
+            rewards[i] - 0.3 * sum(0.9 ** (j - t) * own[j] for j in range(t, len(own)))
             for t in range(len(own))
         ]
         assert got[batch.sequence == i].tolist() == pytest.approx(want, abs=1e-5)
@@ -102,7 +103,7 @@ def test_kl_in_the_reward_is_what_lies_ahead_of_each_token(tmp_path):
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bootstrap):
     model, _, groups = drawn(tmp_path)
-    samples, right, given = parts(groups)
+    samples, right, rewards = parts(groups)
     samples = [replace(s, finish="length" if i % 2 else "stop") for i, s in enumerate(samples)]
     critic = ScalarModel(model)
     torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
@@ -116,16 +117,16 @@ def test_a_critic_sees_the_state_before_each_token_and_beyond_a_cut(tmp_path, bo
             "critic": {"lam": 0.6, "bootstrap": bootstrap},
         },
     )
-    batch = pack(samples, given, [1.0] * len(samples))
+    batch = pack(samples, rewards, [1.0] * len(samples))
     with torch.no_grad():
         states = critic(batch.tokens, batch.positions, batch.starts)
     learner = Learner(critic, config.Optimizer(lr=1e-3), 10)
-    got, figures = Credit(row, SAMPLING, 30, None, learner).give(batch, samples, right)
+    got, figures = TokenAdvantages(row, SAMPLING, 30, None, learner).compute(batch, samples, right)
     for i, s in enumerate(samples):
         a, b = int(batch.starts[i]), int(batch.starts[i + 1])
         values = [states[a + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]]
         after = states[b - 1].item() if bootstrap and i % 2 else 0.0
-        want = naive_gae([0.0] * (len(values) - 1) + [given[i]], values, after, 0.9, 0.6)
+        want = naive_gae([0.0] * (len(values) - 1) + [rewards[i]], values, after, 0.9, 0.6)
         assert got.advantage[batch.sequence == i].tolist() == pytest.approx(want, abs=1e-5)
     assert figures["value_loss"] > 0 and learner.done == row.critic.updates
 
@@ -135,25 +136,25 @@ def test_the_critic_is_taught_the_state_before_each_token(tmp_path):
     its own lambda.
     """
     model, _, groups = drawn(tmp_path)
-    samples, right, given = parts(groups)
+    samples, right, rewards = parts(groups)
     critic = ScalarModel(model)
     torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(1))
     row = algorithm(
         "ppo_orz", {"gamma": 0.9, "critic": {"lam": 0.3, "lam_critic": 0.8, "updates": 1}}
     )
-    batch = pack(samples, given, [1.0] * len(samples))
+    batch = pack(samples, rewards, [1.0] * len(samples))
     with torch.no_grad():
         states = critic(batch.tokens, batch.positions, batch.starts)
-    _, told = Credit(row, SAMPLING, 30, None, Learner(critic, config.Optimizer(), 10)).give(
-        batch, samples, right
-    )
+    _, figures = TokenAdvantages(
+        row, SAMPLING, 30, None, Learner(critic, config.Optimizer(), 10)
+    ).compute(batch, samples, right)
     off = []
     for i, s in enumerate(samples):
         values = [
             states[int(batch.starts[i]) + t - 1].item() for t in range(len(s.tokens)) if s.mask[t]
         ]
-        off += naive_gae([0.0] * (len(values) - 1) + [given[i]], values, 0.0, 0.9, 0.8)
-    assert told["value_loss"] == pytest.approx(np.mean(np.square(off)) / 2, rel=1e-4)
+        off += naive_gae([0.0] * (len(values) - 1) + [rewards[i]], values, 0.0, 0.9, 0.8)
+    assert figures["value_loss"] == pytest.approx(np.mean(np.square(off)) / 2, rel=1e-4)
 
 
 def test_the_critic_learns_what_answers_are_worth(tmp_path):
@@ -162,16 +163,16 @@ def test_the_critic_learns_what_answers_are_worth(tmp_path):
     """
     model, _, groups = drawn(tmp_path, count=8)
     samples, _, _ = parts(groups)
-    given = [float(s.tokens[s.mask][0] % 2) for s in samples]
+    rewards = [float(s.tokens[s.mask][0] % 2) for s in samples]
     row = algorithm("ppo_orz", {"critic": {"updates": 3, "value_clip": 0.0}})
-    credit = Credit(
+    tokens = TokenAdvantages(
         row, SAMPLING, 500, None, Learner(ScalarModel(model), config.Optimizer(lr=3e-3), 300)
     )
-    batch = pack(samples, given, [1.0] * len(samples))
-    told = [credit.give(batch, samples, [False] * len(samples))[1] for _ in range(60)]
+    batch = pack(samples, rewards, [1.0] * len(samples))
+    figures = [tokens.compute(batch, samples, [False] * len(samples))[1] for _ in range(60)]
     assert (
-        told[0]["explained"] < 0.1 < 0.6 < told[-1]["explained"]
-        and told[-1]["value_loss"] < 0.3 * told[0]["value_loss"]
+        figures[0]["explained"] < 0.1 < 0.6 < figures[-1]["explained"]
+        and figures[-1]["value_loss"] < 0.3 * figures[0]["value_loss"]
     )
 
 
@@ -194,21 +195,20 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path):
 
 def test_the_reference_and_the_critic_are_models_of_their_own(tmp_path):
     model, context, groups = drawn(tmp_path)
-    trainer = rl.prepared(
-        model, rl_stage(algorithm="ppo", critic=config.Critic(lr=0.02)), algorithm("ppo"), context
-    )
-    held, critic = weights_of(trainer.reference), weights_of(trainer.judge.model)
-    assert trainer.judge.settings.lr == 0.02 and trainer.learner.settings.lr == 3e-3
+    stage = rl_stage(algorithm="ppo", critic=config.Critic(lr=0.02))
+    trainer = rl.prepared(model, stage, context)
+    reference, critic = weights_of(trainer.reference), weights_of(trainer.critic.model)
+    assert trainer.critic.settings.lr == 0.02 and trainer.learner.settings.lr == 3e-3
     before = weights_of(model)
     trainer.update(groups)
-    assert torch.equal(weights_of(trainer.reference), held) and not any(
+    assert torch.equal(weights_of(trainer.reference), reference) and not any(
         p.requires_grad for p in trainer.reference.parameters()
     )
     assert not torch.equal(weights_of(model), before) and not torch.equal(
-        weights_of(trainer.judge.model), critic
+        weights_of(trainer.critic.model), critic
     )
     assert not {id(p) for p in model.parameters()} & {
-        id(p) for p in trainer.judge.model.parameters()
+        id(p) for p in trainer.critic.model.parameters()
     }
 
 
@@ -227,7 +227,7 @@ def test_last_tokens_are_those_before_the_next_sequence():
             0.2,
             0.32,
             0.0,
-        ),  # has moved towards its target by more: the held value's loss, and no gradient
+        ),  # has moved towards its target by more: the bounded value's loss, and no gradient
         (
             -0.5,
             0.2,
@@ -239,11 +239,11 @@ def test_last_tokens_are_those_before_the_next_sequence():
 )
 def test_a_value_that_has_moved_enough_gets_no_more_gradient(value, clip, loss, slope):
     at = torch.tensor([value], dtype=torch.float64, requires_grad=True)
-    found = value_loss(
+    each = value_loss(
         at, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), clip
     )
-    found.sum().backward()
-    assert found.item() == pytest.approx(loss) and at.grad.item() == pytest.approx(slope)
+    each.sum().backward()
+    assert each.item() == pytest.approx(loss) and at.grad.item() == pytest.approx(slope)
 
 
 def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
@@ -256,15 +256,15 @@ def test_the_rows_value_clip_is_the_one_that_is_used(tmp_path):
     for clip in (0.0, 0.01):
         critic = ScalarModel(model)
         learner = Learner(critic, config.Optimizer(lr=1e-2), 40)
-        credit = Credit(
+        tokens = TokenAdvantages(
             algorithm("ppo_orz", {"critic": {"updates": 12, "value_clip": clip}}),
             SAMPLING,
             1000,
             None,
             learner,
         )
-        credit.give(pack(samples, [5.0] * len(samples), [1.0] * len(samples)), samples, right)
-        again = credit.values(
+        tokens.compute(pack(samples, [5.0] * len(samples), [1.0] * len(samples)), samples, right)
+        again = tokens.values(
             pack(samples, [5.0] * len(samples), [1.0] * len(samples)),
             torch.zeros(len(samples)).bool(),
         )
@@ -280,22 +280,24 @@ def test_a_token_level_reward_model_is_asked_before_it_learns_and_learns_which_a
     judge = ScalarModel(model)
     torch.nn.init.normal_(judge.value_head.weight, generator=torch.Generator().manual_seed(2))
     row = algorithm("oreal")
-    given = [a for g in row.advantages([g.rewards for g in groups]) for a in g.tolist()]
-    batch = pack(samples, given, [1.0] * len(samples))
+    rewards = [
+        a for g in objective.advantages(row, [g.rewards for g in groups]) for a in g.tolist()
+    ]
+    batch = pack(samples, rewards, [1.0] * len(samples))
     with torch.no_grad():
         w = judge(batch.tokens, batch.positions, batch.starts)[batch.chosen]
-    credit = Credit(row, SAMPLING, 30, None, Learner(judge, config.Optimizer(lr=3e-3), 60))
-    got, told = credit.give(batch, samples, right)
+    tokens = TokenAdvantages(row, SAMPLING, 30, None, Learner(judge, config.Optimizer(lr=3e-3), 60))
+    got, figures = tokens.compute(batch, samples, right)
     losses = []
     for i, ok in enumerate(right):
         own = w[batch.sequence == i]
         lean = [2 / (1 + np.exp(-x)) - 1 for x in own.tolist()]
         weights = [max(x if ok else -x, 0.0) for x in lean]
         assert got.advantage[batch.sequence == i].tolist() == pytest.approx(
-            [given[i] * x for x in weights], abs=1e-5
+            [rewards[i] * x for x in weights], abs=1e-5
         )
         chance = 1 / (1 + np.exp(-own.mean().item()))
         losses.append(-np.log(chance if ok else 1 - chance))
-    assert told["token_reward_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    later = [credit.give(batch, samples, right)[1]["token_reward_loss"] for _ in range(50)]
-    assert later[-1] < 0.5 * told["token_reward_loss"]
+    assert figures["token_reward_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    later = [tokens.compute(batch, samples, right)[1]["token_reward_loss"] for _ in range(50)]
+    assert later[-1] < 0.5 * figures["token_reward_loss"]
