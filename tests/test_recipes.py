@@ -19,6 +19,9 @@ BASE = {
     ],
 }
 FAULTS = {
+    "stage.rl.algorithm=drgrpo": "stage.rl: unknown algorithm 'drgrpo'; did you mean 'dr_grpo'?",
+    "stage.rl.override.cliphigh=1": "stage.rl: algorithm dr_grpo: unknown option 'cliphigh'; did you",
+    "stage.rl.override={ beta = 0.1 }": "stage.rl: algorithm dr_grpo: beta = 0.1 without kl",
     "stage.rl.stps=3": "unknown key 'stage.rl.stps'; did you mean 'steps'?",
     "stage.rl.optimizer.lrr=3": "unknown key 'stage.rl.optimizer.lrr'; did you mean 'lr'?",
     "stage.base.gate.acuracy=1": "unknown key 'stage.base.gate.acuracy'; did you mean 'accuracy'?",
@@ -80,6 +83,12 @@ def test_overrides_reach_tables_that_the_recipe_does_not_write_out():
     recipe = parse_recipe(data)
     assert recipe.seed == 7 and recipe.evaluation.problems == 9
     assert isinstance(recipe.stage[1], config.RL) and recipe.stage[1].override == {"clip_high": 0.3}
+
+
+def test_a_stage_has_the_row_of_its_algorithm_with_its_cells():
+    stage = parse_recipe(BASE).stage[1]
+    assert stage.row is stage.row and stage.row.name == "dr_grpo" and stage.row.updates == 1
+    assert stage.model_copy(update={"override": {"updates": 2}}).row.updates == 2
 
 
 def test_files_that_are_no_recipe(tmp_path):
