@@ -44,7 +44,7 @@ OWN = {
     "rewards/combine": ("test_rewards", "test_combine_given", "test_only"),
     "rewards/length": ("test_length_rewards",),
     "pipeline/setup": ("test_mix",),
-    "rewards/known_answers": ("test_trial",),
+    "rewards/known_answers": ("test_known_answers",),
     "preflight/dry_run": ("test_rehearse",),
     "storage/checkpoint": ("test_resume",),
     "storage/run_log": ("test_resume",),

@@ -69,17 +69,17 @@ def test_the_language_reward_judges_the_words_as_it_is():
         ("ru", RU, 1.0),
         ("ru", EN, 0.0),
     ):
-        judge = LanguageReward(language)
+        judge = LanguageReward(language=language)
         assert {judge.share(text) for text in spoken(words, {"careful": 0.5, "coarse": 0.5})} == {
             share
         }
-    mixed = [LanguageReward("en").share(text) for text in spoken({"mixed": 1.0})]
+    mixed = [LanguageReward(language="en").share(text) for text in spoken({"mixed": 1.0})]
     assert set(mixed) == {0.0, 1 / 3, 2 / 3, 1.0} and mean(mixed) == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_corpus_keeps_the_shares():
     found = [
-        LanguageReward("en").share(text)
+        LanguageReward(language="en").share(text)
         for text in spoken({"en": 3.0, "ru": 1.0, "mixed": 0.0}, n=2000)
     ]
     assert set(found) == {0.0, 1.0} and mean(found) == pytest.approx(0.75, abs=0.03)
@@ -112,7 +112,7 @@ def test_every_word_counts_as_one_of_its_language_and_none_hides_in_another():
     assert len(SYMBOLS) == sum(len(words) for words in WORDS.values())
     for language, words in WORDS.items():
         assert set(words) == set("+-*") and all(
-            LanguageReward(language).share(f"3{w}5") == 1.0 for w in words.values()
+            LanguageReward(language=language).share(f"3{w}5") == 1.0 for w in words.values()
         )
     assert not [(a, b) for a in SYMBOLS for b in SYMBOLS if a != b and a in b]
 

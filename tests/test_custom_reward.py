@@ -227,10 +227,11 @@ def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        (3, "no table"),
+        (3, "limit = 3; it must be a table"),
         ({"secnds": 1}, "did you mean 'seconds'"),
         ({"seconds": 0}, "above 0"),
-        ({"processes": 1.5}, "above 0"),
+        ({"processes": 1.5}, "limit.processes = 1.5; it must be a whole number"),
+        ({"processes": 0}, "above 0"),
     ],
 )
 def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:

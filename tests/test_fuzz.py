@@ -13,7 +13,7 @@ from pathlib import Path
 
 from whet.config import load as recipes
 from whet.errors import WhetError, one_line
-from whet.rewards.custom.function import CustomReward, Failed
+from whet.rewards.custom.function import UserFunction, Failed
 from whet.rollout.rollout import finite
 from whet.types import Problem, Score
 
@@ -85,7 +85,7 @@ def test_values_of_a_reward_of_one_s_own(tmp_path):
     (tmp_path / "own.py").write_text("def one(prompt, sample): ...\ndef many(completions): ...\n")
     failed = 0
     for i in range(1500):
-        reward = CustomReward(f"{tmp_path / 'own.py'}:{('one', 'many')[i % 2]}", {})
+        reward = UserFunction(f"{tmp_path / 'own.py'}:{('one', 'many')[i % 2]}", {})
         odd = rng.choice(ODD)
         values = [
             *ODD,

@@ -281,7 +281,7 @@ def test_the_verdict_of_one_distribution(directory: Path):
     said = local.verdict(torch.tensor([0.05, 0.0, 0.0, 0.35, 0.2, 0.25, 0.15]).log())
     assert (
         isinstance(said, Verdict)
-        and said.said == 0
+        and said.label == 0
         and math.isclose(said.probability or 0, 0.55, abs_tol=1e-6)
     )
     doubtful = torch.tensor([0.2, 0.1, 0.1, 0.3, 0, 0.3, 0]).log()
@@ -321,15 +321,15 @@ def test_packs_hold_few_tokens_and_few_prompts():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "name its model"),
+        ({}, "the option 'model' is missing"),
         ({"model": "nowhere/at all"}, "there is no directory"),
-        ({"model": "m", "soft": 1}, "soft = 1"),
-        ({"model": "m", "max_chars": 0}, "max_chars = 0"),
+        ({"model": "m", "soft": 1}, "soft = 1; it must be true or false"),
+        ({"model": "m", "max_chars": 0}, "max_chars = 0; it must be between 1 and 1000000"),
         ({"model": "m", "seconds": 3}, "seconds is for an endpoint"),
         ({"model": "m", "key_env": "K"}, "key_env is for an endpoint"),
         ({"model": "m", "prompt": "nowhere.txt"}, "cannot be read"),
         ({"model": "m", "modle": "x"}, "did you mean 'model'"),
-        ({"model": "m", "cache": 3}, "cache = 3"),
+        ({"model": "m", "cache": 3}, "cache = 3; it must be text"),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, Any], says: str):

@@ -9,7 +9,7 @@ from whet.rewards.language import SCRIPTS, LanguageReward, script, thinking, wor
 
 
 def share(language: str, text: str) -> float:
-    return LanguageReward(language).share(text)
+    return LanguageReward(language=language).share(text)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,10 @@ def test_only_the_thinking_counts() -> None:
     assert (
         share("en", "<think>one</think> 二三四 </think>x") == 0.25
     )  # the last closing tag ends it
-    assert LanguageReward("en", think="reasoning").share("<reasoning>one 二</reasoning>三四") == 0.5
+    assert (
+        LanguageReward(language="en", think="reasoning").share("<reasoning>one 二</reasoning>三四")
+        == 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,6 @@ def test_scripts_come_from_unicode() -> None:
 
 def test_faults_are_one_line() -> None:
     with pytest.raises(RewardError, match="unknown language 'xx'; known: "):
-        LanguageReward("xx")
+        LanguageReward(language="xx")
     with pytest.raises(RewardError, match="cannot be a tag"):
-        LanguageReward("en", think="<think>")
+        LanguageReward(language="en", think="<think>")

@@ -46,7 +46,9 @@ def paid(
     drawn = [sample(n, version) for n in lengths]
     return [
         s.value
-        for s in reward.given([problem(n) for n in names], ["x"] * len(drawn), drawn, verdicts)
+        for s in reward.score_given_verdicts(
+            [problem(n) for n in names], ["x"] * len(drawn), drawn, verdicts
+        )
     ]
 
 
@@ -68,7 +70,7 @@ def test_kimi_pays_within_each_group() -> None:
 def test_kimi_leaves_failed_verifiers_out_of_the_group() -> None:
     reward = KimiLength()
     failed = Score(0.0, "timeout")
-    scores = reward.given(
+    scores = reward.score_given_verdicts(
         [problem()] * 3, ["x"] * 3, [sample(n) for n in (10, 20, 90)], [RIGHT, RIGHT, failed]
     )
     assert [s.value for s in scores] == [0.5, -0.5, 0.0]
@@ -97,7 +99,7 @@ def test_lcpo_exact_pays_by_distance_alone() -> None:
 
 def test_lcpo_max_is_the_verdict_times_what_is_left() -> None:
     drawn = [sample(n) for n in (50, 100, 140, 160, 50)]
-    scores = LcpoMax(0.01, 0.5).given(
+    scores = LcpoMax(alpha=0.01, delta=0.5).score_given_verdicts(
         [problem(budget=100)] * 5, ["x"] * 5, drawn, [RIGHT, RIGHT, RIGHT, RIGHT, WRONG]
     )
     assert [s.value for s in scores] == pytest.approx([1.0, 0.5, 0.1, 0.0, 0.0], abs=1e-12)
@@ -107,10 +109,12 @@ def test_overlong_is_dapos_three_pieces() -> None:
     lengths = [10, 80, 85, 100, 120]
     got = [
         s.value
-        for s in Overlong(100, 20).score([problem()] * 5, ["x"] * 5, [sample(n) for n in lengths])
+        for s in Overlong(max_tokens=100, cache=20).score(
+            [problem()] * 5, ["x"] * 5, [sample(n) for n in lengths]
+        )
     ]
     assert got == pytest.approx([0, 0, -0.25, -1, -1], abs=1e-12)
-    assert Overlong(20480).cache == 4096
+    assert Overlong(max_tokens=20480).soft == 4096
 
 
 def test_cosine_is_the_original_not_open_rs() -> None:
@@ -120,33 +124,38 @@ def test_cosine_is_the_original_not_open_rs() -> None:
     assert short < middle < long < 0 and middle == pytest.approx(-5.0)
     assert rewards.cosine(150, 100, 2.0, 1.0) == pytest.approx(1.0)  # it does not turn back up
     assert paid(reward, "aa", [100, 140], [RIGHT, WRONG]) == [-10.0, -10.0]
-    cut = reward.given([problem()], ["x"], [sample(30, finish="length")], [RIGHT])
+    cut = reward.score_given_verdicts([problem()], ["x"], [sample(30, finish="length")], [RIGHT])
     assert cut[0].value == -10.0
     assert paid(
-        Cosine(100, [0, 4], [8, 2], -3), "aaa", [50, 50, 100], [RIGHT, WRONG, WRONG]
+        Cosine(max_tokens=100, right=[0, 4], wrong=[8, 2], exceeded=-3),
+        "aaa",
+        [50, 50, 100],
+        [RIGHT, WRONG, WRONG],
     ) == pytest.approx([2, 5, -3])
 
 
 def test_lengths_are_tokens_and_characters_only_without_samples() -> None:
-    scores = Overlong(10, 10).score([problem()], ["x" * 5])
+    scores = Overlong(max_tokens=10, cache=10).score([problem()], ["x" * 5])
     assert scores[0].value == -0.5
-    assert Overlong(10, 10).score([problem()], ["x" * 5], [sample(2)])[0].value == pytest.approx(
-        -0.2
-    )
+    assert Overlong(max_tokens=10, cache=10).score([problem()], ["x" * 5], [sample(2)])[
+        0
+    ].value == pytest.approx(-0.2)
 
 
-@pytest.mark.parametrize("reward", [KimiLength(), LcpoMax(), Cosine(10)], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "reward", [KimiLength(), LcpoMax(), Cosine(max_tokens=10)], ids=lambda r: r.owner
+)
 def test_what_needs_a_verdict_refuses_without(reward: Any) -> None:
     with pytest.raises(RewardError, match="verifier's verdict: add"):
         reward.score([problem()], ["x"])
-    given = reward.given([problem(budget=5)], ["x"], None, [Score(0.0, "error")])
-    assert [s.status for s in given] == ["error"]
+    scores = reward.score_given_verdicts([problem(budget=5)], ["x"], None, [Score(0.0, "error")])
+    assert [s.status for s in scores] == ["error"]
     with pytest.raises(RewardError, match="2 verdicts for 1 responses"):
-        reward.given([problem(budget=5)], ["x"], None, [RIGHT, RIGHT])
+        reward.score_given_verdicts([problem(budget=5)], ["x"], None, [RIGHT, RIGHT])
 
 
 @pytest.mark.parametrize("meta", [{}, {"budget": 0}, {"budget": True}, {"budget": "7"}])
-@pytest.mark.parametrize("reward", [LcpoExact(), BudgetError()], ids=lambda r: r.name)
+@pytest.mark.parametrize("reward", [LcpoExact(), BudgetError()], ids=lambda r: r.owner)
 def test_a_problem_without_a_budget_names_the_cure(reward: Any, meta: dict[str, Any]) -> None:
     with pytest.raises(RewardError, match=r"\[task\] budget = \{ min"):
         reward.score([problem(**meta)], ["x"])
@@ -155,15 +164,16 @@ def test_a_problem_without_a_budget_names_the_cure(reward: Any, meta: dict[str, 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (KimiLength, {"warmup": -1}, "warmup = -1 must be a whole number"),
-        (KimiLength, {"warmup": True}, "warmup = True"),
-        (LcpoExact, {"alpha": 0}, "alpha = 0 must be a number above 0"),
-        (LcpoMax, {"delta": float("nan")}, "delta = nan must be a number"),
-        (Overlong, {}, "max_tokens = 0 must be a whole number of at least 1"),
+        (KimiLength, {"warmup": -1}, "warmup = -1; it must be at least 0"),
+        (KimiLength, {"warmup": True}, "warmup = true; it must be a whole number"),
+        (LcpoExact, {"alpha": 0}, "alpha = 0; it must be above 0"),
+        (LcpoMax, {"delta": float("nan")}, "delta = NaN; it must be a finite number"),
+        (Overlong, {}, "the option 'max_tokens' is missing"),
+        (Overlong, {"max_tokens": 0}, "max_tokens = 0; it must be at least 1"),
         (Overlong, {"max_tokens": 10, "cache": 11}, "cache = 11 is more than max_tokens"),
-        (Cosine, {"max_tokens": 10, "right": [1]}, "right = [1] must be two numbers"),
-        (Cosine, {"max_tokens": 10, "wrong": [1, "2"]}, "wrong = '2' must be a number"),
-        (Cosine, {"max_tokens": 1.5}, "max_tokens = 1.5"),
+        (Cosine, {"max_tokens": 10, "right": [1]}, "right = [1]; it needs at least 2"),
+        (Cosine, {"max_tokens": 10, "wrong": [1, "2"]}, "wrong.1 = \"2\"; it must be a number"),
+        (Cosine, {"max_tokens": 1.5}, "max_tokens = 1.5; it must be a whole number"),
     ],
 )  # fmt: skip
 def test_bad_options_are_one_line(kind: Any, options: dict[str, Any], message: str) -> None:

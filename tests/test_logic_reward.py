@@ -22,23 +22,30 @@ FORMED, BARE = "<think>a</think><answer>b</answer>", "b"
     ],
 )  # fmt: skip
 def test_the_totals_are_logic_rls(text: str, status: Status, value: float) -> None:
-    score = LogicReward().given([], [text], None, [Score(float(status == "scored"), status)])[0]
+    score = LogicReward().score_given_verdicts(
+        [posed("B")], [text], None, [Score(float(status == "scored"), status)]
+    )[0]
     assert score.value == value
     assert score.parts["logic_format"] + score.parts["logic_answer"] == value
 
 
 @pytest.mark.parametrize("status", ["timeout", "error"])
 def test_a_failed_verifier_is_no_verdict(status: Status) -> None:
-    assert LogicReward().given([], [FORMED], None, [Score(0.0, status)]) == [Score(0.0, status)]
+    assert LogicReward().score_given_verdicts(
+        [posed("B")], [FORMED], None, [Score(0.0, status)]
+    ) == [Score(0.0, status)]
 
 
 def test_logic_needs_a_verdict_and_takes_the_formats_options() -> None:
     with pytest.raises(RewardError, match="reward logic pays by a verifier's verdict"):
         LogicReward().score([], [FORMED])
     with pytest.raises(RewardError, match="1 verdicts for 2 responses"):
-        LogicReward().given([], [FORMED] * 2, None, [Score(1.0)])
+        LogicReward().score_given_verdicts([posed("B")], [FORMED] * 2, None, [Score(1.0)])
     assert (
-        LogicReward(answer="").given([], ["<think>a</think>b"], None, [Score(1.0)])[0].value == 3.0
+        LogicReward(answer="")
+        .score_given_verdicts([posed("B")], ["<think>a</think>b"], None, [Score(1.0)])[0]
+        .value
+        == 3.0
     )
 
 
@@ -125,8 +132,8 @@ def test_a_problem_whose_answer_is_no_choice_is_named(p: Problem) -> None:
 def test_letters_must_be_different_capitals() -> None:
     for letters in ("A", "abc", "AAB", "A]B"):
         with pytest.raises(RewardError, match="reward choice: letters"):
-            ChoiceReward(letters)
-    assert ChoiceReward("AB").score([posed("A")], ["C"])[0].status == "unparsed"
+            ChoiceReward(letters=letters)
+    assert ChoiceReward(letters="AB").score([posed("A")], ["C"])[0].status == "unparsed"
 
 
 def test_long_replies_take_no_time() -> None:

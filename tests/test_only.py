@@ -12,7 +12,7 @@ from whet.chat import Chat
 from whet.errors import RewardError
 from whet.evaluation.measure import figures
 from whet.rewards import combined
-from whet.rewards.combine import CombinedReward, Part
+from whet.rewards.combine import CombinedReward, Part, PartOptions
 from whet.rollout.context import Context
 from whet.rollout.rollout import describe
 from whet.storage.run_log import RunLog
@@ -55,9 +55,9 @@ def test_a_part_is_asked_scored_and_logged_for_its_own_task_alone():
     sums, letters, both = Fixed(1.0, accuracy=1.0), Fixed(0.25), Fixed(0.5)
     reward = CombinedReward(
         [
-            Part("a", sums, 2.0, only="chain"),
-            Part("b", letters, 4.0, only="taste"),
-            Part("c", both, 0.5),
+            Part(sums, PartOptions(name="a", weight=2.0, only="chain")),
+            Part(letters, PartOptions(name="b", weight=4.0, only="taste")),
+            Part(both, PartOptions(name="c", weight=0.5)),
         ]
     )
     texts = ["1", "2", "3"]
@@ -72,7 +72,10 @@ def test_a_part_is_asked_scored_and_logged_for_its_own_task_alone():
 
 
 def test_what_is_left_out_cannot_fail_a_problem():
-    reward = CombinedReward([Part("a", Fixed(1.0)), Part("b", Fixed(0.0, "timeout"), only="chain")])
+    reward = CombinedReward([
+            Part(Fixed(1.0), PartOptions(name="a")),
+            Part(Fixed(0.0, "timeout"), PartOptions(name="b", only="chain")),
+        ])
     scores = reward.score([SUM, LETTERS], ["1", "2"])
     assert [s.status for s in scores] == ["timeout", "scored"] and scores[1].value == 1.0
 
@@ -121,7 +124,7 @@ def test_a_gate_holds_where_it_judges():
             [("task", 1.0, {"only": "chian"})],
             "only = 'chian' is no task of this recipe; did you mean 'chain'?",
         ),
-        ([("task", 1.0, {"only": 3})], "only = 3 is no task"),
+        ([("task", 1.0, {"only": 3})], "only = 3; it must be text"),
         ([("task", 1.0, {"only": "chain"})], "none for taste"),
         ([("task", 1.0, {}), ("task", 0.0, {"only": "chain"})], "two parts are named 'task'"),
         ([("task", 1.0, {"only": "chain"}), ("task", 0.0, {})], "two parts are named 'task'"),
@@ -150,7 +153,7 @@ def test_faults_are_one_line(parts: list[tuple[str, float, dict[str, Any]]], mes
 
 def test_a_problem_that_nothing_judges_is_refused():
     with pytest.raises(RewardError, match="no part judges problem 'taste:abc'"):
-        CombinedReward([Part("a", Fixed(1.0), only="chain")]).score([SUM, LETTERS], ["1", "2"])
+        CombinedReward([Part(Fixed(1.0), PartOptions(name="a", only="chain"))]).score([SUM, LETTERS], ["1", "2"])
 
 
 def test_one_part_for_the_only_task_is_still_a_sum():

@@ -9,7 +9,7 @@ import pytest
 
 from whet.errors import RewardError
 from whet.rewards import combined, load, names
-from whet.rewards.combine import CombinedReward, Part
+from whet.rewards.combine import CombinedReward, Part, PartOptions
 from whet.rewards.format import FormatReward
 from whet.types import Problem, Sample, Score, Status
 
@@ -82,7 +82,9 @@ def test_format_options() -> None:
     assert FormatReward(answer="").holds("<think>2</think>4")
     assert not FormatReward(answer="").holds("<think>2</think> ")
     assert not FormatReward(answer="").holds("4")
-    assert FormatReward("reasoning", "result").holds("<reasoning>2</reasoning><result>4</result>")
+    assert FormatReward(think="reasoning", answer="result").holds(
+        "<reasoning>2</reasoning><result>4</result>"
+    )
     fails("cannot be a tag", "format", think="<think>")
     fails("must differ", "format", think="answer")
     fails("did you mean 'think'", "format", thnk="a")
@@ -115,9 +117,9 @@ def verdict(value: float, status: Status = "scored") -> Score:
 
 
 def one(*parts: tuple[str, Score, float, str | None]) -> Score:
-    return CombinedReward([Part(n, Fixed(s), w, g) for n, s, w, g in parts]).score(
-        PROBLEMS[:1], ["4"]
-    )[0]
+    return CombinedReward(
+        [Part(Fixed(s), PartOptions(name=n, weight=w, gate=g)) for n, s, w, g in parts]
+    ).score(PROBLEMS[:1], ["4"])[0]
 
 
 def test_a_sum_weighs_and_names_its_parts() -> None:
@@ -203,7 +205,7 @@ def test_a_recipes_parts_are_combined(own: Own) -> None:
     ("parts", "message"),
     [
         ([], "no parts"),
-        ([("task", math.nan, {})], "not a finite number"),
+        ([("task", math.nan, {})], "weight = NaN; it must be a finite number"),
         ([("task", 1.0, {}), ("task", 1.0, {})], "two parts are named 'task'"),
         ([("task", 1.0, {"gate": "formt"}), ("format", 1.0, {})], "did you mean 'format'"),
         ([("task", 1.0, {"gate": "task"})], "there is no other part"),
@@ -211,13 +213,19 @@ def test_a_recipes_parts_are_combined(own: Own) -> None:
         ([("maht", 1.0, {})], "did you mean 'math'"),
         (
             [("task", 1.0, {"pays": {"unparsd": -1.0}})],
-            "unknown status 'unparsd'; did you mean 'unparsed'?",
+            "unknown option 'pays.unparsd'; did you mean 'unparsed'?",
         ),
-        ([("task", 1.0, {"pays": {"error": 0.0}})], "unknown status 'error'"),
-        ([("task", 1.0, {"pays": {"wrong": math.inf}})], "pays.wrong = inf"),
-        ([("task", 1.0, {"pays": -1})], "is no table"),
+        (
+            [("task", 1.0, {"pays": {"error": 0.0}})],
+            "unknown option 'pays.error'; known: scored, unparsed, wrong",
+        ),
+        (
+            [("task", 1.0, {"pays": {"wrong": math.inf}})],
+            "pays.wrong = Infinity; it must be a finite number",
+        ),
+        ([("task", 1.0, {"pays": -1})], "pays = -1; it must be a table"),
         ([("task", 1.0, {"clip": [1.0, 0.0]})], "it must be [low, high]"),
-        ([("task", 1.0, {"clip": 1.0})], "it must be [low, high]"),
+        ([("task", 1.0, {"clip": 1.0})], "clip = 1.0; it must be a list"),
     ],
 )
 def test_a_recipes_faults_are_one_line(
@@ -260,4 +268,6 @@ def test_a_part_is_clipped_before_its_weight(own: Own) -> None:
 
 def test_a_part_must_score_every_response() -> None:
     with pytest.raises(RewardError, match="returned 1 scores for 2 responses"):
-        CombinedReward([Part("short", Fixed(Score(1.0)))]).score(PROBLEMS, ["4", "6"])
+        CombinedReward([Part(Fixed(Score(1.0)), PartOptions(name="short"))]).score(
+            PROBLEMS, ["4", "6"]
+        )

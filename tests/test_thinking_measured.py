@@ -143,8 +143,8 @@ def test_a_learned_reward_reads_what_the_policy_read(tmp_path):
     context = dataclasses.replace(
         context, chat=Chat.from_characters("0123456789+-*=;", template=told)
     )
-    judge = LearnedReward("nowhere", thinking=True)
-    judge.__dict__["held"] = context.chat, None
+    judge = LearnedReward(model="nowhere", thinking=True)
+    judge.__dict__["loaded"] = context.chat, None
     off, on = (context.prompts([problem(thinking)])[0] for thinking in (False, True))
     assert judge.tokens(off.problem, off.begun + "8") == [*off.tokens, *context.chat.response("8")]
     assert judge.tokens(on.problem, "<think></think>8") == [

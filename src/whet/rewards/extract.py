@@ -1,8 +1,7 @@
-"""Where a response says its final answer. Plain text work: nothing is parsed as mathematics,
-nothing is evaluated.
+"""Where a response states its final answer. The text is searched, never evaluated.
 
-What marks an answer, strongest first: the last `<answer>…</answer>`, the last `\\boxed{…}`, the
-last `####`, the last "answer is …" or "answer: …", the last formula or number. Only what follows
+The marks of an answer, strongest first: the last `<answer>…</answer>`, the last `\\boxed{…}`, the
+last `####`, the last "answer is …" or "answer: …", the last formula or number. Only the text after
 `</think>` counts; a response that is still thinking has no answer.
 """
 
@@ -16,7 +15,8 @@ _SIGN = r"(?:(?<![\w)}\].])[-+−])?"
 _FRACTION = r"\\[dt]?frac\s*(?:\{-?[\d.,]+\}\s*\{-?[\d.,]+\}|\d\s*\d)"
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!,)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 NUMBER = re.compile(
-    rf"{_SIGN}\s?(?:\\?[$€£¥]\s?)?{_SIGN}(?:{_FRACTION}|(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\w))?(?:\s?/\s?\d+(?![\d/]))?)(?:\s?\\?%)?"
+    rf"{_SIGN}\s?(?:\\?[$€£¥]\s?)?{_SIGN}(?:{_FRACTION}"
+    rf"|(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\w))?(?:\s?/\s?\d+(?![\d/]))?)(?:\s?\\?%)?"
 )
 _PHRASE = re.compile(r"\banswer(?:\s+is\b|\s*:)[\s:*]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?;](?=\s|$)")
@@ -25,7 +25,8 @@ _FORMULA = re.compile(
     re.DOTALL,
 )
 _PROSE = re.compile(  # two words, or a word before a number that is no function's name
-    r"(?<!\\)\b[A-Za-z]{3,}\s+[A-Za-z]{2,}|(?<!\\)\b(?!(?:sqrt|sin|cos|tan|log|exp)\b)[A-Za-z]{3,},?\s+[$\d]"
+    r"(?<!\\)\b[A-Za-z]{3,}\s+[A-Za-z]{2,}"
+    r"|(?<!\\)\b(?!(?:sqrt|sin|cos|tan|log|exp)\b)[A-Za-z]{3,},?\s+[$\d]"
 )
 _CALCULATION = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes to a calculator
 
@@ -54,16 +55,16 @@ def final_answer(text: str) -> str | None:
     phrase = None
     for match in _PHRASE.finditer(text, max(0, len(text) - TAIL)):
         phrase = match
-    if phrase is not None and (found := _stated(text[phrase.end() :])):
-        return found
+    if phrase is not None and (answer := _stated(text[phrase.end() :])):
+        return answer
     if inside is not None and not _PROSE.search(inside):
         return _tidy(inside)
     return _last(text)
 
 
 def concluded(text: str) -> str | None:
-    """What follows the last `</think>`; the whole where nothing was thought; None where the
-    thinking has not ended.
+    """The text after the last `</think>`; all of it without thinking; None where the thinking has
+    not ended.
     """
     before, end, after = text.rpartition("</think>")
     if "<think>" in (after if end else before + after):
@@ -72,7 +73,7 @@ def concluded(text: str) -> str | None:
 
 
 def between(text: str, start: str, end: str) -> str | None:
-    """What the last complete `start … end` encloses; None where there is none."""
+    """The text within the last complete `start … end`; None where there is none."""
     stop = text.rfind(end)
     first = text.rfind(start, 0, stop) if stop >= 0 else -1
     return text[first + len(start) : stop] if first >= 0 else None
@@ -108,8 +109,8 @@ def _tidy(answer: str) -> str | None:
 
 
 def _stated(rest: str) -> str | None:
-    """The answer in what follows "answer is": a formula it begins with, the side after the last =,
-    or its first number.
+    """The answer in the text after "answer is": the formula it begins with, the side after the last
+    =, or its first number.
     """
     rest = rest.lstrip(" *\n")[:LONGEST]
     formula = _FORMULA.match(rest)
@@ -126,14 +127,13 @@ def _stated(rest: str) -> str | None:
 def _last(text: str) -> str | None:
     """The last formula or number, whichever ends later."""
     tail = text[-TAIL:]
-    best, end = None, -1
+    best: str | None = None
+    end = -1
     for match in _FORMULA.finditer(tail):
         content = next(group for group in match.groups() if group is not None)
         if not _PROSE.search(content):
-            best, end = (
-                content.rpartition("=")[2] if "\\" not in content.rpartition("=")[0] else content,
-                match.end(),
-            )
+            left, _, right = content.rpartition("=")
+            best, end = content if "\\" in left else right, match.end()
     for match in NUMBER.finditer(tail):
         if match.end() > end:
             best, end = match.group(), match.end()

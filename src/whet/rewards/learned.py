@@ -6,35 +6,40 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from pydantic import Field
 
 from whet.chat import Chat
 from whet.errors import DataError, ModelError, RewardError
 from whet.model import pretrained, value_head
+from whet.rewards.base import RewardOptions
 from whet.types import Problem, Sample, Score
 
 
-class LearnedReward:
+class LearnedReward(RewardOptions):
     """The score of the last token of prompt and response, end of turn included unless the response
     was cut off.
 
-    `model` is a directory or a Hub id; in a recipe also the name of an earlier reward_model stage.
-    It is loaded when it is first asked, so that a stage can make it. `system` and `thinking` (where
-    the problem's meta does not say) are the prompt's, as the model was trained to read it. Packs,
-    not padding: a score does not depend on what else is scored. Raises RewardError, in one line,
-    where it cannot be loaded.
+    The model is loaded when it is first asked, so that a stage can make it. Responses are packed,
+    not padded: a score does not depend on what else is scored. Raises RewardError, in one line,
+    where the model cannot be loaded.
     """
 
-    def __init__(self, model: str, system: str | None = None, thinking: bool | None = None) -> None:
-        if not isinstance(model, str) or not model:
-            raise RewardError(
-                f"reward learned: model = {model!r}; it must name a stage, a directory or a Hub id"
-            )
-        self.name, self.system, self.thinking = model, system, thinking
+    owner = "reward learned"
+    model: str = Field(
+        min_length=1, description="a directory or a Hub id; in a recipe also a reward_model stage"
+    )
+    system: str | None = Field(
+        default=None, description="system message, as the reward model was trained to read it"
+    )
+    thinking: bool | None = Field(
+        default=None, description="thinking switch of the prompt, where the problem has none"
+    )
 
     @cached_property
-    def held(self) -> tuple[Chat, value_head.ScalarModel]:
+    def loaded(self) -> tuple[Chat, value_head.ScalarModel]:
+        """The tokenizer and the reward model."""
         try:
-            directory = pretrained.resolve(self.name)
+            directory = pretrained.resolve(self.model)
             model = value_head.load(directory)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             return Chat.load(directory), model.eval().requires_grad_(False)
@@ -42,10 +47,11 @@ class LearnedReward:
             raise RewardError(f"reward learned: {failure}") from None
 
     def tokens(self, problem: Problem, text: str, ended: bool = True) -> list[int]:
-        """Prompt and response [n] as the reward model reads them. Raises DataError for what its
-        tokenizer has no token for.
+        """Prompt and response [n] as the reward model reads them.
+
+        Raises DataError for a character without a token.
         """
-        chat = self.held[0]
+        chat, _ = self.loaded
         thinking = problem.meta.get("thinking", self.thinking)
         prompt = chat.prompt(problem, thinking=thinking, system=self.system)
         response = chat.response(text.removeprefix(prompt.begun))
@@ -57,9 +63,10 @@ class LearnedReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores; an error where the tokenizer cannot read
-        one or it is too long.
+        """N problems and N responses -> N scores; an error where the tokenizer cannot read one or
+        it is too long.
         """
+        _, model = self.loaded
         ended = [True] * len(texts) if samples is None else [s.finish == "stop" for s in samples]
         rows: list[list[int] | None] = []
         for problem, text, whole in zip(problems, texts, ended, strict=True):
@@ -67,11 +74,8 @@ class LearnedReward:
                 row = self.tokens(problem, text, whole)
             except DataError:
                 row = None
-            rows.append(row if row and len(row) <= self.held[1].body.config.max_positions else None)
-        found = iter(value_head.score(self.held[1], [row for row in rows if row]))
-        lost = Score(
-            0.0,
-            "error",
-            reason=f"{self.name} cannot read it: a character without a token, or too long",
-        )
-        return [lost if row is None else Score(next(found)) for row in rows]
+            rows.append(row if row and len(row) <= model.body.config.max_positions else None)
+        values = iter(value_head.score(model, [row for row in rows if row]))
+        reason = f"{self.model} cannot read it: a character without a token, or too long"
+        unread = Score(0.0, "error", reason=reason)
+        return [unread if row is None else Score(next(values)) for row in rows]

@@ -1,25 +1,45 @@
-"""What pays for length: group-relative (Kimi), to a budget (LCPO), short of the limit (DAPO), by a
+"""Rewards for length: group-relative (Kimi), to a budget (LCPO), short of the limit (DAPO), along a
 cosine.
 
-A length is the number of tokens that the policy chose, end of turn included; characters only where
-there is no sample, as when a reward is tried on a file of answers. Parts that pay right and wrong
-answers differently take the verdict from the verifier they are combined with (`given`); alone they
-refuse.
+A length is the number of tokens that the policy chose, end of turn included. Characters are counted
+only where there is no sample, as when a reward is tried on a file of answers. Rewards that pay right
+and wrong answers differently take the verdict of the verifier beside them; alone they refuse.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from whet.errors import RewardError
+from whet.rewards.base import RewardOptions, VerdictReward
 from whet.types import Problem, Sample, Score
 
+Alpha = Annotated[float, Field(gt=0, description="price of one token of distance to the budget")]
+Limit = Annotated[
+    int, Field(ge=1, description="longest response in tokens: the stage's max_tokens")
+]
+Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 
-def measured(texts: Sequence[str], samples: Sequence[Sample] | None) -> list[int]:
-    """The length of each response: tokens of its sample, or characters where there are no samples."""
-    return (
-        [len(text) for text in texts] if samples is None else [sample.length for sample in samples]
-    )
+
+def measured(text: str, sample: Sample | None) -> int:
+    """The length of a response: the tokens of its sample, or characters where there is none."""
+    return len(text) if sample is None else sample.length
+
+
+def budget(reward: str, problem: Problem) -> int:
+    """The tokens that the problem's prompt asks for. Raises RewardError, with the cure, where it
+    asks for none.
+    """
+    tokens = problem.meta.get("budget")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise RewardError(
+            f"{reward}: problem {problem.id!r} states no budget; "
+            "write [task] budget = { min = …, max = … }"
+        )
+    return tokens
 
 
 def kimi(lengths: Sequence[int], right: Sequence[bool]) -> list[float]:
@@ -51,8 +71,10 @@ def lcpo_max(length: int, budget: int, alpha: float, delta: float) -> float:
     """clip(alpha (budget - length) + delta, 0, 1), to be multiplied by the verdict. Source: L1,
     arXiv:2503.04697, eq. 2.
 
-    >>> round(lcpo_max(1500, 1000, 0.0003, 0.5), 9), lcpo_max(100, 3000, 0.0003, 0.5), lcpo_max(4000, 1000, 0.0003, 0.5)
-    (0.35, 1.0, 0.0)
+    >>> [round(lcpo_max(length, 1000, 0.0003, 0.5), 9) for length in (1500, 100, 4000)]
+    [0.35, 0.77, 0.0]
+    >>> lcpo_max(100, 3000, 0.0003, 0.5)
+    1.0
     """
     return min(1.0, max(0.0, alpha * (budget - length) + delta))
 
@@ -77,76 +99,11 @@ def cosine(length: int, limit: int, first: float, last: float) -> float:
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * min(length, limit) / limit))
 
 
-class Judged:
-    """A part whose value depends on the verifier's verdict: `CombinedReward` hands it over through
-    `given`.
-    """
+class LengthReward(RewardOptions):
+    """A reward that pays for each response by its length alone."""
 
-    name = ""
-
-    def score(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None = None,
-    ) -> NoReturn:
-        """Raises RewardError: alone there is no verdict."""
-        raise RewardError(
-            f"reward {self.name} pays by a verifier's verdict: add a [[reward]] that gives one (task, math …); "
-            "weight = 0 has it only judge"
-        )
-
-
-def _same_length(name: str, problems: Sequence[Problem], verdicts: Sequence[Score]) -> None:
-    if len(problems) != len(verdicts):
-        raise RewardError(f"reward {name}: {len(verdicts)} verdicts for {len(problems)} responses")
-
-
-class KimiLength(Judged):
-    """`kimi` over the group: the responses to problems of one id in a call. The first `warmup`
-    updates of the policy pay 0.
-
-    Responses whose verifier failed stand outside the group. `warmup` counts what a sample's version
-    counts: an algorithm of k updates a rollout makes k versions a step; with no samples there is no
-    warm-up. A problem that a step draws twice is one group.
-    """
-
-    name = "length_kimi"
-
-    def __init__(self, warmup: int = 0) -> None:
-        self.warmup = _whole(self.name, "warmup", warmup, 0)
-
-    def given(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None,
-        verdicts: Sequence[Score],
-    ) -> list[Score]:
-        """N responses and their verdicts -> N scores."""
-        _same_length(self.name, problems, verdicts)
-        lengths = measured(texts, samples)
-        scores = [Score(0.0, verdict.status) for verdict in verdicts]
-        groups: dict[str, list[int]] = {}
-        for i, (problem, verdict) in enumerate(zip(problems, verdicts, strict=True)):
-            if verdict.usable and (samples is None or samples[i].version >= self.warmup):
-                groups.setdefault(problem.id, []).append(i)
-        for members in groups.values():
-            values = kimi([lengths[i] for i in members], [verdicts[i].correct for i in members])
-            for i, value in zip(members, values, strict=True):
-                scores[i] = Score(value)
-        return scores
-
-
-class LcpoExact:
-    """`lcpo_exact` against the budget that the prompt states (`[task] budget = { min, max }`); add
-    it to a verifier.
-    """
-
-    name = "lcpo_exact"
-
-    def __init__(self, alpha: float = 0.0003) -> None:
-        self.alpha = _number(self.name, "alpha", alpha, above=0.0)
+    @abstractmethod
+    def value(self, length: int, problem: Problem) -> float: ...
 
     def score(
         self,
@@ -154,101 +111,78 @@ class LcpoExact:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N responses -> N scores. Raises RewardError where a problem has no budget."""
-        pairs = zip(measured(texts, samples), problems, strict=True)
-        return [
-            Score(lcpo_exact(length, budget(self.name, problem), self.alpha))
-            for length, problem in pairs
-        ]
+        """N responses -> N scores. Raises RewardError where a budget is needed and not stated."""
+        rows = zip(problems, texts, samples or [None] * len(texts), strict=True)
+        return [Score(self.value(measured(text, sample), p)) for p, text, sample in rows]
 
 
-class LcpoMax(Judged):
-    """Verdict times `lcpo_max`: the whole reward, so give the verifier beside it weight 0."""
+class LcpoExact(LengthReward):
+    """`lcpo_exact` against the budget that the prompt states; add it to a verifier."""
 
-    name = "lcpo_max"
+    owner = "reward lcpo_exact"
+    alpha: Alpha = 0.0003
 
-    def __init__(self, alpha: float = 0.0003, delta: float = 0.5) -> None:
-        self.alpha = _number(self.name, "alpha", alpha, above=0.0)
-        self.delta = _number(self.name, "delta", delta)
-
-    def given(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None,
-        verdicts: Sequence[Score],
-    ) -> list[Score]:
-        """N responses and their verdicts -> N scores. Raises RewardError where a problem has no
-        budget.
-        """
-        _same_length(self.name, problems, verdicts)
-        return [
-            _as(
-                verdict,
-                verdict.correct
-                * lcpo_max(length, budget(self.name, problem), self.alpha, self.delta),
-            )
-            for length, problem, verdict in zip(
-                measured(texts, samples), problems, verdicts, strict=True
-            )
-        ]
+    def value(self, length: int, problem: Problem) -> float:
+        return lcpo_exact(length, budget(self.owner, problem), self.alpha)
 
 
-class BudgetError:
+class BudgetError(LengthReward):
     """|n - N| / N of each response: how far its length n is from the budget N. To be logged, with
     weight = 0.
 
-    >>> problem = Problem("a", ({"role": "user", "content": "Think for 8 tokens."},), meta={"budget": 8})
-    >>> BudgetError().score([problem], ["ten chars."])[0].value
+    >>> messages = ({"role": "user", "content": "Think for 8 tokens."},)
+    >>> BudgetError().score([Problem("a", messages, meta={"budget": 8})], ["ten chars."])[0].value
     0.25
     """
 
-    name = "budget_error"
+    owner = "reward budget_error"
 
-    def score(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None = None,
-    ) -> list[Score]:
-        """N responses -> N scores. Raises RewardError where a problem has no budget."""
-        budgets = [budget(self.name, problem) for problem in problems]
-        pairs = zip(measured(texts, samples), budgets, strict=True)
-        return [Score(abs(length - wanted) / wanted) for length, wanted in pairs]
+    def value(self, length: int, problem: Problem) -> float:
+        tokens = budget(self.owner, problem)
+        return abs(length - tokens) / tokens
 
 
-class Overlong:
-    """`overlong` up to `max_tokens` (the stage's), over its last `cache` tokens: a fifth, as in
-    DAPO, if not given.
-    """
+class Overlong(LengthReward):
+    """`overlong` up to the limit: values within [-1, 0]."""
 
-    name = "overlong"
+    owner = "reward overlong"
+    max_tokens: Limit
+    cache: int | None = Field(
+        default=None,
+        ge=1,
+        description="last tokens before the limit, over which the value falls; "
+        "default: a fifth of the limit, as in DAPO",
+    )
 
-    def __init__(self, max_tokens: int = 0, cache: int | None = None) -> None:
-        self.limit = _whole(self.name, "max_tokens", max_tokens, 1)
-        self.cache = _whole(
-            self.name, "cache", max(1, self.limit // 5) if cache is None else cache, 1
-        )
-        if self.cache > self.limit:
-            raise RewardError(
-                f"reward overlong: cache = {cache} is more than max_tokens = {max_tokens}"
-            )
+    @property
+    def soft(self) -> int:
+        """The tokens over which the value falls."""
+        return max(1, self.max_tokens // 5) if self.cache is None else self.cache
 
-    def score(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None = None,
-    ) -> list[Score]:
-        """N responses -> N scores within [-1, 0]."""
-        return [
-            Score(overlong(length, self.limit, self.cache)) for length in measured(texts, samples)
-        ]
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.soft > self.max_tokens:
+            raise ValueError(f"cache = {self.cache} is more than max_tokens = {self.max_tokens}")
+        return self
+
+    def value(self, length: int, problem: Problem) -> float:
+        return overlong(length, self.max_tokens, self.soft)
 
 
-class Cosine(Judged):
-    """The cosine reward: `right` and `wrong` are its values at length 0 and at `max_tokens`;
-    `exceeded` from there on.
+class LcpoMax(VerdictReward):
+    """Verdict times `lcpo_max`: the whole reward, so give the verifier beside it weight 0."""
+
+    owner = "reward lcpo_max"
+    alpha: Alpha = 0.0003
+    delta: float = Field(default=0.5, description="factor of a right answer that meets its budget")
+
+    def pay(self, problem: Problem, text: str, sample: Sample | None, verdict: Score) -> Score:
+        length, tokens = measured(text, sample), budget(self.owner, problem)
+        return Score(verdict.correct * lcpo_max(length, tokens, self.alpha, self.delta))
+
+
+class Cosine(VerdictReward):
+    """`cosine` between the ends for a right or a wrong answer; `exceeded` from the limit on.
 
     The whole reward, so give the verifier beside it weight 0. Defaults: arXiv:2502.03373's. A short
     wrong answer pays least: think longer where unsure. Open-RS (arXiv:2503.16219) has it the other
@@ -256,20 +190,39 @@ class Cosine(Judged):
     characters against a limit in tokens, and pays nothing of its own for an answer that was cut.
     """
 
-    name = "cosine"
+    owner = "reward cosine"
+    max_tokens: Limit
+    right: Ends = Field(
+        default=[2.0, 1.0], description="values of a right answer at length 0 and at max_tokens"
+    )
+    wrong: Ends = Field(
+        default=[-10.0, 0.0], description="values of a wrong answer at length 0 and at max_tokens"
+    )
+    exceeded: float = Field(default=-10.0, description="value of an answer at the limit, or cut")
 
-    def __init__(
-        self,
-        max_tokens: int = 0,
-        right: Sequence[float] = (2.0, 1.0),
-        wrong: Sequence[float] = (-10.0, 0.0),
-        exceeded: float = -10.0,
-    ) -> None:
-        self.limit = _whole(self.name, "max_tokens", max_tokens, 1)
-        self.right, self.wrong = _pair(self.name, "right", right), _pair(self.name, "wrong", wrong)
-        self.exceeded = _number(self.name, "exceeded", exceeded)
+    def pay(self, problem: Problem, text: str, sample: Sample | None, verdict: Score) -> Score:
+        length = measured(text, sample)
+        if length >= self.max_tokens or (sample is not None and sample.finish == "length"):
+            return Score(self.exceeded)
+        first, last = self.right if verdict.correct else self.wrong
+        return Score(cosine(length, self.max_tokens, first, last))
 
-    def given(
+
+class KimiLength(VerdictReward):
+    """`kimi` over the group: the responses to problems of one id in a call.
+
+    Responses whose verifier failed stand outside the group. A problem that a step draws twice is
+    one group. An algorithm of k updates a rollout makes k versions a step, which `warmup` counts.
+    Without samples there is no warm-up.
+    """
+
+    owner = "reward length_kimi"
+    warmup: int = Field(default=0, ge=0, description="first versions of the policy that are paid 0")
+
+    def pay(self, problem: Problem, text: str, sample: Sample | None, verdict: Score) -> Score:
+        return Score(0.0)
+
+    def score_given_verdicts(
         self,
         problems: Sequence[Problem],
         texts: Sequence[str],
@@ -277,53 +230,15 @@ class Cosine(Judged):
         verdicts: Sequence[Score],
     ) -> list[Score]:
         """N responses and their verdicts -> N scores."""
-        _same_length(self.name, problems, verdicts)
-        scores = []
-        for i, (length, verdict) in enumerate(zip(measured(texts, samples), verdicts, strict=True)):
-            cut = length >= self.limit or (samples is not None and samples[i].finish == "length")
-            ends = self.right if verdict.correct else self.wrong
-            scores.append(_as(verdict, self.exceeded if cut else cosine(length, self.limit, *ends)))
+        scores = super().score_given_verdicts(problems, texts, samples, verdicts)
+        drawn = samples or [None] * len(texts)
+        groups: dict[str, list[int]] = {}
+        for i, (problem, sample) in enumerate(zip(problems, drawn, strict=True)):
+            if verdicts[i].usable and (sample is None or sample.version >= self.warmup):
+                groups.setdefault(problem.id, []).append(i)
+        for members in groups.values():
+            lengths = [measured(texts[i], drawn[i]) for i in members]
+            values = kimi(lengths, [verdicts[i].correct for i in members])
+            for i, value in zip(members, values, strict=True):
+                scores[i] = Score(value)
         return scores
-
-
-def budget(name: str, problem: Problem) -> int:
-    """The tokens that the problem's prompt asks for. Raises RewardError, with the cure, where it
-    asks for none.
-    """
-    wanted = problem.meta.get("budget")
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise RewardError(
-            f"reward {name}: problem {problem.id!r} states no budget; write [task] budget = {{ min = …, max = … }}"
-        )
-    return wanted
-
-
-def _as(verdict: Score, value: float) -> Score:
-    return Score(value) if verdict.usable else Score(0.0, verdict.status)
-
-
-def _number(name: str, option: str, value: Any, above: float = -math.inf) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not above < value < math.inf
-    ):
-        more = "" if above == -math.inf else f" above {above:g}"
-        raise RewardError(f"reward {name}: {option} = {value!r} must be a number{more}")
-    return float(value)
-
-
-def _whole(name: str, option: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RewardError(
-            f"reward {name}: {option} = {value!r} must be a whole number of at least {least}"
-        )
-    return value
-
-
-def _pair(name: str, option: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise RewardError(
-            f"reward {name}: {option} = {value!r} must be two numbers: at length 0 and at max_tokens"
-        )
-    return _number(name, option, value[0]), _number(name, option, value[1])

@@ -2,11 +2,8 @@
 sec. 2.2).
 """
 
-from collections.abc import Sequence
-
-from whet.errors import RewardError
-from whet.rewards.format import FormatReward
-from whet.rewards.length import Judged
+from whet.rewards.base import VerdictReward
+from whet.rewards.format import Layout
 from whet.types import Problem, Sample, Score
 
 RIGHT, WRONG, UNPARSED = 2.0, -1.5, -2.0
@@ -20,7 +17,8 @@ def logic(format_holds: bool, verdict: Score) -> tuple[float, float]:
     but scores it as unparsed, and so does this.
 
     >>> right, wrong, unparsed = Score(1.0), Score(0.0, "wrong"), Score(0.0, "unparsed")
-    >>> [sum(logic(*case)) for case in [(True, right), (True, wrong), (True, unparsed), (False, right)]]
+    >>> cases = [(True, right), (True, wrong), (True, unparsed), (False, right)]
+    >>> [sum(logic(*case)) for case in cases]
     [3.0, -0.5, -1.0, -3.0]
     """
     if not format_holds:
@@ -30,33 +28,15 @@ def logic(format_holds: bool, verdict: Score) -> tuple[float, float]:
     return 1.0, UNPARSED if verdict.status == "unparsed" else WRONG
 
 
-class LogicReward(Judged):
-    """`logic` over the verdict of the verifier it is combined with: the whole reward, so give that
-    verifier weight 0.
+class LogicReward(Layout, VerdictReward):
+    """`logic` over the verdict of the verifier beside it: the whole reward, so give that verifier
+    weight 0.
 
-    The format is that of `FormatReward`, whose options it takes. Logged beside the sum:
-    logic_format and logic_answer.
+    The format is that of `FormatReward`. Logged beside the sum: logic_format and logic_answer.
     """
 
-    name = "logic"
+    owner = "reward logic"
 
-    def __init__(self, think: str = "think", answer: str = "answer") -> None:
-        self.format = FormatReward(think, answer)
-
-    def given(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None,
-        verdicts: Sequence[Score],
-    ) -> list[Score]:
-        """N responses and their verdicts -> N scores."""
-        if len(texts) != len(verdicts):
-            raise RewardError(f"reward logic: {len(verdicts)} verdicts for {len(texts)} responses")
-        return [self._scored(text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
-
-    def _scored(self, text: str, verdict: Score) -> Score:
-        if not verdict.usable:
-            return Score(0.0, verdict.status, reason=verdict.reason)
-        form, answer = logic(self.format.holds(text), verdict)
+    def pay(self, problem: Problem, text: str, sample: Sample | None, verdict: Score) -> Score:
+        form, answer = logic(self.holds(text), verdict)
         return Score(form + answer, "scored", {"logic_format": form, "logic_answer": answer})

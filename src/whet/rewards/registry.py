@@ -1,13 +1,14 @@
-"""Rewards by name."""
+"""Rewards by name: how one is loaded, and which options it takes."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 from whet.errors import RewardError, did_you_mean
-from whet.types import Problem, Sample, Score
+from whet.options import Option
+from whet.options import options as options_of
+from whet.rewards.base import Reward, RewardOptions
 
+_CUSTOM = "whet.rewards.custom.custom:CustomReward"
 _BUILT_IN = {
     "math": (
         "whet.rewards.math.verifier:MathReward",
@@ -65,77 +66,37 @@ _BUILT_IN = {
 }
 
 
-class Reward(Protocol):
-    """Judges a batch: N problems and N completion texts (and their samples, where there are any) ->
-    N scores.
-    """
-
-    def score(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None = None,
-    ) -> list[Score]: ...
-
-
-@runtime_checkable
-class Judging(Protocol):
-    """A part that pays by the verdict of a verifier beside it: N problems, texts and verdicts -> N
-    scores.
-    """
-
-    def given(
-        self,
-        problems: Sequence[Problem],
-        texts: Sequence[str],
-        samples: Sequence[Sample] | None,
-        verdicts: Sequence[Score],
-    ) -> list[Score]: ...
-
-
 def names() -> dict[str, str]:
     """The built-in rewards, each with what it pays for."""
-    return {name: what for name, (_, what) in _BUILT_IN.items()}
+    return {name: about for name, (_, about) in _BUILT_IN.items()}
 
 
-def load(spec: str, **options: Any) -> Reward:
-    """A built-in reward by name, or your own function: `module:function` or
-    `path/to/file.py:function`.
+def load(name: str, **options: Any) -> Reward:
+    """A built-in reward by name, or your own `module:function` or `path/to/file.py:function`.
 
-    Raises RewardError, in one line, for a name or an option that there is not, and for a function
-    that cannot be imported.
+    Raises RewardError, in one line, for an unknown name, for options that do not fit, and for a
+    function that cannot be imported.
 
     >>> load("maths")
     Traceback (most recent call last):
     whet.errors.RewardError: unknown reward 'maths'; did you mean 'math'?
     """
-    if ":" in spec:
-        from whet.rewards.custom.custom import OwnReward
+    if ":" in name:
+        options["spec"] = name
+    return cast(Reward, model(name)(**options))
 
-        return OwnReward(spec, **options)
-    if spec == "task":
+
+def options(name: str) -> list[Option]:
+    """The options of a reward, as `load` takes them. Raises RewardError for an unknown name."""
+    return [option for option in options_of(model(name)) if option.name != "spec"]
+
+
+def model(name: str) -> type[RewardOptions]:
+    """The class of a reward, whose fields are its options. Raises RewardError."""
+    if name == "task":
         raise RewardError("reward 'task' is the task's own verifier: it needs a recipe with a task")
-    if spec not in _BUILT_IN:
-        raise RewardError(
-            f"unknown reward {spec!r}{did_you_mean(spec, [*_BUILT_IN, 'task', 'module:function'])}"
-        )
-    module, _, name = _BUILT_IN[spec][0].partition(":")
-    kind: Callable[..., Reward] = getattr(import_module(module), name)
-    parameters = inspect.signature(kind).parameters
-    check_options(f"reward {spec}", options, parameters)
-    for name, parameter in parameters.items():
-        if (
-            parameter.default is parameter.empty
-            and parameter.kind is not parameter.VAR_KEYWORD
-            and name not in options
-        ):
-            raise RewardError(f"reward {spec}: the option {name!r} is missing")
-    return kind(**options)
-
-
-def check_options(what: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raises RewardError for an option that is not among the known ones."""
-    for option in options:
-        if option not in known:
-            suffix = did_you_mean(option, known) if known else "; it takes none"
-            raise RewardError(f"{what}: unknown option {option!r}{suffix}")
+    if ":" not in name and name not in _BUILT_IN:
+        known = [*_BUILT_IN, "task", "module:function"]
+        raise RewardError(f"unknown reward {name!r}{did_you_mean(name, known)}")
+    module, _, kind = (_CUSTOM if ":" in name else _BUILT_IN[name][0]).partition(":")
+    return getattr(import_module(module), kind)

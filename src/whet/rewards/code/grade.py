@@ -1,8 +1,7 @@
 """One program against its tests, in a worker process: inputs go to the sandbox, outputs come back,
 and are compared here.
 
-The worker is ours and never runs the program; what it reads back is plain data
-(`sandbox/plain_data.py`).
+The worker is ours and never runs the program. It reads plain data only (`sandbox/plain_data.py`).
 """
 
 import hashlib
@@ -36,69 +35,54 @@ def _runner(sandbox: str, memory_mb: int) -> Runner:
 
 
 def grade(item: Item) -> dict[str, Any]:
-    """What a worker does with an item: its `do` is grade, plan, outputs or probe.
+    """A worker's work on one item, named by its `do`: grade, plan, outputs or probe.
 
     Grade answers {"verdict": pass, fail, load (the program does not even load) or error, "passed",
     "total", "message"}; plan {"calls", "asserts"} or {"error"}; outputs {"keys"}; probe {}. Raises
     RewardError where the sandbox is not here.
     """
-    work: dict[str, Callable[[Item], dict[str, Any]]] = {
-        "plan": _plan,
-        "outputs": _outputs,
-        "probe": _probe,
-    }
-    if item["do"] != "grade":
-        return work[item["do"]](item)
+    work = {"plan": _plan, "outputs": _outputs, "probe": _probe}
     kinds = {"stdio": _stdio, "call": _call, "asserts": _asserts}
-    return kinds[item["kind"]](item)
+    return (kinds[item["kind"]] if item["do"] == "grade" else work[item["do"]])(item)
 
 
 def _run(item: Item, mode: str, **order: Any) -> GuestRun:
-    number = len(order.get("inputs") or order.get("calls") or [0])
-    total = (
-        min(item["seconds"] * number, item["total"])
-        if mode in ("stdio", "calls")
-        else item["total"]
-    )
-    limits = {
-        "seconds": item["seconds"],
-        "total": total,
-        "bytes": BYTES,
-        "stop": not item.get("share", False),
-    }
-    return _runner(item["sandbox"], item["memory_mb"]).run({"mode": mode, **limits, **order})
+    total = item["total"]
+    if mode in ("stdio", "calls"):
+        number = len(order.get("inputs") or order.get("calls") or [0])
+        total = min(item["seconds"] * number, total)
+    limits = {"seconds": item["seconds"], "total": total, "bytes": BYTES}
+    stop = not item.get("share", False)  # at the first test that fails
+    sandbox = _runner(item["sandbox"], item["memory_mb"])
+    return sandbox.run({"mode": mode, **limits, "stop": stop, **order})
 
 
 def _probe(item: Item) -> dict[str, Any]:
-    ran = _run(item, "stdio", program="print(input())", inputs=["ok"])
-    return (
-        {}
-        if ran.replies == ['{"output": "ok\\n", "ended": "exit 0"}']
-        else {"error": ran.message or ran.ended}
-    )
+    run = _run(item, "stdio", program="print(input())", inputs=["ok"])
+    if run.replies == ['{"output": "ok\\n", "ended": "exit 0"}']:
+        return {}
+    return {"error": run.message or run.ended}
+
+
+def _verdict(verdict: str, passed: int, total: int, message: str) -> dict[str, Any]:
+    return {"verdict": verdict, "passed": passed, "total": total, "message": message}
 
 
 def _error(message: str) -> dict[str, Any]:
-    return {"verdict": "error", "passed": 0, "total": 0, "message": message}
+    return _verdict("error", 0, 0, message)
 
 
-def _judged(ran: GuestRun, total: int, accepts: Callable[[int, Any], bool]) -> dict[str, Any]:
+def _judged(run: GuestRun, total: int, accepts: Callable[[int, Any], bool]) -> dict[str, Any]:
     """The verdict over replies: reply i must be there and be accepted. A program's misbehaviour is
     a failed test, never an error.
     """
-    if not ran.began:
-        return _error(ran.message or "the sandbox did not start")
-    replies = [_parsed(line) for line in ran.replies[:total]]
+    if not run.began:
+        return _error(run.message or "the sandbox did not start")
+    replies = [_parsed(line) for line in run.replies[:total]]
     if replies and isinstance(replies[0], dict) and "load" in replies[0]:
-        return {
-            "verdict": "load",
-            "passed": 0,
-            "total": total,
-            "message": str(replies[0]["load"])[:200],
-        }
+        return _verdict("load", 0, total, str(replies[0]["load"])[:200])
     passed = sum(accepts(i, reply) for i, reply in enumerate(replies))
-    verdict = "pass" if passed == total else "fail"
-    return {"verdict": verdict, "passed": passed, "total": total, "message": ran.ended}
+    return _verdict("pass" if passed == total else "fail", passed, total, run.ended)
 
 
 def _parsed(line: str) -> Any:
@@ -110,46 +94,44 @@ def _parsed(line: str) -> Any:
 
 def _stdio(item: Item) -> dict[str, Any]:
     tests, tolerance = item["tests"], item.get("tolerance", TOLERANCE)
-    ran = _run(item, "stdio", program=item["program"], inputs=[test["input"] for test in tests])
-    return _judged(
-        ran, len(tests), lambda i, reply: same_text(tests[i]["output"], _printed(reply), tolerance)
-    )
+    run = _run(item, "stdio", program=item["program"], inputs=[test["input"] for test in tests])
+
+    def accepts(i: int, reply: Any) -> bool:
+        return same_text(tests[i]["output"], _printed(reply), tolerance)
+
+    return _judged(run, len(tests), accepts)
 
 
 def _printed(reply: Any) -> str | None:
-    if (
-        isinstance(reply, dict)
-        and reply.get("ended") == "exit 0"
-        and isinstance(reply.get("output"), str)
-    ):
-        return reply["output"]
-    return None
+    """The output of a program that ended well."""
+    if not isinstance(reply, dict) or reply.get("ended") != "exit 0":
+        return None
+    output = reply.get("output")
+    return output if isinstance(output, str) else None
 
 
 def _arguments(item: Item, test: Mapping[str, Any]) -> list[Any]:
     """[args, kwargs] as the guest reads them."""
     args, kwargs = test.get("args", []), test.get("kwargs", {})
-    return (
-        [args, kwargs]
-        if item.get("tagged")
-        else [encode(args), {name: encode(v) for name, v in kwargs.items()}]
-    )
+    if item.get("tagged"):
+        return [args, kwargs]
+    return [encode(args), {name: encode(value) for name, value in kwargs.items()}]
 
 
 def _call(item: Item) -> dict[str, Any]:
     tests, tagged, where = item["tests"], bool(item.get("tagged")), item.get("argument")
-    given = [_arguments(item, test) for test in tests]
-    ran = _run(item, "calls", program=item["program"], entry=item["entry"], calls=given)
+    calls = [_arguments(item, test) for test in tests]
+    run = _run(item, "calls", program=item["program"], entry=item["entry"], calls=calls)
 
     def accepts(i: int, reply: Any) -> bool:
         try:
-            got = returned(reply, given[i][0], where)
+            got = returned(reply, calls[i][0], where)
         except NotPlain:
             return False
         wanted = decode(tests[i]["expected"]) if tagged else tests[i]["expected"]
         return same(wanted, got, item.get("tolerance", TOLERANCE), strict=tagged)
 
-    return _judged(ran, len(tests), accepts)
+    return _judged(run, len(tests), accepts)
 
 
 def returned(reply: Any, args: Any, where: int | None = None) -> Any:
@@ -163,8 +145,7 @@ def returned(reply: Any, args: Any, where: int | None = None) -> Any:
     except (
         ValueError,
         TypeError,
-        KeyError,
-        IndexError,
+        LookupError,
         OverflowError,
         RecursionError,
         MemoryError,
@@ -174,11 +155,11 @@ def returned(reply: Any, args: Any, where: int | None = None) -> Any:
 
 def _plan(item: Item) -> dict[str, Any]:
     """Every call that a data set's own test makes of its reference, in order."""
-    ran = _run(item, "record", setup=item["setup"], test=item["test"], entry=item["entry"])
-    replies = [_parsed(line) for line in ran.replies]
+    run = _run(item, "record", setup=item["setup"], test=item["test"], entry=item["entry"])
+    replies = [_parsed(line) for line in run.replies]
     last = replies[-1] if replies else None
-    if not ran.began or ran.ended != "done" or not isinstance(last, dict) or "counts" not in last:
-        return {"error": ran.message or f"its test ends by {ran.ended}"}
+    if not run.began or run.ended != "done" or not isinstance(last, dict) or "counts" not in last:
+        return {"error": run.message or f"its test ends by {run.ended}"}
     counts, calls = last["counts"], replies[:-1]
     total = counts["passed"] + counts["failed"]
     if last["reference"] and (counts["failed"] or counts["ended"] is not True):
@@ -194,83 +175,63 @@ def _asserts(item: Item) -> dict[str, Any]:
     plan = item["plan"]
     if "error" in plan:
         return _error(plan["error"])
-    given = [[call["args"], call["kwargs"]] for call in plan["calls"]]
-    ran = _run(item, "calls", program=item["program"], entry=item["entry"], calls=given)
+    calls = [[call["args"], call["kwargs"]] for call in plan["calls"]]
+    run = _run(item, "calls", program=item["program"], entry=item["entry"], calls=calls)
     total = max(plan["asserts"], 1)
-    first = _judged(ran, len(given), lambda i, reply: _equal(reply, plan["calls"][i].get("reply")))
+    first = _judged(run, len(calls), lambda i, reply: _equal(reply, plan["calls"][i].get("reply")))
     if first["verdict"] in ("error", "load"):
         return {**first, "total": total}
     if plan["reference"] and first["verdict"] == "pass":  # the very data on which the test passed
         return {**first, "passed": total, "total": total}
-    replies = [_parsed(line) for line in ran.replies[: len(given)]]
-    replies += [{"ended": ran.ended}] * (len(given) - len(replies))
-    if not item.get("share") and not all(
-        isinstance(r, dict) and ("value" in r or "raised" in r) for r in replies
-    ):
-        return {"verdict": "fail", "passed": 0, "total": total, "message": ran.ended}
-    told = _run(
-        item,
-        "check",
-        setup=item["setup"],
-        test=item["test"],
-        entry=item["entry"],
-        calls=given,
-        replies=replies,
-    )
-    return _tallied(told, total)
+    replies = [_parsed(line) for line in run.replies[: len(calls)]]
+    replies += [{"ended": run.ended}] * (len(calls) - len(replies))
+    whole = all(isinstance(r, dict) and ("value" in r or "raised" in r) for r in replies)
+    if not whole and not item.get("share"):
+        return _verdict("fail", 0, total, run.ended)
+    order = {key: item[key] for key in ("setup", "test", "entry")}
+    return _tallied(_run(item, "check", **order, calls=calls, replies=replies), total)
 
 
 def _equal(reply: Any, other: Any) -> bool:
     return isinstance(reply, dict) and "value" in reply and json.dumps(reply) == json.dumps(other)
 
 
-def _tallied(ran: GuestRun, total: int) -> dict[str, Any]:
+def _tallied(run: GuestRun, total: int) -> dict[str, Any]:
     """The verdict of the test's own asserts over returned data. No program runs in that process."""
-    if not ran.began:
-        return _error(ran.message or "the sandbox did not start")
-    last = _parsed(ran.replies[-1]) if ran.replies else None
-    if not isinstance(
-        last, dict
-    ):  # returned data on which the test itself runs out of memory or time
-        return {
-            "verdict": "fail",
-            "passed": 0,
-            "total": total,
-            "message": f"the test ends by {ran.ended}",
-        }
-    counts = last["counts"]
-    whole = counts["failed"] == 0 and counts["ended"] is True and counts["passed"] >= total
+    if not run.began:
+        return _error(run.message or "the sandbox did not start")
+    last = _parsed(run.replies[-1]) if run.replies else None
+    if not isinstance(last, dict):  # the returned data make the test run out of memory or time
+        return _verdict("fail", 0, total, f"the test ends by {run.ended}")
     if last["astray"]:
         return _error("the test's calls depend on the program's results")
+    counts = last["counts"]
+    whole = counts["failed"] == 0 and counts["ended"] is True and counts["passed"] >= total
     passed = total if whole else min(counts["passed"], total - 1)
-    return {
-        "verdict": "pass" if whole else "fail",
-        "passed": passed,
-        "total": total,
-        "message": ran.ended,
-    }
+    return _verdict("pass" if whole else "fail", passed, total, run.ended)
 
 
 def _outputs(item: Item) -> dict[str, Any]:
     """One key an input: equal keys, equal outputs; None where the program gave none."""
+    inputs = item["inputs"]
+    texts: list[str | None]
     if item["kind"] == "stdio":
-        ran = _run(item, "stdio", program=item["program"], inputs=item["inputs"])
-        found = [_printed(_parsed(line)) for line in ran.replies]
-        plain = [None if text is None else "\n".join(_lines(text)) for text in found]
+        run = _run(item, "stdio", program=item["program"], inputs=inputs)
+        outputs = [_printed(_parsed(line)) for line in run.replies]
+        texts = [None if text is None else "\n".join(_lines(text)) for text in outputs]
     else:
-        given = [_arguments(item, {"args": args}) for args in item["inputs"]]
-        ran = _run(item, "calls", program=item["program"], entry=item["entry"], calls=given)
-        plain = [
-            _canonical(_parsed(line), args)
-            for line, (args, _) in zip(ran.replies, given, strict=False)
-        ]
-    if not ran.began:
-        return {"error": ran.message or "the sandbox did not start"}
-    keys = [
-        None if text is None else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-        for text in plain
-    ]
-    return {"keys": (keys + [None] * len(item["inputs"]))[: len(item["inputs"])]}
+        calls = [_arguments(item, {"args": args}) for args in inputs]
+        run = _run(item, "calls", program=item["program"], entry=item["entry"], calls=calls)
+        pairs = zip(run.replies, calls, strict=False)
+        texts = [_canonical(_parsed(line), args) for line, (args, _) in pairs]
+    if not run.began:
+        return {"error": run.message or "the sandbox did not start"}
+    texts = (texts + [None] * len(inputs))[: len(inputs)]
+    return {"keys": [None if text is None else _digest(text) for text in texts]}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def _canonical(reply: Any, args: Any) -> str | None:
@@ -292,19 +253,19 @@ def _sorted(data: Any) -> Any:
 
 
 def _lines(text: str) -> list[str]:
-    return (
-        "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
-        .rstrip("\n")
-        .split("\n")
-    )
+    """The lines of an output, without trailing space and without empty lines at the end."""
+    lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    return "\n".join(lines).rstrip("\n").split("\n")
 
 
 def same_text(wanted: str, got: str | None, tolerance: float = TOLERANCE) -> bool:
-    """Whether two outputs agree: all lines, token by token, whitespace between them apart; decimals
-    within the tolerance.
+    """Whether two outputs agree: all lines, token by token, decimals within the tolerance. The
+    space between tokens does not matter.
 
-    >>> same_text("1 2\\n0.5\\n", "1  2 \\n0.5000000001"), same_text("1\\n2", "1"), same_text("7", "7.0")
-    (True, False, False)
+    >>> same_text("1 2\\n0.5\\n", "1  2 \\n0.5000000001")
+    True
+    >>> same_text("1\\n2", "1"), same_text("7", "7.0")
+    (False, False)
     """
     if got is None:
         return False
@@ -333,8 +294,10 @@ def same(wanted: Any, got: Any, tolerance: float = TOLERANCE, strict: bool = Fal
     """Plain equality of builtin values, floats within the tolerance. Unless strict, a tuple may
     stand for a list (JSON has none).
 
-    >>> same([1, [2.0]], (1, (2.0000001,))), same([1], (1,), strict=True), same("1", 1), same(3, 3.0)
-    (True, False, False, True)
+    >>> same([1, [2.0]], (1, (2.0000001,))), same([1], (1,), strict=True)
+    (True, False)
+    >>> same("1", 1), same(3, 3.0)
+    (False, True)
     """
     if isinstance(wanted, float) or isinstance(got, float):
         numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (wanted, got))

@@ -1,8 +1,7 @@
-"""Many programs for one problem, without its tests: cluster them by what they print, rerank, submit
+"""Many programs for one problem, without its tests: cluster them by their outputs, rerank, submit
 a few (o1-ioi; arXiv:2502.06807, sec. 3).
 
-All programs run in the sandbox of a `CodeReward`; what is compared are their outputs on inputs that
-a generator wrote.
+All programs run in the sandbox of a `CodeReward`, on inputs that a generator wrote.
 """
 
 from collections import Counter
@@ -26,8 +25,8 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How a program compares with a brute-force one: inputs on which both gave outputs, and the
-    positions of those where they differ.
+    """A program against a brute-force one: the number of inputs compared, and the positions of
+    those on which the two differ.
     """
 
     compared: int
@@ -47,37 +46,26 @@ def outputs(
     An input is the text of standard input, or with `entry` the list of arguments of that function.
     Raises RewardError where the sandbox fails, and for inputs of the wrong kind.
     """
-    kind = str if entry is None else list
-    if not inputs or not all(isinstance(given, kind) for given in inputs):
-        raise RewardError(
-            f"programs: inputs must be {'texts' if entry is None else 'lists of arguments'}, at least one"
-        )
+    input_type = str if entry is None else list
+    if not inputs or not all(isinstance(value, input_type) for value in inputs):
+        kinds = "texts" if entry is None else "lists of arguments"
+        raise RewardError(f"programs: inputs must be {kinds}, at least one")
     if entry is not None and not ENTRY.fullmatch(entry):
         raise RewardError(
             f"programs: entry {entry!r} is not of the form f, Class.method or Class().method"
         )
-    work = {
-        "do": "outputs",
-        "kind": "stdio" if entry is None else "call",
-        "entry": entry,
-        "argument": None,
-        "share": True,
-    }
-    items = [
-        {**work, **reward.limits, "inputs": list(inputs), "program": text} for text in programs
-    ]
-    found: list[Outputs] = []
-    for result in reward.pool.map(items):
+    kind = "stdio" if entry is None else "call"
+    work = {"do": "outputs", "kind": kind, "entry": entry, "share": True, "inputs": list(inputs)}
+    rows: list[Outputs] = []
+    for result in reward.pool.map([{**work, **reward.limits, "program": p} for p in programs]):
         if result.status == "error" or (result.value and "error" in result.value):
             raise RewardError(f"programs: {result.message or result.value['error']}")
-        found.append(
-            tuple(result.value["keys"]) if result.status == "ok" else (None,) * len(inputs)
-        )
-    return found
+        rows.append(tuple(result.value["keys"]) if result.status == "ok" else (None,) * len(inputs))
+    return rows
 
 
 def clusters(outputs: Sequence[Outputs]) -> list[Cluster]:
-    """Programs of equal outputs together, the largest cluster first, then by first member; those
+    """Clusters of programs with equal outputs, the largest first, then by first member. Programs
     without any output are left out.
 
     >>> [c.members for c in clusters([("a", "b"), ("a", "c"), ("a", "b"), (None, None)])]
@@ -87,12 +75,12 @@ def clusters(outputs: Sequence[Outputs]) -> list[Cluster]:
     for i, keys in enumerate(outputs):
         if any(key is not None for key in keys):
             members.setdefault(keys, []).append(i)
-    found = [Cluster(keys, tuple(of)) for keys, of in members.items()]
-    return sorted(found, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
+    whole = [Cluster(keys, tuple(positions)) for keys, positions in members.items()]
+    return sorted(whole, key=lambda cluster: (-len(cluster.members), cluster.members[0]))
 
 
 def rerank(
-    found: Sequence[Cluster], scores: Sequence[float] | None = None, failing: float = 1.0
+    groups: Sequence[Cluster], scores: Sequence[float] | None = None, failing: float = 1.0
 ) -> list[Cluster]:
     """Clusters, best first: the share of programs that agree, plus the members' mean score, less
     `failing` × the share of inputs without output.
@@ -101,27 +89,23 @@ def rerank(
     (app. C.1) adds such terms with weights fitted by random search; here they are 1 unless
     `failing` says otherwise.
 
-    >>> found = clusters([("a",), ("a",), ("b",)])
-    >>> [c.members for c in rerank(found, scores=[0.0, 0.0, 1.0])]
+    >>> groups = clusters([("a",), ("a",), ("b",)])
+    >>> [c.members for c in rerank(groups, scores=[0.0, 0.0, 1.0])]
     [(2,), (0, 1)]
     """
-    whole = sum(len(cluster.members) for cluster in found)
+    whole = sum(len(cluster.members) for cluster in groups)
 
     def worth(cluster: Cluster) -> float:
-        agree = len(cluster.members) / whole
-        mean = (
-            sum(scores[i] for i in cluster.members) / len(cluster.members)
-            if scores is not None
-            else 0.0
-        )
+        size = len(cluster.members)
+        mean = 0.0 if scores is None else sum(scores[i] for i in cluster.members) / size
         silent = cluster.outputs.count(None) / len(cluster.outputs)
-        return agree + mean - failing * silent
+        return size / whole + mean - failing * silent
 
-    return sorted(found, key=lambda cluster: (-worth(cluster), cluster.members[0]))
+    return sorted(groups, key=lambda cluster: (-worth(cluster), cluster.members[0]))
 
 
 def submissions(
-    found: Sequence[Cluster], limit: int, scores: Sequence[float] | None = None
+    groups: Sequence[Cluster], limit: int, scores: Sequence[float] | None = None
 ) -> list[int]:
     """At most `limit` programs to submit: round-robin over the clusters in their order, from each
     its best program not yet taken.
@@ -135,7 +119,7 @@ def submissions(
         raise RewardError(f"programs: limit {limit} must be at least 1")
     queues = [
         sorted(c.members, key=lambda i: (-scores[i] if scores is not None else 0.0, i))
-        for c in found
+        for c in groups
     ]
     rounds = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(rounds) for queue in queues if turn < len(queue)][:limit]
@@ -148,11 +132,11 @@ def cross_check(
     inputs: Sequence[Any],
     entry: str | None = None,
 ) -> list[Check]:
-    """N programs against one that is slow and surely right, on small inputs (how o3 checked itself:
+    """N programs against a slow and surely right one, on small inputs (as o3 checked itself:
     arXiv:2502.06807, sec. 4).
 
-    Inputs on which the brute-force program gives nothing are left out; a candidate that gives
-    nothing there differs.
+    Inputs on which the brute-force program has no output are left out. A candidate without output
+    on any other input differs there.
     """
     slow, *fast = outputs(reward, [brute, *candidates], inputs, entry)
     known = [i for i, key in enumerate(slow) if key is not None]
@@ -160,8 +144,7 @@ def cross_check(
 
 
 def majority(outputs: Sequence[Outputs]) -> Outputs:
-    """For each input the output that most programs gave, the first of them where several tie; None
-    where none gave any.
+    """For each input the output of most programs, the first where several tie; None without any.
 
     >>> majority([("a", "x"), ("b", None), ("a", "y")])
     ('a', 'x')

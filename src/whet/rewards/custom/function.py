@@ -1,8 +1,8 @@
 """Your own reward: `def reward(prompt, sample) -> float`, or a function written for TRL,
 unmodified.
 
-This is what a worker holds (`own` is the side that asks): the function is as trusted as the recipe
-that names it, and not expected to end. Whatever goes wrong in it is said in one line that names the
+This is the worker's side (`custom` is the side that asks). The function is as trusted as the recipe
+that names it, and may never end. Whatever goes wrong in it is reported in one line that names the
 function, the file and the line.
 """
 
@@ -15,6 +15,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -22,12 +23,15 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn, get_args
 
 from whet.errors import RewardError, did_you_mean
-from whet.rewards.registry import check_options
 from whet.types import Finish, Problem, Sample, Score, Status
 
-NAMED = "WHET_REWARD"  # the variable that tells a worker its function: [spec, options] as JSON
-_CURE = "write def reward(prompt, sample) -> float, or TRL's def reward(completions, **columns) -> list[float]"
+SPEC_VARIABLE = "WHET_REWARD"  # holds a worker's function and its options: [spec, options] as JSON
+_CURE = (
+    "write def reward(prompt, sample) -> float, "
+    "or TRL's def reward(completions, **columns) -> list[float]"
+)
 _PASSED = ("prompt", "sample", "prompts", "completions", "completion_ids", "self")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +42,28 @@ class BareText:
     finish: Finish = "stop"
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"sample.{name} is not known here: only the text was given")
+        raise AttributeError(f"sample.{name} is not known here: there is only the text")
 
 
 class Failed(RewardError):
     """The function itself failed on an answer, which says nothing of any other answer."""
 
 
-class CustomReward:
-    """A user's function as a reward, called where it stands.
+class UserFunction:
+    """A user's function as a reward, called in this process.
 
     `(prompt, sample)`: called for each response with the Problem (.messages .question .answer .meta
     .id) and the Sample (.text .tokens .length .finish); returns a number or a Score. With a
     parameter `completions`: called once a batch with keywords as TRL does (prompts, completions,
     completion_ids, answer, question and the problems' meta as columns); returns a number for each,
-    None counting as 0. `completions = "text" | "messages"` says what it is given; left out,
-    messages where it looks up "content". Other options are passed on as keywords.
+    None counting as 0. `completions = "text" | "messages"` is their form; default: messages where
+    the function's code holds the constant "content". Other options are passed on as keywords.
 
     Raises RewardError where the function cannot be imported or called so, or takes no such option.
     """
 
     def __init__(self, spec: str, options: Mapping[str, Any]) -> None:
-        self.spec = spec
+        self.spec, self.options = spec, dict(options)
         self.function = _function(spec)
         try:
             parameters = inspect.signature(self.function).parameters
@@ -68,48 +72,44 @@ class CustomReward:
         if inspect.iscoroutinefunction(self.function):
             raise RewardError(f"reward {spec}: is async; {_CURE}")
         self.batched = "completions" in parameters
-        self.options = {
-            key: value
-            for key, value in options.items()
-            if not (self.batched and key == "completions")
-        }
+        self.messages = self.batched and self._form() == "messages"
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        self.names = [
-            p.name
-            for p in parameters.values()
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
+        self.names = [p.name for p in parameters.values() if p.kind in _NAMED]
         self.required = [
             name
             for name in self.names
             if parameters[name].default is inspect.Parameter.empty and name not in self.options
         ]
         if not self.open:
-            taken = self.names if self.batched else self.names[2:]
-            check_options(
-                f"reward {spec}",
-                self.options,
-                {name: None for name in taken if name not in _PASSED},
-            )
+            taken = set(self.names if self.batched else self.names[2:]).difference(_PASSED)
+            for option in self.options:
+                if option not in taken:
+                    hint = did_you_mean(option, taken) if taken else "; it takes none"
+                    raise RewardError(f"reward {spec}: unknown option {option!r}{hint}")
         if not self.batched:
             self._check_pair(parameters)
-        form = options.get(
-            "completions",
-            "messages" if self.batched and _mentions(self.function, "content") else "text",
-        )
-        if self.batched and form not in ("text", "messages"):
-            raise RewardError(f"reward {spec}: completions = {form!r} must be 'text' or 'messages'")
-        self.messages = form == "messages"
+
+    def _form(self) -> str:
+        """The form of the completions, which is no option of the function's own."""
+        default = "messages" if _mentions(self.function, "content") else "text"
+        form = self.options.pop("completions", default)
+        if form not in ("text", "messages"):
+            raise RewardError(
+                f"reward {self.spec}: completions = {form!r} must be 'text' or 'messages'"
+            )
+        return form
 
     def _check_pair(self, parameters: Mapping[str, inspect.Parameter]) -> None:
+        """Raises RewardError where the function cannot be called with (prompt, sample)."""
         positional = [
             p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
-        needed = [p for p in positional[2:] if p.name in self.required]
-        keywords = [
-            p for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name in self.required
+        unfilled = [
+            p
+            for p in parameters.values()
+            if p.name in self.required and (p.kind is p.KEYWORD_ONLY or p in positional[2:])
         ]
-        if len(positional) < 2 or needed or keywords:
+        if len(positional) < 2 or unfilled:
             raise RewardError(f"reward {self.spec}: takes ({', '.join(parameters)}); {_CURE}")
 
     def score(
@@ -118,47 +118,42 @@ class CustomReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises Failed where the function fails or
-        returns no number.
+        """N problems and N responses -> N scores. Raises Failed where the function fails or returns
+        no number.
         """
         if self.batched:
             return self._score_batch(problems, texts, samples)
-        given: Sequence[Sample | BareText] = (
-            samples if samples is not None else [BareText(text) for text in texts]
-        )
         scores = []
-        for problem, sample in zip(problems, given, strict=True):
+        for problem, sample in zip(problems, samples or map(BareText, texts), strict=True):
             where = f"problem {problem.id!r}"
             value = self._call(where, problem, sample, **self.options)
-            scores.append(
-                self._whole(value, where) if isinstance(value, Score) else self._score(value, where)
-            )
+            check = self._checked if isinstance(value, Score) else self._number
+            scores.append(check(value, where))
         return scores
 
-    def _whole(self, given: Score, where: str) -> Score:
+    def _checked(self, score: Score, where: str) -> Score:
         """A Score of the user's making, with nothing in it but what a Score may hold."""
-        if given.status not in get_args(Status) or not isinstance(given.reason, str):
-            raise Failed(
-                f"reward {self.spec}: returned a Score of status {given.status!r:.40} for {where}"
-            )
-        if not isinstance(given.parts, Mapping) or not all(
-            isinstance(name, str) for name in given.parts
+        fault = ""
+        if score.status not in get_args(Status) or not isinstance(score.reason, str):
+            fault = f"of status {score.status!r:.40}"
+        elif not isinstance(score.parts, Mapping) or not all(
+            isinstance(name, str) for name in score.parts
         ):
-            raise Failed(
-                f"reward {self.spec}: returned a Score whose parts are {given.parts!r:.40} for {where}"
-            )
-        parts = {name: self._score(part, where).value for name, part in given.parts.items()}
-        return Score(self._score(given.value, where).value, given.status, parts, given.reason)
+            fault = f"whose parts are {score.parts!r:.40}"
+        if fault:
+            raise Failed(f"reward {self.spec}: returned a Score {fault} for {where}")
+        parts = {name: self._number(part, where).value for name, part in score.parts.items()}
+        return Score(self._number(score.value, where).value, score.status, parts, score.reason)
 
     def _score_batch(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None
     ) -> list[Score]:
         columns = self._columns(problems, texts, samples)
-        missing = [name for name in self.required if name not in columns]
-        if missing:
-            suffix = did_you_mean(missing[0], columns)
+        missing = next((name for name in self.required if name not in columns), None)
+        if missing is not None:
             raise RewardError(
-                f"reward {self.spec}: wants a column {missing[0]!r}, which the problems lack{suffix}"
+                f"reward {self.spec}: wants a column {missing!r}, which the problems lack"
+                f"{did_you_mean(missing, columns)}"
             )
         passed = {
             name: column for name, column in columns.items() if self.open or name in self.names
@@ -167,23 +162,21 @@ class CustomReward:
         if not isinstance(values, Sequence) and hasattr(values, "tolist"):
             values = values.tolist()
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(texts):
-            got = (
-                f"{len(values)} values"
-                if isinstance(values, list | tuple)
-                else type(values).__name__
-            )
+            listed = isinstance(values, list | tuple)
+            got = f"{len(values)} values" if listed else type(values).__name__
             raise Failed(
-                f"reward {self.spec}: returned {got} for {len(texts)} responses; it must return a number for each"
+                f"reward {self.spec}: returned {got} for {len(texts)} responses; "
+                "it must return a number for each"
             )
         return [
-            self._score(0.0 if value is None else value, f"problem {problem.id!r}")
+            self._number(0.0 if value is None else value, f"problem {problem.id!r}")
             for problem, value in zip(problems, values, strict=True)
         ]
 
     def _columns(
         self, problems: Sequence[Problem], texts: Sequence[str], samples: Sequence[Sample] | None
     ) -> dict[str, list[Any]]:
-        """TRL's keywords: a list of N for each."""
+        """TRL's keywords, each with a list of N values."""
         columns: dict[str, list[Any]] = {
             name: [p.meta.get(name) for p in problems] for p in problems for name in p.meta
         }
@@ -204,41 +197,28 @@ class CustomReward:
     def _call(self, where: str, *arguments: Any, **keywords: Any) -> Any:
         try:
             return self.function(*arguments, **keywords)
-        except MemoryError:  # the worker's to tell: it ends with this answer
+        except MemoryError:  # the worker answers with it, and ends
             raise
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # the user's code: whatever it raises is the user's to read
+        except (Exception, SystemExit) as error:  # the user's code: any error is the user's to read
             cure = ""
-            if (
-                self.batched
-                and not self.messages
-                and isinstance(error, TypeError | AttributeError | KeyError)
-            ):
+            misread = isinstance(error, TypeError | AttributeError | KeyError)
+            if misread and self.batched and not self.messages:
                 cure = '; if it expects lists of messages, set completions = "messages"'
             raise Failed(
-                f"reward {self.spec}: {_told(error, self.function)}, at {where}{cure}"
+                f"reward {self.spec}: {_one_line(error, self.function)}, at {where}{cure}"
             ) from error
 
-    def _score(self, value: Any, where: str) -> Score:
-        if (
-            not isinstance(value, Real)
-            and getattr(value, "shape", None) == ()
-            and hasattr(value, "item")
-        ):
+    def _number(self, value: Any, where: str) -> Score:
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
             value = value.item()  # a number of numpy's or torch's
-        if not isinstance(value, Real):
-            raise Failed(
-                f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a number"
-            )
-        try:
-            number = float(value)
-        except (OverflowError, ValueError):
-            number = math.inf
+        number, kind = math.nan, "number"
+        if isinstance(value, Real):
+            kind = "finite number"
+            with suppress(OverflowError, ValueError):
+                number = float(value)
         if not math.isfinite(number):
             raise Failed(
-                f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a finite number"
+                f"reward {self.spec}: returned {value!r:.60} for {where}; it must return a {kind}"
             )
         return Score(number)
 
@@ -248,14 +228,9 @@ def _function(spec: str) -> Callable[..., Any]:
     module = _from_file(spec, Path(source)) if source.endswith(".py") else _from_name(spec, source)
     function = getattr(module, name, None)
     if function is None:
-        known = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        ]
-        raise RewardError(
-            f"reward {spec}: {source} has no function {name!r}{did_you_mean(name, known) if known else ''}"
-        )
+        known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        hint = did_you_mean(name, known) if known else ""
+        raise RewardError(f"reward {spec}: {source} has no function {name!r}{hint}")
     if not callable(function):
         raise RewardError(
             f"reward {spec}: {name} is a {type(function).__name__}, not a function; {_CURE}"
@@ -265,27 +240,22 @@ def _function(spec: str) -> Callable[..., Any]:
 
 def _from_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
-        near = did_you_mean(
-            path.name,
-            [p.name for p in path.parent.glob("*.py")] or ["(no .py file in that folder)"],
-        )
-        raise RewardError(f"reward {spec}: there is no file {path}{near}")
+        files = [p.name for p in path.parent.glob("*.py")] or ["(no .py file in that folder)"]
+        raise RewardError(f"reward {spec}: there is no file {path}{did_you_mean(path.name, files)}")
     path = path.resolve()
     _reach(path.parent)
     name = f"whet_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = (
-        module  # before it runs, as the import system does: dataclasses look themselves up
-    )
+    source = importlib.util.spec_from_file_location(name, path)
+    assert source is not None and source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    # before it runs, as the import system does: dataclasses look themselves up
+    sys.modules[name] = module
     try:
-        found.loader.exec_module(module)
+        source.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code
         del sys.modules[name]
-        raise RewardError(
-            f"reward {spec}: importing {path.name} failed: {_told(error, str(path))}"
-        ) from error
+        fault = _one_line(error, str(path))
+        raise RewardError(f"reward {spec}: importing {path.name} failed: {fault}") from error
     return module
 
 
@@ -299,36 +269,34 @@ def _from_name(spec: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise RewardError(
-                f"reward {spec}: importing {name} failed: {_told(error, None)}"
-            ) from error
+            fault = _one_line(error, None)
+            raise RewardError(f"reward {spec}: importing {name} failed: {fault}") from error
         here = [m.name for m in pkgutil.iter_modules([str(Path.cwd())])]
         near = did_you_mean(error.name, here) if here else ""
         raise RewardError(
             f"reward {spec}: there is no module {error.name!r} here or installed{near}"
         ) from None
     except (Exception, SystemExit) as error:  # the user's code
-        raise RewardError(
-            f"reward {spec}: importing {name} failed: {_told(error, None)}"
-        ) from error
+        fault = _one_line(error, None)
+        raise RewardError(f"reward {spec}: importing {name} failed: {fault}") from error
 
 
 def _reach(folder: Path) -> None:
-    """Let imports find the folder, after everything else."""
+    """Let imports search the folder, after everything else."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
-def _told(error: BaseException, owner: Callable[..., Any] | str | None) -> str:
-    """The error in one line, with the file and line of the user's code that it came from."""
+def _one_line(error: BaseException, owner: Callable[..., Any] | str | None) -> str:
+    """The error in one line, with the file and line of the user's code that raised it.
+
+    `owner` is the user's function, or the path of the user's file.
+    """
     message = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(":").rstrip()
     if isinstance(error, SyntaxError) and error.filename:
         return f"{message.partition(' (')[0]} ({Path(error.filename).name}:{error.lineno})"
-    own = (
-        owner
-        if isinstance(owner, str)
-        else getattr(getattr(owner, "__code__", None), "co_filename", None)
-    )
+    code = getattr(owner, "__code__", None)
+    own = owner if isinstance(owner, str) else getattr(code, "co_filename", None)
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
@@ -342,13 +310,11 @@ def _told(error: BaseException, owner: Callable[..., Any] | str | None) -> str:
 
 def _mentions(function: Callable[..., Any], word: str) -> bool:
     """Whether a string constant in the function's own code is `word`."""
-    codes = [
-        getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    ]
+    call = getattr(type(function).__call__, "__code__", None)
+    codes = [code for code in (getattr(function, "__code__", call),) if code is not None]
     while codes:
-        code = codes.pop()
-        if code is not None:
-            if word in code.co_consts:
-                return True
-            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        constants = codes.pop().co_consts
+        if word in constants:
+            return True
+        codes += [constant for constant in constants if isinstance(constant, CodeType)]
     return False

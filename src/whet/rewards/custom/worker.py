@@ -1,5 +1,5 @@
-"""What a worker of `own` runs. The function is imported with this module, so that its imports are
-no answer's time or memory.
+"""The worker of a user's reward function. The function is imported with this module, so that its
+imports cost no answer time or memory.
 """
 
 import json
@@ -9,35 +9,35 @@ from typing import Any
 import numpy as np
 
 from whet.errors import RewardError
-from whet.rewards.custom.function import NAMED, CustomReward, Failed
+from whet.rewards.custom.function import SPEC_VARIABLE, Failed, UserFunction
 from whet.types import Problem, Sample
 
-_refused = "no function was named"
-_reward: CustomReward | None = None
-if named := os.environ.pop(NAMED, ""):
+_refusal = "no function was named"
+_function: UserFunction | None = None
+if spec_and_options := os.environ.pop(SPEC_VARIABLE, ""):
     try:
-        _reward = CustomReward(*json.loads(named))
+        _function = UserFunction(*json.loads(spec_and_options))
     except RewardError as error:
-        _refused = str(error)
+        _refusal = str(error)
 
 
 def serve(item: dict[str, Any]) -> dict[str, Any]:
-    """{problems, texts, samples} -> {scores: [value, status, parts] each}, {failed: why} of these
-    answers, or {refused: why} of all.
+    """{problems, texts, samples} -> {scores: [value, status, parts, reason] each}.
 
-    Of an item without problems, {batched}: whether the function takes many at once.
+    Or {failed: why} for these answers, {refused: why} for all. An item without problems is answered
+    by {batched}: whether the function takes many responses at once.
     """
-    if _reward is None:
-        return {"refused": _refused}
+    if _function is None:
+        return {"refused": _refusal}
     if not item:
-        return {"batched": _reward.batched}
+        return {"batched": _function.batched}
     problems = [
         Problem(p["id"], tuple(p["messages"]), p["answer"], p["task"], p["meta"])
         for p in item["problems"]
     ]
     samples = None if item["samples"] is None else [_sample(s) for s in item["samples"]]
     try:
-        scores = _reward.score(problems, item["texts"], samples)
+        scores = _function.score(problems, item["texts"], samples)
     except Failed as failure:
         return {"failed": str(failure)}
     except RewardError as failure:
@@ -45,13 +45,12 @@ def serve(item: dict[str, Any]) -> dict[str, Any]:
     return {"scores": [[s.value, s.status, dict(s.parts), s.reason] for s in scores]}
 
 
-def _sample(given: dict[str, Any]) -> Sample:
+def _sample(values: dict[str, Any]) -> Sample:
     return Sample(
-        np.array(given["tokens"], np.int64),
-        np.array(given["mask"], np.bool_),
-        np.array(given["logp"], np.float32),
-        given["text"],
-        given["finish"],
-        given["version"],
-        given["turns"],
+        np.array(values["tokens"], np.int64),
+        np.array(values["mask"], np.bool_),
+        np.array(values["logp"], np.float32),
+        values["text"],
+        values["finish"],
+        values["version"],
     )

@@ -1,6 +1,4 @@
-"""A judge in this process: one forward pass of the prompt, and the probabilities of the two tokens
-it may say.
-"""
+"""A judge in this process: one forward pass of the prompt gives the probabilities of the two labels."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,12 +14,11 @@ from whet.errors import DataError, ModelError
 from whet.model import pretrained
 from whet.model.logprobs import processed
 from whet.model.policy import Policy
-from whet.rewards.judge.verdict import Failure, Verdict, ruled
+from whet.rewards.judge.verdict import Failure, Verdict, confident
 
-PACK = 8192  # tokens a forward pass; a longer prompt stands alone
+PACK = 8192  # tokens of a forward pass; a longer prompt stands alone
+PROMPTS = 16_384  # prompts of a forward pass
 LABELS = ("0", "1")
-
-TOKENS = 16_384  # of prompts read at a time
 
 
 class LocalJudge:
@@ -37,7 +34,8 @@ class LocalJudge:
         self.labels = [spellings(self.chat, label) for label in LABELS]
         if not all(self.labels) or self.labels[0] & self.labels[1]:
             raise ModelError(
-                f"{self.directory}: the tokenizer has no token for 0 and another for 1, so it cannot judge"
+                f"{self.directory}: the tokenizer has no token for 0 and another for 1, "
+                "so it cannot judge"
             )
         self.identity = fingerprint(self.directory)
 
@@ -48,7 +46,8 @@ class LocalJudge:
         policy = pretrained.load(self.directory, dtype, device).eval().requires_grad_(False)
         if self.chat.vocab > policy.config.vocab:
             raise ModelError(
-                f"{self.directory}: the tokenizer has ids up to {self.chat.vocab - 1}, the model {policy.config.vocab} rows"
+                f"{self.directory}: the tokenizer has ids up to {self.chat.vocab - 1}, "
+                f"the model {policy.config.vocab} rows"
             )
         return policy
 
@@ -61,21 +60,16 @@ class LocalJudge:
             except DataError as error:  # a character that the judge's tokenizer lacks
                 yield i, Failure("error", str(error))
                 continue
-            if len(tokens) > self.policy.config.max_positions:
-                most = self.policy.config.max_positions
-                yield (
-                    i,
-                    Failure(
-                        "error", f"the prompt has {len(tokens)} tokens, the judge {most} positions"
-                    ),
-                )
+            if len(tokens) > (most := self.policy.config.max_positions):
+                fault = f"the prompt has {len(tokens)} tokens, the judge {most} positions"
+                yield i, Failure("error", fault)
                 continue
             prompts[i] = tokens
-        for pack in packs({i: len(p) for i, p in prompts.items()}, TOKENS):
+        for pack in packs({i: len(p) for i, p in prompts.items()}, PROMPTS):
             yield from zip(pack, self.verdicts([prompts[i] for i in pack]), strict=True)
 
     def verdicts(self, prompts: Sequence[Sequence[int]]) -> list[Verdict | Failure]:
-        """S prompts in one pack. What the judge says is its most likely next token, over the whole
+        """The verdicts on S prompts in one pack: the most likely next token of the whole
         vocabulary.
         """
         device = next(self.policy.parameters()).device
@@ -89,28 +83,27 @@ class LocalJudge:
         return [self.verdict(row) for row in logp]
 
     def verdict(self, logp: Tensor) -> Verdict | Failure:
-        """Of one distribution [V]. A label's probability is that of all its spellings."""
+        """The verdict of one distribution [V]. A label's probability is that of all its spellings."""
         first = int(logp.argmax())
-        for said, ids in enumerate(self.labels):
+        for label, ids in enumerate(self.labels):
             if first in ids:
-                return ruled(said, min(1.0, float(logp[sorted(ids)].exp().sum())))
-        return Failure(
-            "error", f"the judge began with {self.chat.pieces([first])[0]!r:.40}, not with 0 or 1"
-        )
+                return confident(label, min(1.0, float(logp[sorted(ids)].exp().sum())))
+        piece = self.chat.pieces([first])[0]
+        return Failure("error", f"the judge began with {piece!r:.40}, not with 0 or 1")
 
 
 def fingerprint(directory: Path) -> str:
-    """Changes with the files of a model: their names, sizes and times."""
+    """A digest of a model's files: their names, sizes and times."""
     files = sorted(
         p for p in directory.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")
     )
-    told = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    figures = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(repr(figures).encode()).hexdigest()
 
 
 def spellings(chat: Chat, label: str) -> set[int]:
     """The tokens that are the label, with or without a space before it."""
-    found: set[int] = set()
+    spelt: set[int] = set()
     for write in (
         lambda: chat.response(label)[:-1],
         lambda: chat.response(f" {label}")[:-1],
@@ -118,8 +111,8 @@ def spellings(chat: Chat, label: str) -> set[int]:
     ):
         with suppress(DataError):  # an alphabet without a space, or without digits
             ids = write()
-            found |= set(ids) if len(ids) == 1 else set()
-    return found
+            spelt |= set(ids) if len(ids) == 1 else set()
+    return spelt
 
 
 def packs(lengths: dict[int, int], rows: int) -> Iterator[list[int]]:

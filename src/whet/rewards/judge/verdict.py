@@ -1,9 +1,6 @@
-"""What a judge says of one answer, what that pays, and the memory that keeps it from being asked
-twice.
-"""
+"""A judge's verdict on one answer, what the verdict pays, and the memory that saves asking twice."""
 
 import json
-import math
 import os
 import re
 from collections import OrderedDict
@@ -19,16 +16,16 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`said` is 1 or 0; `probability` that of what was said, None where the judge gives none."""
+    """`label` is 1 (right) or 0; `probability` is that label's, None where the judge gives none."""
 
-    said: int
+    label: int
     probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The judge's, never the answer's. `refused`: asking again would be refused again (a wrong key,
-    an unknown address).
+    """A failure of the judge, never of the answer. `refused`: asking again would be refused again
+    (a wrong key, an unknown address).
     """
 
     status: Literal["timeout", "error"]
@@ -36,26 +33,24 @@ class Failure:
     refused: bool = False
 
 
-def ruled(said: int, probability: float | None) -> Verdict | Failure:
-    """The verdict, unless the judge holds its own word less likely than not.
+def confident(label: int, probability: float | None) -> Verdict | Failure:
+    """The verdict, unless the judge holds its own label less likely than not.
 
-    Else an answer that only confuses the judge would be paid for its "0": 1 - P("0") is high where
-    most of the probability is on neither.
+    Otherwise an answer that only confuses the judge would be paid for a "0": 1 - P("0") is high
+    where most of the probability is on neither label.
 
-    >>> ruled(0, 0.875), ruled(0, 0.25).status
-    (Verdict(said=0, probability=0.875), 'error')
+    >>> confident(0, 0.875), confident(0, 0.25).status
+    (Verdict(label=0, probability=0.875), 'error')
     """
     if probability is not None and not probability >= 0.5:
-        return Failure(
-            "error",
-            f"the judge said {said} with probability {probability:.2g}: it mostly means neither 0 nor 1",
-        )
-    return Verdict(said, probability)
+        why = f"the judge said {label} with probability {probability:.2g}: it mostly means neither"
+        return Failure("error", f"{why} 0 nor 1")
+    return Verdict(label, probability)
 
 
 def paid(verdict: Verdict, soft: bool = True) -> float:
-    """P("1") where the judge said 1, 1 - P("0") where it said 0; hard, or without probabilities,
-    what it said.
+    """P("1") for the label 1, 1 - P("0") for the label 0; the label itself where `soft` is off or
+    there is no probability.
 
     Source: arXiv:2503.23829, the soft reward of the model-based verifier, before its z-score.
 
@@ -63,8 +58,8 @@ def paid(verdict: Verdict, soft: bool = True) -> float:
     (0.75, 0.125, 0.0)
     """
     if not soft or verdict.probability is None:
-        return float(verdict.said)
-    return verdict.probability if verdict.said else 1.0 - verdict.probability
+        return float(verdict.label)
+    return verdict.probability if verdict.label else 1.0 - verdict.probability
 
 
 class Memory:
@@ -77,29 +72,24 @@ class Memory:
 
     def __init__(self, path: Path | None = None, most: int = REMEMBERED) -> None:
         self.path, self.most = path, most
-        self._held: OrderedDict[str, Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         if path is not None:
             self._read(path)
 
     def get(self, key: str) -> Verdict | None:
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
+        if key in self._verdicts:
+            self._verdicts.move_to_end(key)
+        return self._verdicts.get(key)
 
     def keep(self, key: str, verdict: Verdict) -> None:
-        self._hold(key, verdict)
+        self._remember(key, verdict)
         if self.path is None:
             return
-        line = (
-            json.dumps({"key": key, "said": verdict.said, "probability": verdict.probability})
-            + "\n"
-        )
+        row = {"key": key, "said": verdict.label, "probability": verdict.probability}
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(
-                    file, line.encode()
-                )  # in one piece, so that lines of several runs do not mix
+            try:  # the line in one piece, so that lines of several runs do not mix
+                os.write(file, json.dumps(row).encode() + b"\n")
             finally:
                 os.close(file)
         except OSError as error:
@@ -107,14 +97,14 @@ class Memory:
                 f"reward judge: cache {self.path} cannot be written: {error.strerror}"
             ) from None
 
-    def _hold(self, key: str, verdict: Verdict) -> None:
-        self._held[key] = verdict
-        self._held.move_to_end(key)
-        if len(self._held) > self.most:
-            self._held.popitem(last=False)
+    def _remember(self, key: str, verdict: Verdict) -> None:
+        self._verdicts[key] = verdict
+        self._verdicts.move_to_end(key)
+        if len(self._verdicts) > self.most:
+            self._verdicts.popitem(last=False)
 
     def _read(self, path: Path) -> None:
-        found, empty, whole = False, True, True
+        line, judgements = "\n", 0
         try:
             if not path.parent.is_dir():
                 raise RewardError(
@@ -124,16 +114,14 @@ class Memory:
                 return
             with path.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
-                    known = _parsed(line)
-                    empty, whole = False, line.endswith("\n")
-                    if known is not None:
-                        found = True
-                        self._hold(*known)
-            if not found and not empty:
+                    if (judgement := _parsed(line)) is not None:
+                        judgements += 1
+                        self._remember(*judgement)
+            if not judgements and path.stat().st_size:
                 raise RewardError(
                     f"reward judge: cache {path} holds no judgements; it is another kind of file"
                 )
-            if not whole:
+            if not line.endswith("\n"):  # a killed run left it half-written
                 with path.open("a", encoding="utf-8") as lines:
                     lines.write("\n")
         except OSError as error:
@@ -143,22 +131,18 @@ class Memory:
 
 
 def _parsed(line: str) -> tuple[str, Verdict] | None:
+    """(key, verdict) of a line; None where it is anything else."""
     try:
-        held = json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    key, said, p = (
-        (held.get(k) for k in ("key", "said", "probability"))
-        if isinstance(held, dict)
-        else (None,) * 3
-    )
-    if (
-        not isinstance(key, str)
-        or not KEY.fullmatch(key)
-        or type(said) is not int
-        or said not in (0, 1)
-    ):
+    if not isinstance(row, dict):
         return None
-    if p is not None and (type(p) not in (int, float) or not math.isfinite(p) or not 0 <= p <= 1):
+    key, label, p = (row.get(name) for name in ("key", "said", "probability"))
+    if not isinstance(key, str) or not KEY.fullmatch(key):
         return None
-    return key, Verdict(said, p)
+    if type(label) is not int or label not in (0, 1):
+        return None
+    if p is not None and (type(p) not in (int, float) or not 0 <= p <= 1):
+        return None
+    return key, Verdict(label, p)

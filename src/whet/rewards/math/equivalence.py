@@ -1,8 +1,8 @@
-"""Whether two answers are the same mathematics, by math-verify. Runs in a worker of
-`sandbox.pool` and nowhere else.
+"""Whether two answers are the same mathematics, by math-verify. Runs only in a worker of
+`sandbox.pool`.
 
-sympy may hang, hold the interpreter's lock or exhaust memory on what a model wrote; here only the
-worker suffers.
+sympy may hang, hold the interpreter's lock or exhaust memory on a model's text; in a worker only
+the worker suffers.
 """
 
 from functools import lru_cache
@@ -14,22 +14,20 @@ _WHOLE = [LatexExtractionConfig(boxed_match_priority=0)]
 
 
 def parsed(latex: str) -> list[Any]:
-    """What `latex` means, the whole of it; empty where it means nothing."""
+    """The meaning of `latex` as a whole; empty where it has none."""
     return parse(
         f"\\boxed{{{latex}}}",
         extraction_config=_WHOLE,
         fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )  # type: ignore[arg-type]
+        parsing_timeout=None,  # type: ignore[arg-type]
+    )
 
 
 _gold = lru_cache(maxsize=4096)(parsed)
 
 
 def verdict(pair: list[str]) -> str:
-    """[gold, answer], both LaTeX -> same | different | gold (it means nothing) | answer (it means
-    nothing).
-    """
+    """[gold, answer], both LaTeX -> same | different, or the one that means nothing: gold | answer."""
     gold = _gold(pair[0])
     if not any(not isinstance(part, str) for part in gold):
         return "gold"
@@ -47,6 +45,5 @@ def verdict(pair: list[str]) -> str:
     return "same" if equal else "different"
 
 
-verdict(
-    ["\\frac{x+1}{2}", "0.5x+0.5"]
-)  # the first pair builds parsers and caches: part of the start, not of an item
+# The first pair builds parsers and caches: it belongs to the worker's start, not to an item.
+verdict(["\\frac{x+1}{2}", "0.5x+0.5"])

@@ -1,8 +1,7 @@
-"""Plain numbers with their units, read exactly: integers, decimals, fractions, mixed numbers,
-percent, powers of ten.
+"""Plain numbers with their units, read exactly: the fast way of comparing answers.
 
-The fast way of comparing answers. Everything is a Fraction with bounded digits and exponents; there
-are no floats.
+Integers, decimals, fractions, mixed numbers, percent and powers of ten become a Fraction with
+bounded digits and exponents. There are no floats.
 """
 
 import re
@@ -18,7 +17,8 @@ _FRACTION = re.compile(rf"([-+]?)\\frac\{{({_SIGNED})\}}\{{({_SIGNED})\}}")
 _MIXED = re.compile(r"([-+]?)(\d+)(?:\s+|(?=\\))(?:(\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\})")
 _RATIO = re.compile(rf"({_SIGNED})\s*/\s*({_SIGNED})")
 _POWER = re.compile(
-    rf"({_SIGNED})(?:[eE]|\s*(?:\\times|\\cdot|\*|x|×)\s*10\s*(?:\^|\*\*))\s*(?:\{{\s*([-+]?\d+)\s*\}}|([-+]?\d+))"
+    rf"({_SIGNED})(?:[eE]|\s*(?:\\times|\\cdot|\*|x|×)\s*10\s*(?:\^|\*\*))"
+    r"\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))"
 )
 _PLAIN = re.compile(_SIGNED)
 _ASSIGNED = re.compile(r"(?:\\?[A-Za-z]{1,8}|[A-Za-z]_\{?\w\}?)\s*=\s*(.+)", re.DOTALL)
@@ -28,11 +28,10 @@ _UNIT = re.compile(
 )
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# Words after a number that change it, or say that more follows: then it is not a number with a
-# unit.
+# Words after a number that change it, or say that more follows: then they are no unit.
 _NOT_UNIT = re.compile(
-    r"pi|e|i|x|y|z|n|k|or|and|to|by|over|times|plus|minus|than|less|more|not|no|half|halves|thirds?|quarters?|squared|cubed"
-    r"|factorial|root|sqrt|sin|cos|tan|log|ln|exp|mod|choose|is|dozen|score|infinity|inf",
+    r"pi|e|i|x|y|z|n|k|or|and|to|by|over|times|plus|minus|than|less|more|not|no|half|halves"
+    r"|thirds?|quarters?|squared|cubed|factorial|root|sqrt|sin|cos|tan|log|ln|exp|mod|choose|is|dozen|score|infinity|inf",
     re.IGNORECASE,
 )
 _SYNONYMS = {
@@ -40,10 +39,12 @@ _SYNONYMS = {
     for unit, names in {
         "dollar": "dollars usd", "cent": "cents", "euro": "euros eur", "pound sterling": "gbp",
         "meter": "m meters metre metres", "centimeter": "cm centimeters centimetre centimetres",
-        "millimeter": "mm millimeters millimetre millimetres", "kilometer": "km kilometers kilometre kilometres",
+        "millimeter": "mm millimeters millimetre millimetres",
+        "kilometer": "km kilometers kilometre kilometres",
         "inch": "in inches", "foot": "ft feet", "yard": "yd yards", "mile": "mi miles",
-        "gram": "g grams", "kilogram": "kg kilograms kilo kilos", "milligram": "mg milligrams", "pound": "lb lbs pounds",
-        "ounce": "oz ounces", "ton": "tons tonne tonnes", "second": "s sec secs seconds", "minute": "min mins minutes",
+        "gram": "g grams", "kilogram": "kg kilograms kilo kilos", "milligram": "mg milligrams",
+        "pound": "lb lbs pounds", "ounce": "oz ounces", "ton": "tons tonne tonnes",
+        "second": "s sec secs seconds", "minute": "min mins minutes",
         "hour": "h hr hrs hours", "day": "days", "week": "weeks", "month": "months", "year": "yr yrs years",
         "liter": "l L liters litre litres", "milliliter": "ml mL milliliters millilitre millilitres",
         "mile per hour": "mph miles/hour miles_per_hour", "kilometer per hour": "km/h kph kmh kilometers_per_hour",
@@ -98,35 +99,30 @@ def number(text: str) -> Number | None:
     unit = ""
     currency = re.fullmatch(r"([-+]?)\s*([$€£])\s*(.*)", text, re.DOTALL)
     if currency:
-        text, unit = (
-            currency.group(1) + currency.group(3),
-            {"$": "dollar", "€": "euro"}.get(currency.group(2), "pound sterling"),
-        )
+        sign, symbol, amount = currency.groups()
+        text = sign + amount
+        unit = {"$": "dollar", "€": "euro", "£": "pound sterling"}[symbol]
     percent = text.endswith("%")
     text = text.rstrip("%").rstrip()
     match = _UNIT.fullmatch(text)
     if match is None:
         return None
-    words, scale = match.group("unit") or "", 0
-    if (
-        words and match.group("number")[-1:].isdigit() and re.match(r"[eE][-+]?\d", words)
-    ):  # 1e5: no unit
-        match_text, words = text, ""
-    else:
-        match_text = match.group("number").strip()
+    figures, words, scale = match.group("number"), match.group("unit") or "", 0
+    if words and figures[-1:].isdigit() and re.match(r"[eE][-+]?\d", words):  # 1e5: no unit
+        figures, words = text, ""
     if words:
         named = _named(words)
         if named is None:
             return None
         scale, name = named
         percent, unit = percent or name == "percent", unit or ("" if name == "percent" else name)
-    value = _value(match_text)
+    value = _value(figures.strip())
     return None if value is None else Number(value * 10**scale, unit, percent)
 
 
 def cleaned(text: str) -> str:
-    """Without the markup that leaves a number what it is: dollars around formulas, spacing, \\text,
-    bold, a final period.
+    """The text without markup that does not change a number: dollars around formulas, spacing,
+    \\text, bold, a final period.
     """
     text = text.strip().strip("*").strip()
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -164,12 +160,8 @@ def _named(words: str) -> tuple[int, str] | None:
         _NOT_UNIT.fullmatch(part) or part.lower() in _SCALES for part in parts
     ):
         return None
-    for name in (
-        " ".join(parts),
-        "_".join(parts),
-        " ".join(parts).lower(),
-        "_".join(parts).lower(),
-    ):
+    joined = [joint.join(parts) for joint in (" ", "_")]
+    for name in [*joined, *map(str.lower, joined)]:
         if name in _SYNONYMS:
             return scale, _SYNONYMS[name]
     if any(
@@ -181,30 +173,27 @@ def _named(words: str) -> tuple[int, str] | None:
 
 
 def _value(text: str) -> Fraction | None:
+    """The exact value of figures without a unit; None where they are no number."""
     if sum(map(str.isdigit, text)) > DIGITS:
         return None
+    if _PLAIN.fullmatch(text):
+        return _exact(text)
+    if match := _POWER.fullmatch(text):
+        exponent = int(match[2] or match[3])
+        return _exact(match[1]) * Fraction(10) ** exponent if abs(exponent) <= EXPONENT else None
+    whole, sign = "0", ""
     if match := _FRACTION.fullmatch(text):
         sign, top, bottom = match.groups()
     elif match := _MIXED.fullmatch(text):
         sign, whole, *parts = match.groups()
         top, bottom = (part for part in parts if part is not None)
-        over = _exact(bottom)
-        return (
-            None if not over else (-1 if sign == "-" else 1) * (_exact(whole) + _exact(top) / over)
-        )
     elif match := _RATIO.fullmatch(text):
-        sign, (top, bottom) = "", match.groups()
-    elif match := _POWER.fullmatch(text):
-        exponent = int(match.group(2) or match.group(3))
-        return (
-            _exact(match.group(1)) * Fraction(10) ** exponent if abs(exponent) <= EXPONENT else None
-        )
-    elif _PLAIN.fullmatch(text):
-        return _exact(text)
+        top, bottom = match.groups()
     else:
         return None
-    over = _exact(bottom)
-    return None if not over else (-1 if sign == "-" else 1) * _exact(top) / over
+    if not _exact(bottom):
+        return None
+    return (-1 if sign == "-" else 1) * (_exact(whole) + _exact(top) / _exact(bottom))
 
 
 def _exact(text: str) -> Fraction:

@@ -1,8 +1,8 @@
-"""The mathematical answer, verified: exact text, then exact numbers in this process, then
-math-verify in killable workers.
+"""The math reward: answers compared as text, then as exact numbers, then by math-verify in workers
+that can be killed.
 
-Never a silent zero: a verifier that ran out of time or failed says so, and an unusable gold answer
-is never paid.
+A verifier that ran out of time or failed is never a silent zero: the status says so. An unusable
+gold answer is never paid.
 """
 
 import os
@@ -11,27 +11,32 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 
-from whet.errors import DataError, RewardError
+from pydantic import Field
+
+from whet.errors import DataError
+from whet.rewards.base import RewardOptions
 from whet.rewards.extract import boxed, final_answer, hashed
 from whet.rewards.math.numbers import Number, cleaned, number, same
 from whet.sandbox.pool import Pool
 from whet.types import Problem, Sample, Score, Status
 
 PROCESSES = max(2, min(4, os.cpu_count() or 2))  # 150 MB each
-LONGEST = 400  # characters of an answer that a worker is given
+LONGEST = 400  # characters of an answer for a worker
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(
-    r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta|pi",
+    r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|abs|min|max|and|or|det|theta|alpha|beta"
+    r"|pi",
     re.IGNORECASE,
 )
-# What costs without bound: a large literal exponent, a tower, a high power of a sum or a power,
-# factorials of large numbers.
+# Mathematics that costs without bound: a large literal exponent, a tower, a high power of a sum or
+# a power, factorials of large numbers.
 _COSTLY = re.compile(
-    r"\^[\s{(]*[-+]?\d{5,}|\^[\s{(]*[-+]?[\d.]+\s*\^|\d{4,}[\s)}]*!|!\s*[)}]*\s*!|\d{60,}|\\binom\s*\{?\s*\d{4,}"
+    r"\^[\s{(]*[-+]?\d{5,}|\^[\s{(]*[-+]?[\d.]+\s*\^|\d{4,}[\s)}]*!|!\s*[)}]*\s*!|\d{60,}"
+    r"|\\binom\s*\{?\s*\d{4,}"
     r"|\((?=[^()]*(?:\^|(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])))[^()]*\)\s*\^[\s{(]*\d{3,}"
 )
-# Work that was left undone, which is no final answer and may take the algebra for ever.
+# Work left undone: it is no final answer, and may keep the algebra busy for ever.
 _UNDONE = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-z])|[∫∑∏]")
 _BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(\d+)\}?")
 _REWRITES = [
@@ -57,7 +62,7 @@ _REWRITES = [
 ]
 
 
-class MathReward:
+class MathReward(RewardOptions):
     """1 where a response's final answer is mathematically the problem's `answer`, else 0.
 
     Statuses: scored (right), wrong, unparsed (no answer, or one that means nothing or is beyond
@@ -65,17 +70,16 @@ class MathReward:
     problem's own answer means nothing).
     """
 
-    name = "math"
-
-    def __init__(self, processes: int = PROCESSES, seconds: float = 1.5) -> None:
-        for name, value in (("processes", processes), ("seconds", seconds)):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value < 1000
-            ):
-                raise RewardError(f"reward math: {name} = {value!r} must be a number above 0")
-        self.processes, self.seconds = max(1, int(processes)), seconds
+    owner = "reward math"
+    processes: int = Field(
+        default=PROCESSES, gt=0, lt=1000, description="answers compared at once, each in a worker"
+    )
+    seconds: float = Field(
+        default=1.5,
+        gt=0,
+        lt=1000,
+        description="wall-clock for one comparison, which is then killed",
+    )
 
     @cached_property
     def pool(self) -> Pool:
@@ -87,13 +91,12 @@ class MathReward:
         texts: Sequence[str],
         samples: Sequence[Sample] | None = None,
     ) -> list[Score]:
-        """N problems and N completion texts -> N scores. Raises DataError where a problem has no
-        answer.
-        """
+        """N problems and N responses -> N scores. Raises DataError where a problem has no answer."""
         for problem in problems:
             if problem.answer is None or not problem.answer.strip():
                 raise DataError(
-                    f"problem {problem.id!r} has no answer to verify against; name the right answer column"
+                    f"problem {problem.id!r} has no answer to verify against; "
+                    "name the right answer column"
                 )
         answers = [final_answer(text) for text in texts]
         golds = [gold_answer(problem.answer or "") for problem in problems]
@@ -111,11 +114,7 @@ class MathReward:
             for (gold, answer), status in verdicts.items()
             if status is None and answer is not None
         ]
-        results = (
-            self.pool.map([[latex(gold), latex(answer)] for gold, answer in open_pairs])
-            if open_pairs
-            else []
-        )
+        results = self.pool.map([[latex(gold), latex(answer)] for gold, answer in open_pairs])
         meaning: dict[str, Status] = {
             "same": "scored",
             "different": "wrong",
@@ -129,20 +128,19 @@ class MathReward:
 
 def graded(status: Status, gold: str) -> Score:
     """The score of a status: accuracy is a part only where there is a verdict."""
-    value = float(status == "scored")
     if status in ("timeout", "error"):
-        return Score(
-            value, status, reason=f"no comparison with the problem's own answer {gold!r:.60}"
-        )
+        reason = f"no comparison with the problem's own answer {gold!r:.60}"
+        return Score(0.0, status, reason=reason)
+    value = float(status == "scored")
     return Score(value, status, {"accuracy": value})
 
 
 def gold_answer(answer: str) -> str:
-    """The answer itself where a data set keeps it boxed, after `####` or in dollars."""
-    found = boxed(answer)
-    if found is None:
-        found = hashed(answer)
-    return (answer if found is None else found).strip()
+    """The answer itself where a data set keeps it boxed or after `####`."""
+    marked = boxed(answer)
+    if marked is None:
+        marked = hashed(answer)
+    return (answer if marked is None else marked).strip()
 
 
 def quick(gold: str, answer: str | None) -> Status | None:
@@ -191,9 +189,7 @@ def beyond_bounds(answer: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def latex(answer: str) -> str:
-    """Typed mathematics (`sqrt(2)`, `2**x`, `x >= 1`, `∞`) in LaTeX's spelling; LaTeX stays as it
-    is.
-    """
+    """Typed mathematics (`sqrt(2)`, `2**x`, `x >= 1`, `∞`) in LaTeX; LaTeX itself is unchanged."""
     text = cleaned(answer)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -208,7 +204,7 @@ def _number(answer: str) -> Number | None:
 
 
 def _plain(answer: str) -> str:
-    """For comparing as text: no markup, no spaces at all, a choice's parentheses dropped."""
+    """The answer to compare as text: without markup and a choice's parentheses, spaces made one."""
     text = re.sub(r"\s+", " ", cleaned(answer))
     letter = re.fullmatch(r"\(([A-Za-z])\)", text)
     return letter.group(1) if letter else text
@@ -227,11 +223,8 @@ def _wordy(text: str) -> bool:
 
 def _bases(gold: str, answer: str) -> bool | None:
     """Whether numbers with a base agree, base and digits; None where neither has one."""
-    pair = _BASE.fullmatch(gold), _BASE.fullmatch(answer)
-    if pair == (None, None):
-        return None
-    if pair[0] is None or pair[1] is None:
-        return False
-    return pair[0].group(2) == pair[1].group(2) and pair[0].group(1).upper().lstrip("0") == pair[
-        1
-    ].group(1).upper().lstrip("0")
+    ours, theirs = (
+        match and (match[1].upper().lstrip("0"), match[2])
+        for match in (_BASE.fullmatch(gold), _BASE.fullmatch(answer))
+    )
+    return None if ours is None and theirs is None else ours == theirs
