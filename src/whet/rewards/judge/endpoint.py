@@ -259,12 +259,11 @@ class Endpoint:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error at the bottom of the library's: the operating system's, where there is one."""
-    while (
-        inner := error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
-    ):
-        error = inner
-    return error
+    """The error below the library's own: the operating system's, where there is one."""
+    if isinstance(error, BaseExceptionGroup):
+        return _cause(error.exceptions[0])
+    below = error.__cause__ or error.__context__
+    return error if below is None else _cause(below)
 
 
 def retry_after(header: str | None) -> float:
