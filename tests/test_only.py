@@ -72,10 +72,12 @@ def test_a_part_is_asked_scored_and_logged_for_its_own_task_alone():
 
 
 def test_what_is_left_out_cannot_fail_a_problem():
-    reward = CombinedReward([
+    reward = CombinedReward(
+        [
             Part(Fixed(1.0), PartOptions(name="a")),
             Part(Fixed(0.0, "timeout"), PartOptions(name="b", only="chain")),
-        ])
+        ]
+    )
     scores = reward.score([SUM, LETTERS], ["1", "2"])
     assert [s.status for s in scores] == ["timeout", "scored"] and scores[1].value == 1.0
 
@@ -153,7 +155,9 @@ def test_faults_are_one_line(parts: list[tuple[str, float, dict[str, Any]]], mes
 
 def test_a_problem_that_nothing_judges_is_refused():
     with pytest.raises(RewardError, match="no part judges problem 'taste:abc'"):
-        CombinedReward([Part(Fixed(1.0), PartOptions(name="a", only="chain"))]).score([SUM, LETTERS], ["1", "2"])
+        CombinedReward([Part(Fixed(1.0), PartOptions(name="a", only="chain"))]).score(
+            [SUM, LETTERS], ["1", "2"]
+        )
 
 
 def test_one_part_for_the_only_task_is_still_a_sum():
