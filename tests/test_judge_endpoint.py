@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -158,7 +159,16 @@ def drip(stub: Stub, body: dict[str, Any], number: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("reply", [hang, drip])
+def drip_body(stub: Stub, body: dict[str, Any], number: int) -> None:
+    stub.send_response(200)
+    stub.send_header("Content-Length", "5000")
+    stub.end_headers()
+    for _ in range(100):
+        stub.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("reply", [hang, drip, drip_body])
 def test_the_deadline_holds_whatever_the_endpoint_does(server: Any, reply: Reply):
     began = time.monotonic()
     texts = [str(i) for i in range(6)]
@@ -169,6 +179,14 @@ def test_the_deadline_holds_whatever_the_endpoint_does(server: Any, reply: Reply
     for thread in [t for t in threading.enumerate() if t.name == "whet-judge"]:
         thread.join(3)
         assert not thread.is_alive()
+
+
+def test_the_deadline_holds_for_a_name_server(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2))
+    began = time.monotonic()
+    reward = load("judge", url="http://judge.example/v1", model="m", seconds=0.4)
+    assert [s.status for s in scored(reward, "a", "b")] == ["timeout", "timeout"]
+    assert time.monotonic() - began < 1.2
 
 
 def test_one_that_hangs_once_is_asked_again_in_time(server: Any):

@@ -1,5 +1,5 @@
-"""A reward tried on answers whose verdict is known: what it accepts falsely, rejects falsely,
-cannot judge, and how long it takes.
+"""A reward tried on answers whose verdict is known: false accepts, false rejects, failures and
+times.
 """
 
 import statistics
@@ -7,23 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from whet.data.rows import Row, read_rows
 from whet.errors import DataError
 from whet.rewards import Reward
 from whet.types import Problem, Sample, Score
 
-OWN = (
-    "id",
-    "question",
-    "answer",
-    "response",
-    "correct",
-    "right",
-    "wrong",
-    "task",
-)  # columns that are no meta
+# columns that are no meta
+OWN = ("id", "question", "answer", "response", "correct", "right", "wrong", "task")
 SLOW = 0.1  # seconds
 Verdict = Literal["false accept", "false reject", "timeout", "error", ""]
 
@@ -48,27 +40,27 @@ class Tried:
 
     @property
     def verdict(self) -> Verdict:
-        """What is wrong with the score; empty where nothing is. Accepted is what accuracy counts as
-        correct.
+        """The fault of the score; empty where there is none. A reward accepts an answer that
+        accuracy counts as correct.
         """
-        if self.score.status in ("timeout", "error"):
-            return "timeout" if self.score.status == "timeout" else "error"
+        if self.score.status == "timeout" or self.score.status == "error":
+            return self.score.status
         if self.score.correct == self.case.right:
             return ""
         return "false reject" if self.case.right else "false accept"
 
 
 def trial(reward: Reward, cases: Sequence[Case]) -> list[Tried]:
-    """Each case by itself, in order. What was slow and ended is timed once more, lest a worker's
-    start pass for an answer's time.
+    """Each case by itself, in order. A slow case that was scored is timed once more, so that a
+    worker's start does not count as an answer's time.
     """
-    found = []
+    results = []
     for case in cases:
         tried = _alone(reward, case)
         if tried.seconds > SLOW and tried.score.usable:
             tried = min(tried, _alone(reward, case), key=lambda t: t.seconds)
-        found.append(tried)
-    return found
+        results.append(tried)
+    return results
 
 
 def _alone(reward: Reward, case: Case) -> Tried:
@@ -79,7 +71,7 @@ def _alone(reward: Reward, case: Case) -> Tried:
 
 
 def figures(tried: Sequence[Tried]) -> dict[str, float | int]:
-    """The trial in numbers; seconds are of one answer."""
+    """The trial in numbers; seconds are those of one answer."""
     verdicts = [t.verdict for t in tried]
     times = [t.seconds for t in tried] or [0.0]
     return {
@@ -106,26 +98,21 @@ def read(path: Path, task: str) -> list[Case]:
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
-    found = [case for row in read_rows(path, None) for case in _cases(row, task)]
-    if not found:
+    cases = [case for row in read_rows(path, None) for case in _cases(row, task)]
+    if not cases:
         raise DataError(
-            f"{path} holds no case; a row has right and wrong (lists of responses), or response and correct"
+            f"{path} holds no case; a row has right and wrong (lists of responses), "
+            "or response and correct"
         )
-    return found
+    return cases
 
 
 def _cases(row: Row, task: str) -> list[Case]:
     values = row.values
-    question, answer = row.text("question") or "", row.text("answer")
+    name, task = str(values.get("id") or row.where), row.text("task") or task
+    messages = ({"role": "user", "content": row.text("question") or ""},)
     meta = {key: value for key, value in values.items() if key not in OWN}
-    name = row.text("task") or task
-    problem = Problem(
-        str(values.get("id") or row.where),
-        ({"role": "user", "content": question},),
-        answer,
-        name,
-        meta,
-    )
+    problem = Problem(name, messages, row.text("answer"), task, meta)
     if "response" in values or "correct" in values:
         response, correct = values.get("response"), values.get("correct")
         if not isinstance(response, str) or not isinstance(correct, bool):
@@ -139,8 +126,8 @@ def _cases(row: Row, task: str) -> list[Case]:
 
 
 def _texts(row: Row, column: str) -> list[str]:
-    given: Any = row.values.get(column)
-    texts = [] if given is None else given
+    value = row.values.get(column)
+    texts = [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{row.where}: {column} must be a list of responses")
     return texts
