@@ -236,7 +236,7 @@ def test_their_entropy_bonus_is_a_token_mean_whatever_the_loss(trl):
 
 
 # --- RLOO
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -302,7 +302,7 @@ def test_rloo_with_kl_in_the_reward_charges_past_tokens_and_the_others_there(trl
 
 
 # --- the model
-# --------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def test_temperature_padding_and_the_shift_are_theirs_on_a_model(trl):

@@ -97,8 +97,10 @@ import os, sys
 left = int(os.environ["CRASH_AT"])
 def counted(event, arguments):
     global left
-    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if (writes and "crash" in str(arguments[0])) or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & flags
+    moves = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+    if (writes and "crash" in str(arguments[0])) or event in moves:
         left -= 1
         if left == 0 and not os.environ.get("CRASH_FULL"):
             os.kill(os.getpid(), 9)

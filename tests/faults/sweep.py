@@ -129,7 +129,8 @@ def sweep(case: Case, most: int = 0, seed: int = 0) -> tuple[int, int]:
         print(f"not reached: {'; '.join(missed)}")
     by_name = ", ".join(f"{n} {name}" for name, n in Counter(c.name for c in chosen).most_common())
     print(
-        f"{case.__name__}: {len(chosen)} of {len(wanted)} calls of the save path ({by_name}), {missed.total()} not reached"
+        f"{case.__name__}: {len(chosen)} of {len(wanted)} calls of the save path ({by_name}), "
+        f"{missed.total()} not reached"
     )
     return faults, differing + bool(missed.total() and not differing)
 

@@ -91,10 +91,11 @@ def read_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str]
             f"{path}: cannot read {path.suffix or 'a file without a suffix'}; "
             "give .jsonl or .parquet"
         )
-    if path.suffix == ".parquet":
-        rows = _parquet(path, columns, optional)
-    else:
-        rows = _lines(path, columns or [])
+    rows = (
+        _parquet(path, columns, optional)
+        if path.suffix == ".parquet"
+        else _lines(path, columns or [])
+    )
     if not rows:
         raise DataError(f"{path}: it is empty; there is not one row")
     return rows

@@ -47,7 +47,8 @@ _SYNONYMS = {
         "second": "s sec secs seconds", "minute": "min mins minutes",
         "hour": "h hr hrs hours", "day": "days", "week": "weeks", "month": "months", "year": "yr yrs years",
         "liter": "l L liters litre litres", "milliliter": "ml mL milliliters millilitre millilitres",
-        "mile per hour": "mph miles/hour miles_per_hour", "kilometer per hour": "km/h kph kmh kilometers_per_hour",
+        "mile per hour": "mph miles/hour miles_per_hour",
+        "kilometer per hour": "km/h kph kmh kilometers_per_hour",
         "meter per second": "m/s meters_per_second", "radian": "rad radians", "degree": "degrees",
         "percent": "percentage pct",
     }.items()
