@@ -240,7 +240,11 @@ def test_what_cannot_be_rerun_is_refused_and_nothing_is_lost(ran, capsys, words,
             "data = { kep = 0.7 }",
             "neither corpus nor an earlier reject stage; did you mean 'kept'",
         ),
-        ("data = { kept = 0.7, corpus = 0.3 }", "data = { kept = 0.0 }", "no share above 0"),
+        (
+            "data = { kept = 0.7, corpus = 0.3 }",
+            "data = { kept = 0.0 }",
+            "no share in data is above 0",
+        ),
         (
             'data = "order"\nheld',
             'data = "ordr"\nheld',
