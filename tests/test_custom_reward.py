@@ -60,7 +60,8 @@ def fails(message: str, spec: str, **options: Any) -> None:
 def test_own_function_sees_the_problem_and_the_sample(own: Own) -> None:
     spec = own(
         "def reward(prompt, sample):\n"
-        "    assert prompt.messages[-1]['content'] == prompt.question and prompt.meta['level'] and prompt.id\n"
+        "    assert prompt.messages[-1]['content'] == prompt.question and prompt.meta['level'] "
+        "and prompt.id\n"
         "    assert sample.finish == 'stop' and len(sample.tokens) == sample.length + 1\n"
         "    return (sample.text == prompt.answer) + 0.1 * sample.length\n"
     )
@@ -84,7 +85,8 @@ def test_own_function_by_module_name_and_with_options(own: Own) -> None:
 def test_own_function_may_return_a_score_or_an_array_number(own: Own) -> None:
     spec = own(
         "import numpy as np\nfrom whet.types import Score\n"
-        "def reward(prompt, sample):\n    return Score(0.0, 'unparsed') if sample.text == '7' else np.float32(0.5)\n"
+        "def reward(prompt, sample):\n    return Score(0.0, 'unparsed') if sample.text == '7' "
+        "else np.float32(0.5)\n"
     )
     assert load(spec).score(PROBLEMS, ["4", "7"]) == [Score(0.5), Score(0.0, "unparsed")]
 
@@ -100,7 +102,8 @@ def test_text_alone_has_no_tokens(own: Own) -> None:
     ("body", "message"),
     [
         (
-            "def reward(prompt, sample):\n    x = 1\n    return helper(sample)\ndef helper(s):\n    return 1 / 0\n",
+            "def reward(prompt, sample):\n    x = 1\n    return helper(sample)\ndef helper(s):\n"
+            "    return 1 / 0\n",
             "division by zero (mine.py:5)",
         ),
         (
@@ -240,7 +243,8 @@ def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:
 
 def test_a_column_that_is_no_plain_data_is_named(own: Own) -> None:
     spec = own(
-        "def reward(prompt, sample):\n    return float(prompt.meta['when'] == '2026-11-23' and prompt.meta['n'] == [1, 2])\n"
+        "def reward(prompt, sample):\n    return float(prompt.meta['when'] == '2026-11-23' and "
+        "prompt.meta['n'] == [1, 2])\n"
     )
     import datetime
 

@@ -279,12 +279,19 @@ def test_an_endpoint_that_is_not_there_is_said_at_once():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"url": "ftp://x"}, "is no address"), ({"url": "http://"}, "is no address"), ({"url": "http://x:99999"}, "is no address"),
+        ({"url": "ftp://x"}, "is no address"), ({"url": "http://"}, "is no address"),
+        ({"url": "http://x:99999"}, "is no address"),
         ({"url": "http://x/v1?a=1"}, "is no address"), ({"url": "http://x/\r\nHost: y"}, "is no address"),
-        ({"url": f"http://me:{KEY}@x/v1"}, "name or password"), ({"url": ""}, "url = ''"), ({"url": "http://[::1"}, "is no address"),
-        ({"key_env": KEY}, "never the key itself"), ({"key_env": "hf_notset"}, "no environment variable that is set"),
-        ({"key_env": "ODD_KEY"}, "holds no usable key"), ({"concurrent": 0}, "concurrent = 0; it must be between 1 and 1024"), ({"seconds": math.nan}, "seconds = NaN"),
-        ({"retries": 1.5}, "retries = 1.5"), ({"retries": True}, "retries = true; it must be a whole number"), ({"body": {"messages": []}}, "body.messages"),
+        ({"url": f"http://me:{KEY}@x/v1"}, "name or password"), ({"url": ""}, "url = ''"),
+        ({"url": "http://[::1"}, "is no address"),
+        ({"key_env": KEY}, "never the key itself"),
+        ({"key_env": "hf_notset"}, "no environment variable that is set"),
+        ({"key_env": "ODD_KEY"}, "holds no usable key"),
+        ({"concurrent": 0}, "concurrent = 0; it must be between 1 and 1024"),
+        ({"seconds": math.nan}, "seconds = NaN"),
+        ({"retries": 1.5}, "retries = 1.5"),
+        ({"retries": True}, "retries = true; it must be a whole number"),
+        ({"body": {"messages": []}}, "body.messages"),
         ({"body": 3}, "body = 3; it must be a table"), ({"concurent": 3}, "did you mean 'concurrent'"),
     ],
 )  # fmt: skip
@@ -308,7 +315,8 @@ def test_thinking_is_left_out_and_the_last_word_counts():
     said = read(json.dumps(completion("<think>0?</think>\n0", {"content": entries})).encode())
     assert isinstance(said, Verdict) and said.label == 0 and said.probability == pytest.approx(0.7)
     for odd in ({"content": [{"token": "1", "logprob": "x"}]}, {"content": [{"token": "1", "logprob": 3.0}]},
-                {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3}, {"content": [None]}, {}):  # fmt: skip
+                {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3},
+                {"content": [None]}, {}):  # fmt: skip
         assert read(json.dumps(completion("1", odd)).encode()) == Verdict(1, None)
     assert isinstance(
         read(b'{"choices": [{"message": {"content": "1"}, "logprobs": [1]}]}'), Failure

@@ -44,7 +44,8 @@ def test_false_accepts_rejects_and_unparsed_are_counted(tmp_path, capsys):
     file = written(tmp_path / "cases.jsonl", CASES)
     code, found = told(capsys, "math", file)
     assert code == 1
-    assert {k: found[k] for k in ("cases", "right", "false_accepts", "false_rejects", "unparsed", "unparsed_right")} == {
+    assert {k: found[k] for k in ("cases", "right", "false_accepts", "false_rejects", "unparsed",
+        "unparsed_right")} == {
         "cases": 6, "right": 3, "false_accepts": 1, "false_rejects": 1, "unparsed": 1, "unparsed_right": 0,
     }  # fmt: skip
     assert [(c["id"], c["verdict"]) for c in found["cases_wrong"]] == [
@@ -89,7 +90,8 @@ def test_an_own_function_that_hangs_or_dies_is_told_with_its_reason(tmp_path, ca
 def test_a_recipes_whole_reward(tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        'name = "r"\ntask = { name = "chain" }\n[[reward]]\nname = "math"\n[[reward]]\nname = "format"\nweight = 0.5\n'
+        'name = "r"\ntask = { name = "chain" }\n[[reward]]\nname = "math"\n[[reward]]\n'
+        'name = "format"\nweight = 0.5\n'
         '[[stage]]\nkind = "sft"\nname = "s"\nsteps = 1\n'
     )
     file = written(
@@ -114,7 +116,8 @@ def test_a_recipes_whole_reward(tmp_path, capsys):
 )
 def test_bad_input_is_one_line(tmp_path, capsys, words, message):
     given = {
-        "FILE": CASES, "EMPTY": [], "ODD": [{"answer": "1", "response": "1"}], "LIST": [{"answer": "1", "right": "1"}],
+        "FILE": CASES, "EMPTY": [], "ODD": [{"answer": "1", "response": "1"}],
+        "LIST": [{"answer": "1", "right": "1"}],
         "NONE": [{"answer": "1"}],
     }  # fmt: skip
     named = [written(tmp_path / "x.jsonl", given[w]) if w in given else w for w in words]

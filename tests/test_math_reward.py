@@ -80,7 +80,8 @@ def test_the_final_answer_is_found(text: str, answer: str | None) -> None:
 
 def test_extraction_from_long_texts_is_quick() -> None:
     start = time.perf_counter()
-    pieces = ["\\boxed{", "$", "answer is ", "1,", "{", "<think>", "\\(", "####", "- ", "1/", "\\frac", "a=", "**", "aaa bbb "]  # fmt: skip
+    pieces = ["\\boxed{", "$", "answer is ", "1,", "{", "<think>", "\\(", "####", "- ", "1/",
+        "\\frac", "a=", "**", "aaa bbb "]  # fmt: skip
     for piece in pieces:
         final_answer(piece * 60_000)
     assert time.perf_counter() - start < 5.0
@@ -208,7 +209,8 @@ def test_most_pairs_of_numbers_need_no_worker() -> None:
 
 
 COSTLY = [
-    "9**9**9", "9^9^9", "9^{9^{9}}", "10^{999999}", "9**(9**9)", "99999!", "((9!)!)!", "(9^{999})^{999}", "(x+1)^{999}",
+    "9**9**9", "9^9^9", "9^{9^{9}}", "10^{999999}", "9**(9**9)", "99999!", "((9!)!)!",
+    "(9^{999})^{999}", "(x+1)^{999}",
     "9" * 3000, "x+" * 3000, "(" * 300, "2^{2^{2^{2^{x}}}}", "\\binom{99999}{500}",
 ]  # fmt: skip
 

@@ -31,7 +31,8 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 # Words after a number that change it, or say that more follows: then they are no unit.
 _NOT_UNIT = re.compile(
     r"pi|e|i|x|y|z|n|k|or|and|to|by|over|times|plus|minus|than|less|more|not|no|half|halves"
-    r"|thirds?|quarters?|squared|cubed|factorial|root|sqrt|sin|cos|tan|log|ln|exp|mod|choose|is|dozen|score|infinity|inf",
+    r"|thirds?|quarters?|squared|cubed|factorial|root|sqrt|sin|cos|tan|log|ln|exp|mod|choose"
+    r"|is|dozen|score|infinity|inf",
     re.IGNORECASE,
 )
 _SYNONYMS = {
@@ -45,9 +46,11 @@ _SYNONYMS = {
         "gram": "g grams", "kilogram": "kg kilograms kilo kilos", "milligram": "mg milligrams",
         "pound": "lb lbs pounds", "ounce": "oz ounces", "ton": "tons tonne tonnes",
         "second": "s sec secs seconds", "minute": "min mins minutes",
-        "hour": "h hr hrs hours", "day": "days", "week": "weeks", "month": "months", "year": "yr yrs years",
-        "liter": "l L liters litre litres", "milliliter": "ml mL milliliters millilitre millilitres",
-        "mile per hour": "mph miles/hour miles_per_hour", "kilometer per hour": "km/h kph kmh kilometers_per_hour",
+        "hour": "h hr hrs hours", "day": "days", "week": "weeks", "month": "months",
+        "year": "yr yrs years", "liter": "l L liters litre litres",
+        "milliliter": "ml mL milliliters millilitre millilitres",
+        "mile per hour": "mph miles/hour miles_per_hour",
+        "kilometer per hour": "km/h kph kmh kilometers_per_hour",
         "meter per second": "m/s meters_per_second", "radian": "rad radians", "degree": "degrees",
         "percent": "percentage pct",
     }.items()
