@@ -334,9 +334,9 @@ def test_many_programs_are_clustered_and_a_few_submitted(reward: CodeReward):
         "x",
         "print(int(input())**2 + 0)",
     ]
-    found = programs.clusters(keys := programs.outputs(reward, texts, ["2", "3", "5"]))
-    assert [c.members for c in found] == [(0, 1, 4), (2,)]
-    assert programs.submissions(programs.rerank(found), limit=2) == [0, 2]
+    groups = programs.clusters(keys := programs.outputs(reward, texts, ["2", "3", "5"]))
+    assert [c.members for c in groups] == [(0, 1, 4), (2,)]
+    assert programs.submissions(programs.rerank(groups), limit=2) == [0, 2]
     assert programs.majority(keys) == keys[0]
     calls = programs.outputs(
         reward,

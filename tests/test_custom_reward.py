@@ -50,11 +50,11 @@ def fails(message: str, spec: str, **options: Any) -> None:
     """Loading refuses, or the score is an error's, in one line that says so."""
     try:
         scores = load(spec, **options).score([PROBLEMS[0]] * 2, ["4", "7"])
-        (told, *_) = [s.reason for s in scores if s.status == "error"]
+        (reason, *_) = [s.reason for s in scores if s.status == "error"]
     except RewardError as error:
-        told = str(error)
-    assert message in told
-    assert "\n" not in told and told.replace("'", "").startswith(f"reward {spec}")
+        reason = str(error)
+    assert message in reason
+    assert "\n" not in reason and reason.replace("'", "").startswith(f"reward {spec}")
 
 
 def test_own_function_sees_the_problem_and_the_sample(own: Own) -> None:
@@ -234,7 +234,7 @@ def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
         ({"secnds": 1}, "did you mean 'seconds'"),
         ({"seconds": 0}, "above 0"),
         ({"processes": 1.5}, "limit.processes = 1.5; it must be a whole number"),
-        ({"processes": 0}, "above 0"),
+        ({"processes": 0}, "limit.processes = 0; it must be at least 1"),
     ],
 )
 def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:

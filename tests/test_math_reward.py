@@ -74,8 +74,8 @@ def reward() -> Iterator[MathReward]:
     ],
 )
 def test_the_final_answer_is_found(text: str, answer: str | None) -> None:
-    found = final_answer(text)
-    assert (found and found.removeprefix("x = ")) == answer
+    extracted = final_answer(text)
+    assert (extracted and extracted.removeprefix("x = ")) == answer
 
 
 def test_extraction_from_long_texts_is_quick() -> None:
@@ -254,15 +254,15 @@ def test_hostile_text_is_neither_run_nor_paid(reward: MathReward, tmp_path: Path
 
 
 def test_what_cannot_be_judged_in_time_says_so_from_any_thread() -> None:
-    reward, found = MathReward(processes=1, seconds=1.2), list[Status]()
+    reward, statuses = MathReward(processes=1, seconds=1.2), list[Status]()
     reward.pool.map([["x", "x"]])  # the imports
     slow = "(x+y+z)(x-y+z)^{99}(x+2y-z)^{99}"
     golds, answers = ["x^{3}", "\\sqrt{2}"], [slow, "\\sqrt{2}+0"]
-    thread = threading.Thread(target=lambda: found.extend(reward.compare(golds, answers)))
+    thread = threading.Thread(target=lambda: statuses.extend(reward.compare(golds, answers)))
     thread.start()
     thread.join()
     reward.pool.close()
-    assert found == ["timeout", "scored"]
+    assert statuses == ["timeout", "scored"]
 
 
 def test_a_failed_verifier_is_not_a_zero(
