@@ -136,13 +136,10 @@ def task_options() -> Iterator[str]:
 
 
 def reward_options() -> Iterator[str]:
-    """Every reward with its options; how many workers some start depends on the machine."""
+    """Every reward with its options."""
     own = "module:function", "a function of your own; every other option is a keyword of it"
     for name, about in [*registry.names().items(), own]:
-        listed = registry.options(name)
-        if name in ("math", own[0]):
-            listed = [o._replace(default=CORES) if "processes" in o.name else o for o in listed]
-        lines = list(map(item, listed)) or ["It takes no option."]
+        lines = list(map(item, registry.options(name))) or ["It takes no option."]
         yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *lines])
 
 

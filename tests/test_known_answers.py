@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from whet.cli.main import main
-from whet.rewards.known_answers import Case, figures, trial
+from whet.rewards.known_answers import Case, figures, try_cases
 from whet.types import Problem, Score
 
 CASES = [
@@ -147,5 +147,5 @@ class Once:
 def test_a_workers_start_is_no_answers_time():
     problem = Problem("p", ({"role": "user", "content": "?"},), "1")
     reward = Once()
-    result = figures(trial(reward, [Case(problem, "1", True)] * 3))
+    result = figures(try_cases(reward, [Case(problem, "1", True)] * 3))
     assert result["worst_seconds"] < 0.1 and reward.asked == 4
