@@ -61,6 +61,7 @@ PUBLIC = {  # the Python API: module -> names
     "whet.rewards": ("load combined", "Rewards."),
     "whet.algorithms.table": ("algorithm cells", "The table of algorithms."),
     "whet.algorithms.algorithm": ("Algorithm", "One row of it."),
+    "whet.algorithms.objective": ("advantages weights loss", "The maths that a row describes."),
     "whet.evaluation.measure": ("measure", "Measurements."),
     "whet.report": ("write", "The report."),
     "whet.errors": ("WhetError RecipeError DataError RewardError Stopped", "Mistakes with a cure."),
@@ -76,7 +77,7 @@ def item(option: options.Option) -> str:
         facts.append(f'default `[{{ name = "{part[1]}" }}]`')
     elif option.default == "{}" or not option.default.startswith("{"):
         facts.append(f"default `{option.default}`")
-    meaning = f": {option.meaning.rstrip('.')}" if option.meaning else ""
+    meaning = f": {plain(option.meaning.rstrip('.'))}" if option.meaning else ""
     return f"- `{option.name}` ({'; '.join(facts)}){meaning}."
 
 
@@ -94,7 +95,12 @@ def summary(owner: object) -> str:
 
 def sentence(text: str) -> str:
     """One line of a table, with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    return plain(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
+
+
+def plain(text: str) -> str:
+    """Text in which a tag stays text."""
+    return text.replace("<", "&lt;")
 
 
 def recipe_tables() -> Iterator[str]:
