@@ -295,7 +295,8 @@ def stale() -> list[Path]:
 
 def main() -> int:
     late = stale()
-    print(*(f"stale: {path.relative_to(ROOT)}" for path in late), sep="\n")
+    for path in late:
+        print(f"stale: {path.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if late else 0
     for path, text in pages().items():
