@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
-from xml.sax.saxutils import escape
 
 from pydantic import BaseModel
 
@@ -51,20 +50,17 @@ SHARED: dict[str, type[BaseModel]] = {
     "Stages that sample": config.Draws,
 }
 PUBLIC = {  # the Python API: module -> names
-    "whet.types": (
-        "Problem Prompt Sampling Sample Score Group Update Task",
-        "What flows in a run.",
-    ),
-    "whet.config.load": ("load_recipe parse_recipe shipped_recipes", "Recipes."),
-    "whet.pipeline.pipeline": ("run", "Runs."),
-    "whet.tasks": ("names load options", "Tasks."),
-    "whet.rewards": ("load combined", "Rewards."),
-    "whet.algorithms.table": ("algorithm cells", "The table of algorithms."),
-    "whet.algorithms.algorithm": ("Algorithm", "One row of it."),
-    "whet.algorithms.objective": ("advantages weights loss", "The maths that a row describes."),
-    "whet.evaluation.measure": ("measure", "Measurements."),
-    "whet.report": ("write", "The report."),
-    "whet.errors": ("WhetError RecipeError DataError RewardError Stopped", "Mistakes with a cure."),
+    "whet.types": "Problem Prompt Sampling Sample Score Group Update Task",
+    "whet.config.load": "load_recipe parse_recipe shipped_recipes",
+    "whet.pipeline.pipeline": "run",
+    "whet.tasks": "names load options",
+    "whet.rewards": "load combined",
+    "whet.algorithms.table": "algorithm cells",
+    "whet.algorithms.algorithm": "Algorithm",
+    "whet.algorithms.objective": "advantages weights loss",
+    "whet.evaluation.measure": "measure",
+    "whet.report": "write",
+    "whet.errors": "WhetError RecipeError DataError RewardError Stopped",
 }
 
 
@@ -99,8 +95,7 @@ def sentence(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which a tag stays text."""
-    return text.replace("<", "&lt;")
+    return text.replace("<", "&lt;")  # a tag stays text
 
 
 def recipe_tables() -> Iterator[str]:
@@ -120,15 +115,11 @@ def stage_keys() -> Iterator[str]:
     for model in get_args(get_args(config.AnyStage)[0]):
         kind = get_args(model.model_fields["kind"].annotation)[0]
         bases = [b for b in SHARED.values() if b is not config.Stage and issubclass(model, b)]
-        shared = [f"[{t.lower()}](#{anchor(t)})" for t, b in SHARED.items() if b in bases]
+        titles = [title.lower() for title, base in SHARED.items() if base in bases]
+        shared = ["every stage", *(f"[{t}](#{t.replace(' ', '-')})" for t in titles)]
         own = keys(model, {"name", "kind", "start", *(k for b in bases for k in b.model_fields)})
-        also = f"Shared keys: those of {', '.join(['every stage', *shared])}.\n"
+        also = f"Shared keys: those of {', '.join(shared)}.\n"
         yield "\n".join([f"## {kind}\n", f"{summary(model)}\n", also, *own])
-
-
-def anchor(title: str) -> str:
-    """A heading's anchor, as the site and GitHub both make it."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def task_options() -> Iterator[str]:
@@ -190,14 +181,13 @@ def argument(action: argparse.Action) -> str:
 
 def public() -> Iterator[str]:
     """Signature and first paragraph of everything in PUBLIC."""
-    for module, (names, about) in PUBLIC.items():
-        tree = ast.parse(inspect.getsource(importlib.import_module(module)))
-        nodes = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        parts = [f"## {module}\n\n{about}"]
+    for path, names in PUBLIC.items():
+        module = importlib.import_module(path)
+        parts = [f"## {path}\n\n{plain(summary(module))}"]
         for name in names.split():
-            owner = getattr(importlib.import_module(module), name)
-            node = nodes.get(name) or ast.parse(inspect.getsource(owner)).body[0]
-            parts.append(f"### {name}\n\n```python\n{signature(node)}\n```\n\n{summary(owner)}")
+            owner = getattr(module, name)
+            head = signature(ast.parse(inspect.getsource(owner)).body[0])
+            parts.append(f"### {name}\n\n```python\n{head}\n```\n\n{plain(summary(owner))}")
         yield "\n\n".join(parts)
 
 
@@ -227,7 +217,7 @@ def floors() -> list[list[str]]:
 
 
 def floor_list() -> Iterator[str]:
-    """Every floor, highest first, with the purpose that each package's docstring gives."""
+    """Every floor, highest first, with the purpose in each docstring."""
     for number, row in reversed(list(enumerate(floors(), 1))):
         for name in row:
             path = SOURCE / f"{name}.py"
@@ -254,7 +244,7 @@ def picture() -> str:
             parts.append(
                 f'<rect x="{x:.0f}" y="{y + 3}" width="{room - 8:.0f}" height="{high - 6}" rx="6" '
                 f'fill="#e8eefc" stroke="#5870b0"/><text x="{x + room / 2 - 4:.0f}" y="{y + 25}" '
-                f'text-anchor="middle" fill="#1c2a52">{escape(name)}</text>'
+                f'text-anchor="middle" fill="#1c2a52">{name}</text>'
             )
     return "\n".join([*parts, "</svg>", ""])
 
@@ -269,7 +259,6 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "python": public,
     "floors": lambda: iter(["\n".join(floor_list())]),
 }
-PICTURE = DOCS / "images" / "floors.svg"
 
 
 def pages() -> dict[Path, str]:
@@ -279,7 +268,7 @@ def pages() -> dict[Path, str]:
         text = re.sub(r"\n{3,}", "\n\n", "\n\n".join(PARTS[match[2]]()))
         return f"{match[1]}\n{text}\n\n{match[3]}"
 
-    found = {PICTURE: picture()}
+    found = {DOCS / "images" / "floors.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         if MARK.search(text):
