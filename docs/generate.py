@@ -25,7 +25,6 @@ from whet.rewards.combine import PartOptions
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "whet"
-CORES = "as the machine has cores, 2 to 4"
 MARK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, type[BaseModel]] = {
