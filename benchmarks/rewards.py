@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.rewards import load
-from whet.rewards.known_answers import Case, trial
+from whet.rewards.known_answers import Case, try_cases
 from whet.types import Problem
 
 CANARY = "/tmp/whet-canary"
@@ -86,7 +86,7 @@ def fuzz(answers: int, seed: int = 0) -> dict[str, Any]:
         cases.append(
             Case(Problem(str(i), ({"role": "user", "content": "?"},), gold), nasty(rng), False)
         )
-    tried = trial(load("math"), cases)
+    tried = try_cases(load("math"), cases)
     seconds = sorted(t.seconds for t in tried)
     worst = max(tried, key=lambda t: t.seconds)
     return {

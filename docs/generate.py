@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
-from xml.sax.saxutils import escape
 
 from pydantic import BaseModel
 
@@ -26,7 +25,6 @@ from whet.rewards.combine import PartOptions
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "whet"
-CORES = "as the machine has cores, 2 to 4"
 MARK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, type[BaseModel]] = {
@@ -51,19 +49,17 @@ SHARED: dict[str, type[BaseModel]] = {
     "Stages that sample": config.Draws,
 }
 PUBLIC = {  # the Python API: module -> names
-    "whet.types": (
-        "Problem Prompt Sampling Sample Score Group Update Task",
-        "What flows in a run.",
-    ),
-    "whet.config.load": ("load_recipe parse_recipe shipped_recipes", "Recipes."),
-    "whet.pipeline.pipeline": ("run", "Runs."),
-    "whet.tasks": ("names load options", "Tasks."),
-    "whet.rewards": ("load combined", "Rewards."),
-    "whet.algorithms.table": ("algorithm cells", "The table of algorithms."),
-    "whet.algorithms.algorithm": ("Algorithm", "One row of it."),
-    "whet.evaluation.measure": ("measure", "Measurements."),
-    "whet.report": ("write", "The report."),
-    "whet.errors": ("WhetError RecipeError DataError RewardError Stopped", "Mistakes with a cure."),
+    "whet.types": "Problem Prompt Sampling Sample Score Group Update Task",
+    "whet.config.load": "load_recipe parse_recipe shipped_recipes",
+    "whet.pipeline.pipeline": "run",
+    "whet.tasks": "names load options",
+    "whet.rewards": "load combined",
+    "whet.algorithms.table": "algorithm cells",
+    "whet.algorithms.algorithm": "Algorithm",
+    "whet.algorithms.objective": "advantages weights loss",
+    "whet.evaluation.measure": "measure",
+    "whet.report": "write",
+    "whet.errors": "WhetError RecipeError DataError RewardError Stopped",
 }
 
 
@@ -76,7 +72,7 @@ def item(option: options.Option) -> str:
         facts.append(f'default `[{{ name = "{part[1]}" }}]`')
     elif option.default == "{}" or not option.default.startswith("{"):
         facts.append(f"default `{option.default}`")
-    meaning = f": {option.meaning.rstrip('.')}" if option.meaning else ""
+    meaning = f": {plain(option.meaning.rstrip('.'))}" if option.meaning else ""
     return f"- `{option.name}` ({'; '.join(facts)}){meaning}."
 
 
@@ -94,7 +90,11 @@ def summary(owner: object) -> str:
 
 def sentence(text: str) -> str:
     """One line of a table, with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    return plain(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
+
+
+def plain(text: str) -> str:
+    return text.replace("<", "&lt;")  # a tag stays text
 
 
 def recipe_tables() -> Iterator[str]:
@@ -114,15 +114,11 @@ def stage_keys() -> Iterator[str]:
     for model in get_args(get_args(config.AnyStage)[0]):
         kind = get_args(model.model_fields["kind"].annotation)[0]
         bases = [b for b in SHARED.values() if b is not config.Stage and issubclass(model, b)]
-        shared = [f"[{t.lower()}](#{anchor(t)})" for t, b in SHARED.items() if b in bases]
+        titles = [title.lower() for title, base in SHARED.items() if base in bases]
+        shared = ["every stage", *(f"[{t}](#{t.replace(' ', '-')})" for t in titles)]
         own = keys(model, {"name", "kind", "start", *(k for b in bases for k in b.model_fields)})
-        also = f"Shared keys: those of {', '.join(['every stage', *shared])}.\n"
+        also = f"Shared keys: those of {', '.join(shared)}.\n"
         yield "\n".join([f"## {kind}\n", f"{summary(model)}\n", also, *own])
-
-
-def anchor(title: str) -> str:
-    """A heading's anchor, as the site and GitHub both make it."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def task_options() -> Iterator[str]:
@@ -136,13 +132,10 @@ def task_options() -> Iterator[str]:
 
 
 def reward_options() -> Iterator[str]:
-    """Every reward with its options; how many workers some start depends on the machine."""
+    """Every reward with its options."""
     own = "module:function", "a function of your own; every other option is a keyword of it"
     for name, about in [*registry.names().items(), own]:
-        listed = registry.options(name)
-        if name in ("math", own[0]):
-            listed = [o._replace(default=CORES) if "processes" in o.name else o for o in listed]
-        lines = list(map(item, listed)) or ["It takes no option."]
+        lines = list(map(item, registry.options(name))) or ["It takes no option."]
         yield "\n".join([f"### {name}\n", f"{sentence(about)}\n", *lines])
 
 
@@ -187,14 +180,13 @@ def argument(action: argparse.Action) -> str:
 
 def public() -> Iterator[str]:
     """Signature and first paragraph of everything in PUBLIC."""
-    for module, (names, about) in PUBLIC.items():
-        tree = ast.parse(inspect.getsource(importlib.import_module(module)))
-        nodes = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        parts = [f"## {module}\n\n{about}"]
+    for path, names in PUBLIC.items():
+        module = importlib.import_module(path)
+        parts = [f"## {path}\n\n{plain(summary(module))}"]
         for name in names.split():
-            owner = getattr(importlib.import_module(module), name)
-            node = nodes.get(name) or ast.parse(inspect.getsource(owner)).body[0]
-            parts.append(f"### {name}\n\n```python\n{signature(node)}\n```\n\n{summary(owner)}")
+            owner = getattr(module, name)
+            head = signature(ast.parse(inspect.getsource(owner)).body[0])
+            parts.append(f"### {name}\n\n```python\n{head}\n```\n\n{plain(summary(owner))}")
         yield "\n\n".join(parts)
 
 
@@ -224,7 +216,7 @@ def floors() -> list[list[str]]:
 
 
 def floor_list() -> Iterator[str]:
-    """Every floor, highest first, with the purpose that each package's docstring gives."""
+    """Every floor, highest first, with the purpose in each docstring."""
     for number, row in reversed(list(enumerate(floors(), 1))):
         for name in row:
             path = SOURCE / f"{name}.py"
@@ -251,7 +243,7 @@ def picture() -> str:
             parts.append(
                 f'<rect x="{x:.0f}" y="{y + 3}" width="{room - 8:.0f}" height="{high - 6}" rx="6" '
                 f'fill="#e8eefc" stroke="#5870b0"/><text x="{x + room / 2 - 4:.0f}" y="{y + 25}" '
-                f'text-anchor="middle" fill="#1c2a52">{escape(name)}</text>'
+                f'text-anchor="middle" fill="#1c2a52">{name}</text>'
             )
     return "\n".join([*parts, "</svg>", ""])
 
@@ -266,7 +258,6 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "python": public,
     "floors": lambda: iter(["\n".join(floor_list())]),
 }
-PICTURE = DOCS / "images" / "floors.svg"
 
 
 def pages() -> dict[Path, str]:
@@ -276,7 +267,7 @@ def pages() -> dict[Path, str]:
         text = re.sub(r"\n{3,}", "\n\n", "\n\n".join(PARTS[match[2]]()))
         return f"{match[1]}\n{text}\n\n{match[3]}"
 
-    found = {PICTURE: picture()}
+    found = {DOCS / "images" / "floors.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         if MARK.search(text):
@@ -292,7 +283,8 @@ def stale() -> list[Path]:
 
 def main() -> int:
     late = stale()
-    print(*(f"stale: {path.relative_to(ROOT)}" for path in late), sep="\n")
+    for path in late:
+        print(f"stale: {path.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if late else 0
     for path, text in pages().items():

@@ -41,7 +41,7 @@ OWN = {
     "stages/reward_model": ("test_reward_model",),
     "stages/merge": ("test_reward_model",),
     "rewards/custom/custom": ("test_custom_reward", "test_reward_robust"),
-    "rewards/combine": ("test_rewards", "test_combine_given", "test_only"),
+    "rewards/combine": ("test_rewards", "test_combine_verdicts", "test_only"),
     "rewards/length": ("test_length_rewards",),
     "pipeline/setup": ("test_mix",),
     "rewards/known_answers": ("test_known_answers",),

@@ -124,7 +124,10 @@ def oracle(row: dict[str, str], text: str) -> dict[str, Any]:
     """The data set's own way to judge, isolated: a stdin program whose test prints what became of
     it.
     """
-    run = f"{text}\n{row['test']}\ntry:\n    check({row['entry_point']})\n    print('passes')\nexcept BaseException:\n    print('fails')"
+    run = (
+        f"{text}\n{row['test']}\ntry:\n    check({row['entry_point']})\n    print('passes')\n"
+        f"except BaseException:\n    print('fails')"
+    )
     return {
         "program": run,
         "tests": {"kind": "stdio", "tests": [{"input": "", "output": "passes"}]},
@@ -173,23 +176,43 @@ def test_every_reference_of_human_eval_is_accepted_and_mutants_rejected(reward: 
         (ADD, "", "unparsed"),
         (ADD, fenced("def plus(a, b): return a + b"), "wrong"),
         (ADD, fenced("def add(a, b):\n    while True: pass"), "wrong"),
-        ({**ADD, "entry": "Solution().add"}, fenced("class Solution:\n    n = 0\n    def add(self, a, b): return a + b"), "scored"),
-        ({**ADD, "entry": "Solution.add"}, fenced("class Solution:\n    @staticmethod\n    def add(a, b): return a + b"), "scored"),
-        ({"kind": "call", "entry": "f", "tests": [{"args": [], "kwargs": {"x": 1}, "expected": [1, 2]}]}, fenced("def f(x): return x, 2"), "scored"),
-        ({"kind": "call", "entry": "f", "argument": 0, "tests": [{"args": [[3, 1]], "expected": [1, 3]}]}, fenced("def f(x): x.sort()"), "scored"),
-        ({"kind": "call", "entry": "f", "argument": 0, "tests": [{"args": [[3, 1]], "expected": [1, 3]}]}, fenced("def f(x): return sorted(x)"), "wrong"),
-        ({"kind": "call", "entry": "f", "tagged": True, "tests": [{"args": [{"tuple": [1]}], "expected": {"set": [1]}}]}, fenced("def f(x): return {*x} if type(x) is tuple else 0"), "scored"),
-        ({"kind": "call", "entry": "f", "tests": [{"args": [2**70], "expected": 2**80}]}, fenced("def f(x): return x << 10"), "scored"),
+        ({**ADD, "entry": "Solution().add"},
+         fenced("class Solution:\n    n = 0\n    def add(self, a, b): return a + b"), "scored"),
+        ({**ADD, "entry": "Solution.add"},
+         fenced("class Solution:\n    @staticmethod\n    def add(a, b): return a + b"), "scored"),
+        ({"kind": "call", "entry": "f",
+         "tests": [{"args": [], "kwargs": {"x": 1}, "expected": [1, 2]}]},
+         fenced("def f(x): return x, 2"), "scored"),
+        ({"kind": "call", "entry": "f", "argument": 0,
+         "tests": [{"args": [[3, 1]], "expected": [1, 3]}]}, fenced("def f(x): x.sort()"), "scored"),
+        ({"kind": "call", "entry": "f", "argument": 0,
+         "tests": [{"args": [[3, 1]], "expected": [1, 3]}]}, fenced("def f(x): return sorted(x)"), "wrong"),
+        ({"kind": "call", "entry": "f", "tagged": True,
+         "tests": [{"args": [{"tuple": [1]}], "expected": {"set": [1]}}]},
+         fenced("def f(x): return {*x} if type(x) is tuple else 0"), "scored"),
+        ({"kind": "call", "entry": "f", "tests": [{"args": [2**70], "expected": 2**80}]},
+         fenced("def f(x): return x << 10"), "scored"),
         (ECHO, fenced("print(input())"), "scored"),
         (ECHO, fenced("import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read())"), "scored"),
-        (ECHO, fenced("if __name__ == '__main__':\n    import sys, atexit\n    atexit.register(print, open(0).read())"), "scored"),
-        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4", "assert f(3) == 9"]}, fenced("def f(x): return x * x"), "scored"),
-        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4", "assert f(3) == 9"]}, fenced("def f(x): return x + 2"), "wrong"),
-        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4"], "reference": "def f(x): return 7"}, fenced("def f(x): return x * x"), "error"),
-        ({"kind": "asserts", "entry": "f", "tests": ["assert g() == 4"]}, fenced("def f(x): return x * x"), "error"),
-        ({"kind": "asserts", "entry": "f", "reference": "def f(x): x.sort()", "tests": ["x = [2, 1]\nf(x)\nassert x == [1, 2]"]}, fenced("def f(x): x.reverse()"), "scored"),
-        ({"kind": "asserts", "entry": "f", "reference": "def f(x): x.sort()", "tests": ["x = [2, 1]\nf(x)\nassert x == [1, 2]"]}, fenced("def f(x): pass"), "wrong"),
-        ({"kind": "asserts", "entry": "f", "reference": "def f(x):\n    raise ValueError", "tests": ["try:\n    f(1)\n    ok = False\nexcept ValueError:\n    ok = True\nassert ok"]}, fenced("def f(x): raise ValueError('no')"), "scored"),
+        (ECHO,
+         fenced(
+                "if __name__ == '__main__':\n    import sys, atexit\n"
+                "    atexit.register(print, open(0).read())"), "scored"),
+        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4", "assert f(3) == 9"]},
+         fenced("def f(x): return x * x"), "scored"),
+        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4", "assert f(3) == 9"]},
+         fenced("def f(x): return x + 2"), "wrong"),
+        ({"kind": "asserts", "entry": "f", "tests": ["assert f(2) == 4"],
+         "reference": "def f(x): return 7"}, fenced("def f(x): return x * x"), "error"),
+        ({"kind": "asserts", "entry": "f", "tests": ["assert g() == 4"]},
+         fenced("def f(x): return x * x"), "error"),
+        ({"kind": "asserts", "entry": "f", "reference": "def f(x): x.sort()",
+         "tests": ["x = [2, 1]\nf(x)\nassert x == [1, 2]"]}, fenced("def f(x): x.reverse()"), "scored"),
+        ({"kind": "asserts", "entry": "f", "reference": "def f(x): x.sort()",
+         "tests": ["x = [2, 1]\nf(x)\nassert x == [1, 2]"]}, fenced("def f(x): pass"), "wrong"),
+        ({"kind": "asserts", "entry": "f", "reference": "def f(x):\n    raise ValueError",
+         "tests": ["try:\n    f(1)\n    ok = False\nexcept ValueError:\n    ok = True\nassert ok"]},
+         fenced("def f(x): raise ValueError('no')"), "scored"),
     ],
 )  # fmt: skip
 def test_kinds_and_statuses(reward: CodeReward, tests: Any, text: str, status: str):
@@ -237,11 +260,16 @@ def test_equal_programs_are_judged_once_and_in_order(reward: CodeReward):
 @pytest.mark.parametrize(
     ("tests", "says"),
     [
-        (None, "no table with kind"), ("{", "no JSON"), ({"kind": "java"}, "no table with kind"), ({"kind": "stdio"}, "list that is not empty"),
-        ({"kind": "stdio", "tests": []}, "list that is not empty"), ({"kind": "stdio", "tests": [{"input": "x"}]}, "output must be a text"),
-        ({**ADD, "entry": "add; import os"}, "is not of the form"), ({**ADD, "entry": 7}, "is not of the form"),
-        ({**ADD, "tests": [{"args": 1, "expected": 2}]}, "args = [..] and expected"), ({**ADD, "argument": -1}, "is no position"),
-        ({**ECHO, "tolerance": -1}, "no number of at least 0"), ({"kind": "humaneval", "prompt": ""}, "test must be a text"),
+        (None, "no table with kind"), ("{", "no JSON"), ({"kind": "java"}, "no table with kind"),
+        ({"kind": "stdio"}, "list that is not empty"),
+        ({"kind": "stdio", "tests": []}, "list that is not empty"),
+        ({"kind": "stdio", "tests": [{"input": "x"}]}, "output must be a text"),
+        ({**ADD, "entry": "add; import os"}, "is not of the form"),
+        ({**ADD, "entry": 7}, "is not of the form"),
+        ({**ADD, "tests": [{"args": 1, "expected": 2}]}, "args = [..] and expected"),
+        ({**ADD, "argument": -1}, "is no position"),
+        ({**ECHO, "tolerance": -1}, "no number of at least 0"),
+        ({"kind": "humaneval", "prompt": ""}, "test must be a text"),
         ({"kind": "asserts", "entry": "f", "tests": [1]}, "text of Python"),
     ],
 )  # fmt: skip
@@ -306,9 +334,9 @@ def test_many_programs_are_clustered_and_a_few_submitted(reward: CodeReward):
         "x",
         "print(int(input())**2 + 0)",
     ]
-    found = programs.clusters(keys := programs.outputs(reward, texts, ["2", "3", "5"]))
-    assert [c.members for c in found] == [(0, 1, 4), (2,)]
-    assert programs.submissions(programs.rerank(found), limit=2) == [0, 2]
+    groups = programs.clusters(keys := programs.outputs(reward, texts, ["2", "3", "5"]))
+    assert [c.members for c in groups] == [(0, 1, 4), (2,)]
+    assert programs.submissions(programs.rerank(groups), limit=2) == [0, 2]
     assert programs.majority(keys) == keys[0]
     calls = programs.outputs(
         reward,

@@ -50,17 +50,18 @@ def fails(message: str, spec: str, **options: Any) -> None:
     """Loading refuses, or the score is an error's, in one line that says so."""
     try:
         scores = load(spec, **options).score([PROBLEMS[0]] * 2, ["4", "7"])
-        (told, *_) = [s.reason for s in scores if s.status == "error"]
+        (reason, *_) = [s.reason for s in scores if s.status == "error"]
     except RewardError as error:
-        told = str(error)
-    assert message in told
-    assert "\n" not in told and told.replace("'", "").startswith(f"reward {spec}")
+        reason = str(error)
+    assert message in reason
+    assert "\n" not in reason and reason.replace("'", "").startswith(f"reward {spec}")
 
 
 def test_own_function_sees_the_problem_and_the_sample(own: Own) -> None:
     spec = own(
         "def reward(prompt, sample):\n"
-        "    assert prompt.messages[-1]['content'] == prompt.question and prompt.meta['level'] and prompt.id\n"
+        "    assert prompt.messages[-1]['content'] == prompt.question and prompt.meta['level'] "
+        "and prompt.id\n"
         "    assert sample.finish == 'stop' and len(sample.tokens) == sample.length + 1\n"
         "    return (sample.text == prompt.answer) + 0.1 * sample.length\n"
     )
@@ -84,7 +85,8 @@ def test_own_function_by_module_name_and_with_options(own: Own) -> None:
 def test_own_function_may_return_a_score_or_an_array_number(own: Own) -> None:
     spec = own(
         "import numpy as np\nfrom whet.types import Score\n"
-        "def reward(prompt, sample):\n    return Score(0.0, 'unparsed') if sample.text == '7' else np.float32(0.5)\n"
+        "def reward(prompt, sample):\n    return Score(0.0, 'unparsed') if sample.text == '7' "
+        "else np.float32(0.5)\n"
     )
     assert load(spec).score(PROBLEMS, ["4", "7"]) == [Score(0.5), Score(0.0, "unparsed")]
 
@@ -100,7 +102,8 @@ def test_text_alone_has_no_tokens(own: Own) -> None:
     ("body", "message"),
     [
         (
-            "def reward(prompt, sample):\n    x = 1\n    return helper(sample)\ndef helper(s):\n    return 1 / 0\n",
+            "def reward(prompt, sample):\n    x = 1\n    return helper(sample)\ndef helper(s):\n"
+            "    return 1 / 0\n",
             "division by zero (mine.py:5)",
         ),
         (
@@ -231,7 +234,7 @@ def test_the_samples_text_is_the_answer_that_is_judged(own: Own) -> None:
         ({"secnds": 1}, "did you mean 'seconds'"),
         ({"seconds": 0}, "above 0"),
         ({"processes": 1.5}, "limit.processes = 1.5; it must be a whole number"),
-        ({"processes": 0}, "above 0"),
+        ({"processes": 0}, "limit.processes = 0; it must be at least 1"),
     ],
 )
 def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:
@@ -240,7 +243,8 @@ def test_a_limit_is_checked(own: Own, limit: Any, message: str) -> None:
 
 def test_a_column_that_is_no_plain_data_is_named(own: Own) -> None:
     spec = own(
-        "def reward(prompt, sample):\n    return float(prompt.meta['when'] == '2026-11-23' and prompt.meta['n'] == [1, 2])\n"
+        "def reward(prompt, sample):\n    return float(prompt.meta['when'] == '2026-11-23' and "
+        "prompt.meta['n'] == [1, 2])\n"
     )
     import datetime
 

@@ -57,8 +57,8 @@ def checkpoint(directory: Path, mute: bool = False, positions: int = 4096) -> Pa
             weight.mul_(20 if weight.ndim > 1 else 1)  # so that what stands far back matters
         one = model.head.weight[chat.encode("1")[0]] * 100
         model.head.weight.zero_()
-        said = chat.encode("xy" if mute else "01")
-        model.head.weight[said[0]], model.head.weight[said[1]] = -one, one
+        labels = chat.encode("xy" if mute else "01")
+        model.head.weight[labels[0]], model.head.weight[labels[1]] = -one, one
     pretrained.write(model, directory)
     return directory
 
@@ -73,19 +73,19 @@ class Says:
 
     identity = "says"
 
-    def __init__(self, *said: Verdict | Failure) -> None:
-        self.said, self.asked = said, list[str]()
+    def __init__(self, *replies: Verdict | Failure) -> None:
+        self.replies, self.asked = replies, list[str]()
 
     def judge(self, texts: Sequence[str]) -> Iterator[tuple[int, Verdict | Failure]]:
         for i in reversed(range(len(texts))):
             self.asked.append(texts[i])
-            yield i, self.said[i % len(self.said)]
+            yield i, self.replies[i % len(self.replies)]
 
 
 def judged(
-    monkeypatch: pytest.MonkeyPatch, *said: Verdict | Failure, **options: Any
+    monkeypatch: pytest.MonkeyPatch, *replies: Verdict | Failure, **options: Any
 ) -> tuple[JudgeReward, Says]:
-    fake = Says(*said)
+    fake = Says(*replies)
     monkeypatch.setattr(local_model, "LocalJudge", lambda model: fake)
     reward = load("judge", model="m", **options)
     assert isinstance(reward, JudgeReward)
@@ -93,7 +93,7 @@ def judged(
 
 
 def test_what_verdicts_pay(monkeypatch: pytest.MonkeyPatch):
-    said = [
+    replies = [
         Verdict(1, 0.75),
         Verdict(0, 0.875),
         Verdict(1),
@@ -101,7 +101,7 @@ def test_what_verdicts_pay(monkeypatch: pytest.MonkeyPatch):
         Failure("error", "odd"),
     ]
     texts = [f"<think>no</think>{i}" for i in range(5)]
-    scores = judged(monkeypatch, *said)[0].score([problem()] * 5, texts)
+    scores = judged(monkeypatch, *replies)[0].score([problem()] * 5, texts)
     assert [(s.value, s.status) for s in scores] == [
         (0.75, "scored"), (0.125, "wrong"), (1.0, "scored"), (0.0, "timeout"), (0.0, "error"),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_what_verdicts_pay(monkeypatch: pytest.MonkeyPatch):
         {},
         {},
     ]
-    hard, _ = judged(monkeypatch, *said, soft=False)
+    hard, _ = judged(monkeypatch, *replies, soft=False)
     assert [s.value for s in hard.score([problem()] * 2, texts[:2])] == [1.0, 0.0]
 
 
@@ -247,7 +247,7 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
     """
     texts = [f"{'x' * (37 * i)} Paris {i}" for i in range(12)]
     scores = load("judge", model=str(directory)).score([problem()] * 12, texts)
-    chat, model, found = Chat.load(directory), pretrained.load(directory), []
+    chat, model, expected = Chat.load(directory), pretrained.load(directory), []
     for text in texts:
         message = quoted(judge.PROMPT, "Capital of France?", "Paris", text.strip())
         tokens = torch.tensor(chat.render([{"role": "user", "content": message}], thinking=False))
@@ -256,12 +256,12 @@ def test_a_local_judge_reads_its_two_words_off_the_whole_vocabulary(directory: P
             p = model.logits(hidden[-1:]).softmax(-1)[0]
         one, zero = (float(p[chat.encode(c)[0]]) for c in "10")
         assert max(one, zero) == p.max()
-        found.append((one if one > zero else 1 - zero) if max(one, zero) >= 0.5 else None)
+        expected.append((one if one > zero else 1 - zero) if max(one, zero) >= 0.5 else None)
     assert [s.value if s.usable else None for s in scores] == [
-        f and pytest.approx(f, abs=1e-4) for f in found
+        f and pytest.approx(f, abs=1e-4) for f in expected
     ]
     assert {s.status for s in scores} == {"scored", "wrong", "error"}
-    assert any(f and 0.1 < f < 0.9 for f in found)  # so that the rest of the vocabulary counted
+    assert any(f and 0.1 < f < 0.9 for f in expected)  # so that the rest of the vocabulary counted
 
 
 def test_a_judge_that_says_something_else_or_runs_out_of_room_is_an_error(tmp_path: Path):
@@ -278,11 +278,11 @@ def test_a_judge_that_says_something_else_or_runs_out_of_room_is_an_error(tmp_pa
 def test_the_verdict_of_one_distribution(directory: Path):
     local = LocalJudge(str(directory))
     local.labels = [{3, 4}, {5, 6}]
-    said = local.verdict(torch.tensor([0.05, 0.0, 0.0, 0.35, 0.2, 0.25, 0.15]).log())
+    verdict = local.verdict(torch.tensor([0.05, 0.0, 0.0, 0.35, 0.2, 0.25, 0.15]).log())
     assert (
-        isinstance(said, Verdict)
-        and said.label == 0
-        and math.isclose(said.probability or 0, 0.55, abs_tol=1e-6)
+        isinstance(verdict, Verdict)
+        and verdict.label == 0
+        and math.isclose(verdict.probability or 0, 0.55, abs_tol=1e-6)
     )
     doubtful = torch.tensor([0.2, 0.1, 0.1, 0.3, 0, 0.3, 0]).log()
     for odd in (

@@ -32,8 +32,8 @@ def agreeing(stub: Stub, body: dict[str, Any], number: int) -> None:
     0.1.
     """
     answer = body["messages"][0]["content"].split("<<begin answer")[1]
-    said = "1" if "Paris" in answer else "0"
-    stub.say(completion(said, {"content": [token(said, 0.8, (f" {said}", 0.1), ("x", 0.05))]}))
+    label = "1" if "Paris" in answer else "0"
+    stub.say(completion(label, {"content": [token(label, 0.8, (f" {label}", 0.1), ("x", 0.05))]}))
 
 
 @pytest.fixture(scope="module")
@@ -250,13 +250,13 @@ def test_a_refusal_stops_the_run_only_where_nothing_was_ever_answered(
     assert server.seen[-1][1]["Authorization"] == f"Bearer {KEY}"
     server.reply = refused
     assert [(s.status, KEY in s.reason) for s in scored(reward, "Lyon")] == [("error", False)]
-    told = (
+    state = (
         repr(reward)
         + repr(vars(reward))
         + repr(vars(reward.judge))
         + json.dumps(reward.judge.identity)
     )
-    assert KEY not in told
+    assert KEY not in state
 
 
 def test_a_redirect_is_not_followed(server: Any, monkeypatch: pytest.MonkeyPatch):
@@ -279,12 +279,19 @@ def test_an_endpoint_that_is_not_there_is_said_at_once():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"url": "ftp://x"}, "is no address"), ({"url": "http://"}, "is no address"), ({"url": "http://x:99999"}, "is no address"),
+        ({"url": "ftp://x"}, "is no address"), ({"url": "http://"}, "is no address"),
+        ({"url": "http://x:99999"}, "is no address"),
         ({"url": "http://x/v1?a=1"}, "is no address"), ({"url": "http://x/\r\nHost: y"}, "is no address"),
-        ({"url": f"http://me:{KEY}@x/v1"}, "name or password"), ({"url": ""}, "url = ''"), ({"url": "http://[::1"}, "is no address"),
-        ({"key_env": KEY}, "never the key itself"), ({"key_env": "hf_notset"}, "no environment variable that is set"),
-        ({"key_env": "ODD_KEY"}, "holds no usable key"), ({"concurrent": 0}, "concurrent = 0; it must be between 1 and 1024"), ({"seconds": math.nan}, "seconds = NaN"),
-        ({"retries": 1.5}, "retries = 1.5"), ({"retries": True}, "retries = true; it must be a whole number"), ({"body": {"messages": []}}, "body.messages"),
+        ({"url": f"http://me:{KEY}@x/v1"}, "name or password"), ({"url": ""}, "url = ''"),
+        ({"url": "http://[::1"}, "is no address"),
+        ({"key_env": KEY}, "never the key itself"),
+        ({"key_env": "hf_notset"}, "no environment variable that is set"),
+        ({"key_env": "ODD_KEY"}, "holds no usable key"),
+        ({"concurrent": 0}, "concurrent = 0; it must be between 1 and 1024"),
+        ({"seconds": math.nan}, "seconds = NaN"),
+        ({"retries": 1.5}, "retries = 1.5"),
+        ({"retries": True}, "retries = true; it must be a whole number"),
+        ({"body": {"messages": []}}, "body.messages"),
         ({"body": 3}, "body = 3; it must be a table"), ({"concurent": 3}, "did you mean 'concurrent'"),
     ],
 )  # fmt: skip
@@ -294,8 +301,13 @@ def test_bad_options_are_one_line_that_repeats_no_key(
     monkeypatch.setenv("ODD_KEY", "a\nb")
     with pytest.raises(RewardError) as error:
         load("judge", **{"url": "http://localhost:1/v1", "model": "m", **options})
-    said = str(error.value)
-    assert says in said and "\n" not in said and KEY not in said and "hf_notset" not in said
+    message = str(error.value)
+    assert (
+        says in message
+        and "\n" not in message
+        and KEY not in message
+        and "hf_notset" not in message
+    )
 
 
 def test_thinking_is_left_out_and_the_last_word_counts():
@@ -305,10 +317,15 @@ def test_thinking_is_left_out_and_the_last_word_counts():
         token("\n", 0.9),
         token("0", 0.6, (" 0", 0.1), ("1", 0.3)),
     ]
-    said = read(json.dumps(completion("<think>0?</think>\n0", {"content": entries})).encode())
-    assert isinstance(said, Verdict) and said.label == 0 and said.probability == pytest.approx(0.7)
+    verdict = read(json.dumps(completion("<think>0?</think>\n0", {"content": entries})).encode())
+    assert (
+        isinstance(verdict, Verdict)
+        and verdict.label == 0
+        and verdict.probability == pytest.approx(0.7)
+    )
     for odd in ({"content": [{"token": "1", "logprob": "x"}]}, {"content": [{"token": "1", "logprob": 3.0}]},
-                {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3}, {"content": [None]}, {}):  # fmt: skip
+                {"content": [{"token": "token_id:16", "logprob": -1}]}, {"content": 3},
+                {"content": [None]}, {}):  # fmt: skip
         assert read(json.dumps(completion("1", odd)).encode()) == Verdict(1, None)
     assert isinstance(
         read(b'{"choices": [{"message": {"content": "1"}, "logprobs": [1]}]}'), Failure

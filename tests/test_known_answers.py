@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from whet.cli.main import main
-from whet.rewards.known_answers import Case, figures, trial
+from whet.rewards.known_answers import Case, figures, try_cases
 from whet.types import Problem, Score
 
 CASES = [
@@ -35,23 +35,24 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+def report(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     code = main(["reward", "test", *words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
 def test_false_accepts_rejects_and_unparsed_are_counted(tmp_path, capsys):
     file = written(tmp_path / "cases.jsonl", CASES)
-    code, found = told(capsys, "math", file)
+    code, result = report(capsys, "math", file)
     assert code == 1
-    assert {k: found[k] for k in ("cases", "right", "false_accepts", "false_rejects", "unparsed", "unparsed_right")} == {
+    assert {k: result[k] for k in ("cases", "right", "false_accepts", "false_rejects", "unparsed",
+        "unparsed_right")} == {
         "cases": 6, "right": 3, "false_accepts": 1, "false_rejects": 1, "unparsed": 1, "unparsed_right": 0,
     }  # fmt: skip
-    assert [(c["id"], c["verdict"]) for c in found["cases_wrong"]] == [
+    assert [(c["id"], c["verdict"]) for c in result["cases_wrong"]] == [
         (f"{file}:1", "false reject"),
         ("half", "false accept"),
     ]
-    assert 0 < found["median_seconds"] <= found["worst_seconds"] < 2
+    assert 0 < result["median_seconds"] <= result["worst_seconds"] < 2
     assert main(["reward", "test", "math", file]) == 1
     shown = capsys.readouterr().out
     assert "false accepts" in shown and "'1/2' (paid 1)" in shown and "'it is 17' (paid 0)" in shown
@@ -59,8 +60,8 @@ def test_false_accepts_rejects_and_unparsed_are_counted(tmp_path, capsys):
 
 def test_all_well_is_0(tmp_path, capsys):
     file = written(tmp_path / "cases.jsonl", [{"answer": "18", "right": ["18"], "wrong": ["19"]}])
-    code, found = told(capsys, "math", file)
-    assert code == 0 and found["cases_wrong"] == []
+    code, result = report(capsys, "math", file)
+    assert code == 0 and result["cases_wrong"] == []
 
 
 def test_an_own_function_that_hangs_or_dies_is_told_with_its_reason(tmp_path, capsys):
@@ -75,10 +76,10 @@ def test_an_own_function_that_hangs_or_dies_is_told_with_its_reason(tmp_path, ca
         "accept='20'",
         "limit={seconds=0.3}",
     ]
-    code, found = told(capsys, *words)
-    assert code == 1 and found["timeouts"] == 1 and found["errors"] == 2
-    assert found["false_accepts"] == found["false_rejects"] == 0
-    reasons = [c["reason"] for c in found["cases_wrong"]]
+    code, result = report(capsys, *words)
+    assert code == 1 and result["timeouts"] == 1 and result["errors"] == 2
+    assert result["false_accepts"] == result["false_rejects"] == 0
+    reasons = [c["reason"] for c in result["cases_wrong"]]
     assert (
         "limit 0.3 s" in reasons[0]
         and "exit code 3" in reasons[1]
@@ -89,14 +90,15 @@ def test_an_own_function_that_hangs_or_dies_is_told_with_its_reason(tmp_path, ca
 def test_a_recipes_whole_reward(tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        'name = "r"\ntask = { name = "chain" }\n[[reward]]\nname = "math"\n[[reward]]\nname = "format"\nweight = 0.5\n'
+        'name = "r"\ntask = { name = "chain" }\n[[reward]]\nname = "math"\n[[reward]]\n'
+        'name = "format"\nweight = 0.5\n'
         '[[stage]]\nkind = "sft"\nname = "s"\nsteps = 1\n'
     )
     file = written(
         tmp_path / "cases.jsonl",
         [{"answer": "7", "right": ["7"], "wrong": ["<think></think><answer>8</answer>"]}],
     )
-    assert told(capsys, str(recipe), file)[0] == 0
+    assert report(capsys, str(recipe), file)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,12 @@ def test_a_recipes_whole_reward(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, words, message):
-    given = {
-        "FILE": CASES, "EMPTY": [], "ODD": [{"answer": "1", "response": "1"}], "LIST": [{"answer": "1", "right": "1"}],
+    files = {
+        "FILE": CASES, "EMPTY": [], "ODD": [{"answer": "1", "response": "1"}],
+        "LIST": [{"answer": "1", "right": "1"}],
         "NONE": [{"answer": "1"}],
     }  # fmt: skip
-    named = [written(tmp_path / "x.jsonl", given[w]) if w in given else w for w in words]
+    named = [written(tmp_path / "x.jsonl", files[w]) if w in files else w for w in words]
     assert main(["reward", "test", *named]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -144,5 +147,5 @@ class Once:
 def test_a_workers_start_is_no_answers_time():
     problem = Problem("p", ({"role": "user", "content": "?"},), "1")
     reward = Once()
-    found = figures(trial(reward, [Case(problem, "1", True)] * 3))
-    assert found["worst_seconds"] < 0.1 and reward.asked == 4
+    result = figures(try_cases(reward, [Case(problem, "1", True)] * 3))
+    assert result["worst_seconds"] < 0.1 and reward.asked == 4

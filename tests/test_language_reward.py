@@ -54,8 +54,10 @@ def test_only_the_thinking_counts() -> None:
 
 @pytest.mark.parametrize(
     "hiding",
-    ["$so the sum is even$", "$$so the sum is even$$", "\\(so the sum is even\\)", "\\[so the sum is even\\]", "$\\text{so the sum is even}$",
-     "```so the sum is even```", "`so the sum is even`", "ｓｏ ｔｈｅ ｓｕｍ ｉｓ ｅｖｅｎ", "𝐬𝐨 𝐭𝐡𝐞 𝐬𝐮𝐦 𝐢𝐬 𝐞𝐯𝐞𝐧"],
+    ["$so the sum is even$", "$$so the sum is even$$", "\\(so the sum is even\\)",
+     "\\[so the sum is even\\]", "$\\text{so the sum is even}$",
+     "```so the sum is even```", "`so the sum is even`",
+     "ｓｏ ｔｈｅ ｓｕｍ ｉｓ ｅｖｅｎ", "𝐬𝐨 𝐭𝐡𝐞 𝐬𝐮𝐦 𝐢𝐬 𝐞𝐯𝐞𝐧"],
 )  # fmt: skip
 def test_words_cannot_hide_in_formulas_or_fancy_letters(hiding: str) -> None:
     assert share("zh", f"<think>总和是偶数 {hiding}</think>") == pytest.approx(0.5)

@@ -52,18 +52,28 @@ def test_logic_needs_a_verdict_and_takes_the_formats_options() -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("B", "B"), ("b", "B"), ("(B)", "B"), ("B.", "B"), ("b)", "B"), ("**B**", "B"), ("$B$", "B"), ("B) Paris", "B"),
+        ("B", "B"), ("b", "B"), ("(B)", "B"), ("B.", "B"), ("b)", "B"), ("**B**", "B"),
+        ("$B$", "B"), ("B) Paris", "B"),
         ("<think>A or C</think>B", "B"), ("<think>B", None), ("<think>A</think>", None),
-        ("<answer>B</answer>", "B"), ("<answer>A</answer><answer>B</answer>", "B"), ("<answer>(B) Paris.</answer>", "B"),
-        ("\\boxed{B}", "B"), ("\\boxed{\\text{B}}", "B"), ("\\boxed{\\text{(B)}}", "B"), ("<answer>\\boxed{B}</answer>", "B"),
+        ("<answer>B</answer>", "B"), ("<answer>A</answer><answer>B</answer>", "B"),
+        ("<answer>(B) Paris.</answer>", "B"),
+        ("\\boxed{B}", "B"), ("\\boxed{\\text{B}}", "B"), ("\\boxed{\\text{(B)}}", "B"),
+        ("<answer>\\boxed{B}</answer>", "B"),
         ("The answer is (A). Wait, the answer is (B).", "B"), ("Answer: B", "B"), ("**Answer:** B", "B"),
-        ("The correct option is B because (A) is too small.", None), ("The answer is B, because A is too small.", "B"),
-        ("the answer is option (B)", "B"), ("The answer is B: Paris", "B"), ("So (A) is out.\nI take (B).", "B"), ("Hence:\nB", "B"),
-        ("A, B, C, D, E", None), ("The answer is A, B or C", None), ("The answer is A and B", None), ("<answer>A B C D E</answer>", None),
-        ("<answer>A/B</answer>", None), ("\\boxed{A, B}", None), ("(A) (B) (C)", None), ("(A), (B), and (C)", None), ("(A) x (B) y", "B"), ("(A) x\n(B) y\n(C) z", None),
-        ("<answer>A) 1 B) 2 C) 3</answer>", None), ("A cat sat on the mat.", None), ("The answer is a cat.", None),
-        ("The answer is F", None), ("The answer is Both", None), ("", None), ("<answer></answer>B", None), ("I think so", None),
-        ("The answer is A-B", None), ("\\boxed{A+B}", None), ("ABCDE", None), ("<answer>A\nB\nC</answer>", None),
+        ("The correct option is B because (A) is too small.", None),
+        ("The answer is B, because A is too small.", "B"),
+        ("the answer is option (B)", "B"), ("The answer is B: Paris", "B"),
+        ("So (A) is out.\nI take (B).", "B"), ("Hence:\nB", "B"),
+        ("A, B, C, D, E", None), ("The answer is A, B or C", None), ("The answer is A and B", None),
+        ("<answer>A B C D E</answer>", None),
+        ("<answer>A/B</answer>", None), ("\\boxed{A, B}", None), ("(A) (B) (C)", None),
+        ("(A), (B), and (C)", None), ("(A) x (B) y", "B"), ("(A) x\n(B) y\n(C) z", None),
+        ("<answer>A) 1 B) 2 C) 3</answer>", None), ("A cat sat on the mat.", None),
+        ("The answer is a cat.", None),
+        ("The answer is F", None), ("The answer is Both", None), ("", None),
+        ("<answer></answer>B", None), ("I think so", None),
+        ("The answer is A-B", None), ("\\boxed{A+B}", None), ("ABCDE", None),
+        ("<answer>A\nB\nC</answer>", None),
     ],
 )  # fmt: skip
 def test_the_choice_is_the_one_letter_stated_last(text: str, letter: str | None) -> None:
@@ -77,7 +87,8 @@ def posed(answer: str | None, **meta: Any) -> Problem:
 def test_a_choice_is_right_wrong_or_unparsed() -> None:
     verdicts = ChoiceReward().score([posed("B")] * 3, ["The answer is B", "(C)", "A, B, C, D, E"])
     assert [(s.value, s.status, s.parts) for s in verdicts] == [
-        (1.0, "scored", {"accuracy": 1.0}), (0.0, "wrong", {"accuracy": 0.0}), (0.0, "unparsed", {"accuracy": 0.0})
+        (1.0, "scored", {"accuracy": 1.0}), (0.0, "wrong", {"accuracy": 0.0}),
+        (0.0, "unparsed", {"accuracy": 0.0})
     ]  # fmt: skip
     assert ChoiceReward().score([posed("(b)")], ["B"])[0].value == 1.0
 
@@ -102,7 +113,14 @@ def test_listing_every_letter_never_pays() -> None:
             ") (",
         )
     ]
-    for text in [f"{a}{body}{b}" for body in listings for a, b in (("", ""), ("The answer is ", "."), ("<answer>", "</answer>"), ("\\boxed{", "}"), ("(", ")"))]:  # fmt: skip
+    frames = [
+        ("", ""),
+        ("The answer is ", "."),
+        ("<answer>", "</answer>"),
+        ("\\boxed{", "}"),
+        ("(", ")"),
+    ]
+    for text in [f"{start}{body}{end}" for body in listings for start, end in frames]:
         gained = sum(ChoiceReward().score([posed(letter)], [text])[0].value for letter in "ABCDE")
         assert gained <= 1.0, text  # at most one letter can ever be meant
         assert ChoiceReward().score([posed("A")], [text])[0].value == 0.0, text

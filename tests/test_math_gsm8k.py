@@ -80,7 +80,8 @@ def perturbed(kind: str, solution: str, value: int, rng: random.Random) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["off by one", "sign", "digit dropped", "digits swapped", "times ten", "decimal shifted", "other number", "unknown",
+    ["off by one", "sign", "digit dropped", "digits swapped", "times ten", "decimal shifted",
+        "other number", "unknown",
      "gold elsewhere", "empty"],
 )  # fmt: skip
 def test_perturbed_answers_of_gsm8k_are_not(gsm8k: list[tuple[str, str]], kind: str) -> None:

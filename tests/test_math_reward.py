@@ -74,13 +74,14 @@ def reward() -> Iterator[MathReward]:
     ],
 )
 def test_the_final_answer_is_found(text: str, answer: str | None) -> None:
-    found = final_answer(text)
-    assert (found and found.removeprefix("x = ")) == answer
+    extracted = final_answer(text)
+    assert (extracted and extracted.removeprefix("x = ")) == answer
 
 
 def test_extraction_from_long_texts_is_quick() -> None:
     start = time.perf_counter()
-    pieces = ["\\boxed{", "$", "answer is ", "1,", "{", "<think>", "\\(", "####", "- ", "1/", "\\frac", "a=", "**", "aaa bbb "]  # fmt: skip
+    pieces = ["\\boxed{", "$", "answer is ", "1,", "{", "<think>", "\\(", "####", "- ", "1/",
+        "\\frac", "a=", "**", "aaa bbb "]  # fmt: skip
     for piece in pieces:
         final_answer(piece * 60_000)
     assert time.perf_counter() - start < 5.0
@@ -208,7 +209,8 @@ def test_most_pairs_of_numbers_need_no_worker() -> None:
 
 
 COSTLY = [
-    "9**9**9", "9^9^9", "9^{9^{9}}", "10^{999999}", "9**(9**9)", "99999!", "((9!)!)!", "(9^{999})^{999}", "(x+1)^{999}",
+    "9**9**9", "9^9^9", "9^{9^{9}}", "10^{999999}", "9**(9**9)", "99999!", "((9!)!)!",
+    "(9^{999})^{999}", "(x+1)^{999}",
     "9" * 3000, "x+" * 3000, "(" * 300, "2^{2^{2^{2^{x}}}}", "\\binom{99999}{500}",
 ]  # fmt: skip
 
@@ -252,15 +254,15 @@ def test_hostile_text_is_neither_run_nor_paid(reward: MathReward, tmp_path: Path
 
 
 def test_what_cannot_be_judged_in_time_says_so_from_any_thread() -> None:
-    reward, found = MathReward(processes=1, seconds=1.2), list[Status]()
+    reward, statuses = MathReward(processes=1, seconds=1.2), list[Status]()
     reward.pool.map([["x", "x"]])  # the imports
     slow = "(x+y+z)(x-y+z)^{99}(x+2y-z)^{99}"
     golds, answers = ["x^{3}", "\\sqrt{2}"], [slow, "\\sqrt{2}+0"]
-    thread = threading.Thread(target=lambda: found.extend(reward.compare(golds, answers)))
+    thread = threading.Thread(target=lambda: statuses.extend(reward.compare(golds, answers)))
     thread.start()
     thread.join()
     reward.pool.close()
-    assert found == ["timeout", "scored"]
+    assert statuses == ["timeout", "scored"]
 
 
 def test_a_failed_verifier_is_not_a_zero(

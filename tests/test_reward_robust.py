@@ -21,16 +21,20 @@ def bench() -> Any:
 
 
 def test_fuzzed_answers_take_under_two_seconds_and_are_never_evaluated(bench: Any):
-    told = bench.fuzz(400, seed=7)
-    assert told["over_2_s"] == 0 and not told["evaluated"] and sum(told["statuses"].values()) == 400
-    assert not {"timeout", "error"} & set(told["statuses"])
-    assert len(told["paid"]) <= 8  # a fuzzed answer is right now and then
+    figures = bench.fuzz(400, seed=7)
+    assert (
+        figures["over_2_s"] == 0
+        and not figures["evaluated"]
+        and sum(figures["statuses"].values()) == 400
+    )
+    assert not {"timeout", "error"} & set(figures["statuses"])
+    assert len(figures["paid"]) <= 8  # a fuzzed answer is right now and then
 
 
 def test_broken_rewards_cost_a_running_recipe_only_their_own_answers(bench: Any):
-    told = bench.broken(20, limit=0.4)
-    assert told["exit"] == 0, told["error"]
-    assert told["broken"] >= 20 and set(told["statuses"]) == {"timeout", "error"}
-    assert told["trained_on_broken"] == 0 and told["errors_logged"] == told["broken"]
-    assert told["sound"] > 0 and told["sound_lost"] == 0
-    assert 0 < told["longest_s"] <= told["limit_s"] + 2 and told["left_processes"] == []
+    figures = bench.broken(20, limit=0.4)
+    assert figures["exit"] == 0, figures["error"]
+    assert figures["broken"] >= 20 and set(figures["statuses"]) == {"timeout", "error"}
+    assert figures["trained_on_broken"] == 0 and figures["errors_logged"] == figures["broken"]
+    assert figures["sound"] > 0 and figures["sound_lost"] == 0
+    assert 0 < figures["longest_s"] <= figures["limit_s"] + 2 and figures["left_processes"] == []

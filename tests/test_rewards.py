@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from whet.errors import RewardError
-from whet.rewards import combined, load, names
+from whet.rewards import combined, load, names, registry
 from whet.rewards.combine import CombinedReward, Part, PartOptions
 from whet.rewards.format import FormatReward
 from whet.types import Problem, Sample, Score, Status
@@ -95,6 +95,18 @@ def test_registry_names_the_nearest() -> None:
     fails("did you mean 'format'", "formt")
     fails("module:function", "zzzzzz")
     fails("needs a recipe", "task")
+
+
+def test_every_option_is_described() -> None:
+    for name in names():
+        listed = registry.options(name)
+        assert [o.name for o in listed if "." not in o.name] == [*registry.model(name).model_fields]
+        assert all(option.meaning and option.kind for option in listed)
+    assert {o.name: o.default for o in registry.options("lcpo_exact")} == {"alpha": "0.0003"}
+    own = {o.name: o.default for o in registry.options("mine.py:reward")}
+    assert own["limit.seconds"] == "10.0" and "spec" not in own
+    with pytest.raises(RewardError, match="did you mean 'format'"):
+        registry.options("formt")
 
 
 class Fixed:

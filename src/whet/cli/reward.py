@@ -15,7 +15,7 @@ from whet.cli.arguments import option_values
 from whet.config.load import load_recipe
 from whet.errors import RewardError
 from whet.rewards import Reward, combined, load, names, registry
-from whet.rewards.known_answers import Tried, figures, read, trial
+from whet.rewards.known_answers import Outcome, figures, read_cases, try_cases
 from whet.tasks import load as load_task
 
 SHOWN = 10  # cases printed
@@ -64,7 +64,7 @@ def list_rewards(name: str | None) -> int:
 def test(name: str, path: Path, pairs: Sequence[str], as_json: bool) -> int:
     """1 where the reward accepts or rejects a case falsely, or fails on it."""
     reward, task = chosen(name, pairs)
-    tried = trial(reward, read(path, task))
+    tried = try_cases(reward, read_cases(path, task))
     wrong = [t for t in tried if t.verdict]
     counts = figures(tried)
     if as_json:
@@ -124,7 +124,7 @@ def chosen(name: str, pairs: Sequence[str]) -> tuple[Reward, str]:
     return combined([(p.name, p.weight, p.options) for p in recipe.reward], task), recipe.task.name
 
 
-def line(tried: Tried) -> str:
+def line(tried: Outcome) -> str:
     """One case as a terminal may show it: the fault, its place and the answer."""
     text = " ".join(tried.case.text.split())
     short = repr(text if len(text) <= 70 else f"{text[:33]} … {text[-33:]}")

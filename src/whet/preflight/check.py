@@ -25,7 +25,7 @@ from whet.pipeline.setup import SMALL, new_policy, to_device
 from whet.preflight import forecast, memory
 from whet.preflight.dry_run import DryRun
 from whet.preflight.fake_hub import real_shape, replace_hub
-from whet.rewards.known_answers import Case, figures, trial
+from whet.rewards.known_answers import Case, figures, try_cases
 from whet.rollout.context import Context
 from whet.rollout.rollout import mean
 from whet.stages import rl
@@ -314,7 +314,7 @@ def reward(context: Context, problems: Sequence[Problem], ordered: bool = True) 
 
     Raises WhetError.
     """
-    results = trial(context.reward, known_answers(context, problems))
+    results = try_cases(context.reward, known_answers(context, problems))
     if not results:
         return "no known answers to try it on"
     failed = [r.score for r in results if not r.score.usable]

@@ -1,5 +1,6 @@
 """What every reward is: a class whose fields are its options, and which scores responses."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, runtime_checkable
@@ -9,6 +10,8 @@ from pydantic import ConfigDict
 from whet.errors import RewardError
 from whet.options import Options
 from whet.types import Problem, Sample, Score
+
+PROCESSES = max(2, min(4, os.cpu_count() or 2))  # workers of a reward by default
 
 
 class Reward(Protocol):

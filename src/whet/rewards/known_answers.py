@@ -31,7 +31,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Outcome:
     """One case, judged alone, in `seconds` of wall-clock."""
 
     case: Case
@@ -50,37 +50,37 @@ class Tried:
         return "false reject" if self.case.right else "false accept"
 
 
-def trial(reward: Reward, cases: Sequence[Case]) -> list[Tried]:
+def try_cases(reward: Reward, cases: Sequence[Case]) -> list[Outcome]:
     """Each case by itself, in order. A slow case that was scored is timed once more, so that a
     worker's start does not count as an answer's time.
     """
-    results = []
+    outcomes = []
     for case in cases:
-        tried = _alone(reward, case)
-        if tried.seconds > SLOW and tried.score.usable:
-            tried = min(tried, _alone(reward, case), key=lambda t: t.seconds)
-        results.append(tried)
-    return results
+        outcome = _alone(reward, case)
+        if outcome.seconds > SLOW and outcome.score.usable:
+            outcome = min(outcome, _alone(reward, case), key=lambda o: o.seconds)
+        outcomes.append(outcome)
+    return outcomes
 
 
-def _alone(reward: Reward, case: Case) -> Tried:
+def _alone(reward: Reward, case: Case) -> Outcome:
     samples = None if case.sample is None else [case.sample]
     began = time.perf_counter()
     (score,) = reward.score([case.problem], [case.text], samples)
-    return Tried(case, score, time.perf_counter() - began)
+    return Outcome(case, score, time.perf_counter() - began)
 
 
-def figures(tried: Sequence[Tried]) -> dict[str, float | int]:
-    """The trial in numbers; seconds are those of one answer."""
-    verdicts = [t.verdict for t in tried]
-    times = [t.seconds for t in tried] or [0.0]
+def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
+    """The outcomes in numbers; seconds are those of one answer."""
+    verdicts = [o.verdict for o in outcomes]
+    times = [o.seconds for o in outcomes] or [0.0]
     return {
-        "cases": len(tried),
-        "right": sum(t.case.right for t in tried),
+        "cases": len(outcomes),
+        "right": sum(o.case.right for o in outcomes),
         "false_accepts": verdicts.count("false accept"),
         "false_rejects": verdicts.count("false reject"),
-        "unparsed": sum(t.score.status == "unparsed" for t in tried),
-        "unparsed_right": sum(t.score.status == "unparsed" and t.case.right for t in tried),
+        "unparsed": sum(o.score.status == "unparsed" for o in outcomes),
+        "unparsed_right": sum(o.score.status == "unparsed" and o.case.right for o in outcomes),
         "timeouts": verdicts.count("timeout"),
         "errors": verdicts.count("error"),
         "median_seconds": statistics.median(times),
@@ -88,7 +88,7 @@ def figures(tried: Sequence[Tried]) -> dict[str, float | int]:
     }
 
 
-def read(path: Path, task: str) -> list[Case]:
+def read_cases(path: Path, task: str) -> list[Case]:
     """The cases of a JSONL or Parquet file.
 
     A row has `answer` and `question`, where there are any, and `right` and `wrong`, each a list of

@@ -53,8 +53,8 @@ class CodeReward(RewardOptions):
     share: bool = Field(default=False, description="pay the share of the tests that pass")
     seconds: float = Field(default=4.0, gt=0, le=600, description="wall-clock for each test")
     total: float = Field(default=20.0, gt=0, le=3600, description="wall-clock for all tests, in s")
-    memory_mb: int = Field(default=512, gt=0, le=1 << 20, description="memory for the program")
-    processes: int = Field(default=2, gt=0, le=1000, description="programs that run at once")
+    memory_mb: int = Field(default=512, ge=1, le=1 << 20, description="memory for the program")
+    processes: int = Field(default=2, ge=1, le=1000, description="programs that run at once")
     # data sets' own tests -> the calls that they make
     _plans: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from whet.errors import RewardError
-from whet.rewards.base import RewardOptions
+from whet.rewards.base import PROCESSES, RewardOptions
 from whet.rewards.custom.function import SPEC_VARIABLE
 from whet.sandbox.pool import Pool, Result
 from whet.types import Problem, Sample, Score
@@ -23,9 +23,9 @@ class Limit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     seconds: float = Field(default=10.0, gt=0, description="wall-clock of one call")
-    memory_mb: int = Field(default=2048, gt=0, description="memory of a worker beyond its imports")
-    processes: int = Field(
-        default=max(2, min(4, os.cpu_count() or 2)), gt=0, description="calls that run at once"
+    memory_mb: int = Field(default=2048, ge=1, description="memory of a worker beyond its imports")
+    processes: int | None = Field(
+        default=None, ge=1, description="calls that run at once; default: one for each core, 2 to 4"
     )
 
 
@@ -56,7 +56,7 @@ class CustomReward(RewardOptions):
             ) from None
         worker, limit = "whet.rewards.custom.worker:serve", self.limit
         env = {**os.environ, SPEC_VARIABLE: function}
-        return Pool(worker, limit.processes, limit.seconds, limit.memory_mb, env)
+        return Pool(worker, limit.processes or PROCESSES, limit.seconds, limit.memory_mb, env)
 
     @cached_property
     def batched(self) -> bool:

@@ -5,7 +5,6 @@ A verifier that ran out of time or failed is never a silent zero: the status say
 gold answer is never paid.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,13 +13,12 @@ from functools import cached_property, lru_cache
 from pydantic import Field
 
 from whet.errors import DataError
-from whet.rewards.base import RewardOptions
+from whet.rewards.base import PROCESSES, RewardOptions
 from whet.rewards.extract import boxed, final_answer, hashed
 from whet.rewards.math.numbers import Number, cleaned, number, same
 from whet.sandbox.pool import Pool
 from whet.types import Problem, Sample, Score, Status
 
-PROCESSES = max(2, min(4, os.cpu_count() or 2))  # 150 MB each
 LONGEST = 400  # characters of an answer for a worker
 
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -71,8 +69,11 @@ class MathReward(RewardOptions):
     """
 
     owner = "reward math"
-    processes: int = Field(
-        default=PROCESSES, gt=0, lt=1000, description="answers compared at once, each in a worker"
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=999,
+        description="answers compared at once; default: one for each core, 2 to 4",
     )
     seconds: float = Field(
         default=1.5,
@@ -83,7 +84,9 @@ class MathReward(RewardOptions):
 
     @cached_property
     def pool(self) -> Pool:
-        return Pool("whet.rewards.math.equivalence:verdict", self.processes, self.seconds)
+        return Pool(
+            "whet.rewards.math.equivalence:verdict", self.processes or PROCESSES, self.seconds
+        )
 
     def score(
         self,
