@@ -69,8 +69,8 @@ def test_what_is_wrong_is_named_and_the_exit_says_so(recipe, capsys, monkeypatch
     assert "FAIL memory" in output and "micro_tokens" in output and "1 of these" in output
     assert main(["check", str(recipe), "task.name=chian"]) == 1
     assert "did you mean 'chain'" in capsys.readouterr().out
-    assert main(["check", str(recipe), "stage.rl.algorithm=drgrpo"]) == 1
-    assert "did you mean 'dr_grpo'" in capsys.readouterr().out
+    assert main(["check", str(recipe), "stage.rl.algorithm=drgrpo"]) == 2  # no recipe to check
+    assert "did you mean 'dr_grpo'" in capsys.readouterr().err
 
 
 def looked(tmp_path, judge=None):
