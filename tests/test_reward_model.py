@@ -269,7 +269,8 @@ def test_dpo_is_the_papers_loss(tmp_path, micro):
     batch = dpo.preferences.ranked_batch(
         [[context.example(r.problem, t) for t in r.texts] for r in rankings]
     )
-    batch = dpo.with_reference(batch, reference, micro)
+    logp_ref = dpo.fixed_logprobs(reference, batch, dpo.PLAIN, micro)
+    batch = dpo.replace(batch, reference=logp_ref)
 
     def logp(model, problem, text):
         ids = torch.as_tensor(context.example(problem, text).tokens)

@@ -94,7 +94,8 @@ def test_what_is_no_setting_is_refused_in_one_line(value):
     recipe = {"name": "t", "task": {"name": "chain"}, "stage": [{"name": "e", "kind": "evaluate"}]}
     override_recipe(recipe, f"ask.thinking={value}")
     with pytest.raises(
-        RecipeError, match=r"^recipe: ask.thinking: must be true, false or a share from 0 to 1"
+        RecipeError,
+        match=r"^recipe: ask.thinking = .*; it must be true, false or a share from 0 to 1$",
     ) as caught:
         parse_recipe(recipe)
     assert "\n" not in str(caught.value)
@@ -203,7 +204,7 @@ def test_an_epoch_asks_otherwise(tmp_path, monkeypatch):
     )
     sft.run(model, sft_stage(steps=8, batch=1), context)
     assert set(trained_on) == {2, 4}  # the digit and the end of the turn, after thinking or with it
-    monkeypatch.setattr(rl, "curriculum", lambda stage, row, context: Same())
+    monkeypatch.setattr(rl, "curriculum", lambda stage, context: Same())
     rl.run(model, rl_stage(steps=8, prompts=1), context)
     logged = [
         json.loads(path.read_text())["prompt_tokens"]

@@ -110,7 +110,9 @@ def faults(
         ):  # of a table whose keys are a fixed few
             place = place[:-1]
         by_place.setdefault(place, []).append(fault)
-    for place, alternatives in by_place.items():
+    # a misspelt key first: it is the cause of the missing one
+    unknown_first = sorted(by_place.items(), key=lambda x: x[1][0]["type"] != "extra_forbidden")
+    for place, alternatives in unknown_first:
         fault, where = alternatives[0], name(place)
         match fault["type"]:
             case "extra_forbidden":
