@@ -267,12 +267,12 @@ def pages() -> dict[Path, str]:
         text = re.sub(r"\n{3,}", "\n\n", "\n\n".join(PARTS[match[2]]()))
         return f"{match[1]}\n{text}\n\n{match[3]}"
 
-    found = {DOCS / "images" / "floors.svg": picture()}
+    generated = {DOCS / "images" / "floors.svg": picture()}
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         if MARK.search(text):
-            found[path] = MARK.sub(fresh, text)
-    return found
+            generated[path] = MARK.sub(fresh, text)
+    return generated
 
 
 def stale() -> list[Path]:
